@@ -1,0 +1,1 @@
+"""Things without domain words: database session, money, ids, clock, secrets, pagination, HTTP."""

@@ -1,0 +1,128 @@
+"""One way to talk to PostgreSQL: a synchronous SQLAlchemy session whose transaction ends at the edge.
+
+Services take a `Session` and never commit. Routes, workflow steps and the CLI open one with `transaction()`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Engine,
+    MetaData,
+    Text,
+    Uuid,
+    create_engine,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+
+from awan.errors import Unavailable
+from awan.settings import get_settings
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    """Base of all tables. `str` is text, `datetime` is timestamptz, `dict` is jsonb."""
+
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        str: Text,
+        int: BigInteger,
+        datetime: DateTime(timezone=True),
+        UUID: Uuid,
+        dict[str, Any]: JSONB,
+        dict[str, str]: JSONB,
+        list[str]: JSONB,
+    }
+
+
+def one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
+    """A CHECK that the text column holds one of the enum's values."""
+    listed = ", ".join(f"'{value.value}'" for value in values)
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+def sqlalchemy_url(database_url: str) -> str:
+    """A libpq URL as SQLAlchemy wants it, with psycopg 3 as driver."""
+    scheme, separator, rest = database_url.partition("://")
+    if not separator:
+        raise ValueError(f"not a database URL: {database_url!r}")
+    return f"postgresql+psycopg://{rest}" if scheme in {"postgresql", "postgres"} else database_url
+
+
+_lock = threading.Lock()
+_engine: Engine | None = None
+_sessions: sessionmaker[Session] | None = None
+
+
+def get_engine() -> Engine:
+    """The process's engine: one pool, connections checked before use, statements bounded to 30 s."""
+    global _engine, _sessions
+    with _lock:
+        if _engine is None:
+            settings = get_settings()
+            _engine = create_engine(
+                sqlalchemy_url(settings.database_url),
+                pool_size=settings.database_pool_size,
+                max_overflow=settings.database_pool_size,
+                pool_timeout=10,
+                pool_pre_ping=True,
+                connect_args={
+                    "options": "-c statement_timeout=30000 -c timezone=UTC",
+                    "connect_timeout": 5,
+                },
+            )
+            _sessions = sessionmaker(_engine, expire_on_commit=False)
+        return _engine
+
+
+def dispose_engine() -> None:
+    """Closes all connections; the next use opens a new pool (tests that change databases, forked processes)."""
+    global _engine, _sessions
+    with _lock:
+        if _engine is not None:
+            _engine.dispose()
+        _engine = _sessions = None
+
+
+@contextmanager
+def transaction() -> Iterator[Session]:
+    """A session in one transaction: commits when the block ends, rolls back when it raises.
+
+    Raises: Unavailable when the database cannot be reached.
+    """
+    get_engine()
+    assert _sessions is not None
+    try:
+        with _sessions.begin() as session:
+            yield session
+    except (OperationalError, InterfaceError) as err:
+        if is_connection_error(err):
+            raise Unavailable(
+                "The database is not reachable at the moment. Please try again."
+            ) from err
+        raise
+
+
+def is_connection_error(err: DBAPIError) -> bool:
+    """Whether the error says that the server is away (SQLSTATE class 08, 57P0x, or no SQLSTATE at all)."""
+    state = getattr(err.orig, "sqlstate", None)
+    return err.connection_invalidated or state is None or state.startswith(("08", "57P"))
