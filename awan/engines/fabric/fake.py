@@ -1,0 +1,215 @@
+"""The fabric without a network: the same contract on tables of the schema `sim`.
+
+A simulated port has no guest behind it: `wait_port_up` finds it up as soon as it exists, and binds it to the chassis
+it was waited for on. Chassis need no registration: one appears when it is first spoken of, and answers until a test
+sends it away with `set_chassis_alive`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+
+from awan.engines.fabric import (
+    APPLY_TIMEOUT_S,
+    ChassisFacts,
+    PortFacts,
+    PortSpec,
+    PublicNetworkSpec,
+)
+from awan.engines.sim import SimStore
+from awan.errors import EngineRejected
+
+ENGINE = "fabric"
+
+NETWORK_DDL = """
+CREATE TABLE IF NOT EXISTS sim.fabric_network (
+    location text NOT NULL,
+    switch text NOT NULL,
+    spec jsonb NOT NULL,
+    PRIMARY KEY (location, switch)
+)"""
+PORT_DDL = """
+CREATE TABLE IF NOT EXISTS sim.fabric_port (
+    location text NOT NULL,
+    name text NOT NULL,
+    switch text NOT NULL,
+    address_line text NOT NULL,
+    security_line text NOT NULL,
+    hostname text NOT NULL,
+    instance_id uuid,
+    account_id uuid,
+    operation_id uuid,
+    is_up boolean NOT NULL DEFAULT false,
+    chassis text,
+    PRIMARY KEY (location, name)
+)"""
+CHASSIS_DDL = """
+CREATE TABLE IF NOT EXISTS sim.fabric_chassis (
+    location text NOT NULL,
+    system_id text NOT NULL,
+    is_alive boolean NOT NULL DEFAULT true,
+    PRIMARY KEY (location, system_id)
+)"""
+
+
+class FakeFabric:
+    """One simulated location. Thread-safe; several processes may share it."""
+
+    def __init__(self, store: SimStore, *, location: str = "default") -> None:
+        self._store = store
+        self._location = location
+        for ddl in (NETWORK_DDL, PORT_DDL, CHASSIS_DDL):
+            store.ensure_table(ddl)
+
+    def ensure_public_network(self, spec: PublicNetworkSpec) -> None:
+        """See `Fabric`."""
+        stored = {name: _as_json(value) for name, value in vars(spec).items()}
+        with self._store.call(ENGINE, "ensure_public_network", spec.switch):
+            self._store.execute(
+                "INSERT INTO sim.fabric_network (location, switch, spec) VALUES (%s, %s, %s)"
+                " ON CONFLICT (location, switch) DO UPDATE SET spec = excluded.spec",
+                [self._location, spec.switch, Jsonb(stored)],
+            )
+
+    def ensure_port(self, spec: PortSpec) -> None:
+        """See `Fabric`."""
+        with self._store.call(ENGINE, "ensure_port", str(spec.port_id)):
+            stored = self._store.execute(
+                "INSERT INTO sim.fabric_port AS port (location, name, switch, address_line,"
+                "   security_line, hostname, instance_id, account_id, operation_id)"
+                " SELECT location, %(name)s, switch, %(address_line)s,"
+                "   %(security_line)s, %(hostname)s,"
+                "   %(instance_id)s, %(account_id)s, %(operation_id)s"
+                " FROM sim.fabric_network"
+                " WHERE location = %(location)s AND switch = %(switch)s"
+                " ON CONFLICT (location, name) DO UPDATE SET switch = excluded.switch,"
+                "   address_line = excluded.address_line, security_line = excluded.security_line,"
+                "   hostname = excluded.hostname,"
+                "   instance_id = excluded.instance_id, account_id = excluded.account_id,"
+                "   operation_id = excluded.operation_id",
+                {
+                    "location": self._location,
+                    "name": str(spec.port_id),
+                    "switch": spec.switch,
+                    "address_line": spec.address_line,
+                    "security_line": spec.security_line,
+                    "hostname": spec.hostname,
+                    "instance_id": spec.instance_id,
+                    "account_id": spec.account_id,
+                    "operation_id": spec.operation_id,
+                },
+            )
+            if not stored:
+                raise EngineRejected(
+                    ENGINE,
+                    f"ensure_port {spec.port_id}",
+                    f"there is no public network {spec.switch}",
+                )
+
+    def ensure_port_absent(self, port_id: UUID) -> None:
+        """See `Fabric`."""
+        with self._store.call(ENGINE, "ensure_port_absent", str(port_id)):
+            self._store.execute(
+                "DELETE FROM sim.fabric_port WHERE location = %s AND name = %s",
+                [self._location, str(port_id)],
+            )
+
+    def wait_applied(self, chassis: str, *, timeout_s: float = APPLY_TIMEOUT_S) -> bool:
+        """See `Fabric`. Never sleeps: a chassis that is away does not come back by waiting."""
+        with self._store.call(ENGINE, "wait_applied", chassis):
+            return self._is_alive(chassis)
+
+    def wait_port_up(self, port_id: UUID, chassis: str, *, timeout_s: float) -> bool:
+        """See `Fabric`. Never sleeps: an absent port does not appear by waiting."""
+        with self._store.call(ENGINE, "wait_port_up", str(port_id)):
+            if not self._is_alive(chassis):
+                return False
+            found = self._store.execute(
+                "UPDATE sim.fabric_port SET is_up = true, chassis = %s"
+                " WHERE location = %s AND name = %s",
+                [chassis, self._location, str(port_id)],
+            )
+            return found == 1
+
+    def find_port(self, port_id: UUID) -> PortFacts | None:
+        """See `Fabric`."""
+        with self._store.call(ENGINE, "find_port", str(port_id)):
+            row = self._store.find_one(
+                "SELECT * FROM sim.fabric_port WHERE location = %s AND name = %s",
+                [self._location, str(port_id)],
+            )
+            return None if row is None else _port_facts(row)
+
+    def list_ports(self) -> list[PortFacts]:
+        """See `Fabric`."""
+        with self._store.call(ENGINE, "list_ports", self._location):
+            rows = self._store.fetch_all(
+                'SELECT * FROM sim.fabric_port WHERE location = %s ORDER BY name COLLATE "C"',
+                [self._location],
+            )
+            return [_port_facts(row) for row in rows]
+
+    def list_chassis(self) -> list[ChassisFacts]:
+        """See `Fabric`."""
+        with self._store.call(ENGINE, "list_chassis", self._location):
+            rows = self._store.fetch_all(
+                "SELECT system_id, is_alive FROM sim.fabric_chassis"
+                ' WHERE location = %s ORDER BY system_id COLLATE "C"',
+                [self._location],
+            )
+            return [
+                ChassisFacts(
+                    system_id=row["system_id"],
+                    hostname=row["system_id"],
+                    encap_ip="127.0.0.1",
+                    nb_cfg=0,
+                    is_alive=row["is_alive"],
+                )
+                for row in rows
+            ]
+
+    def close(self) -> None:
+        """See `Fabric`. The store belongs to whoever opened it."""
+
+    def set_chassis_alive(self, system_id: str, *, is_alive: bool) -> None:
+        """A node registers or comes back, or falls silent. Not part of the contract."""
+        self._store.execute(
+            "INSERT INTO sim.fabric_chassis (location, system_id, is_alive) VALUES (%s, %s, %s)"
+            " ON CONFLICT (location, system_id) DO UPDATE SET is_alive = excluded.is_alive",
+            [self._location, system_id, is_alive],
+        )
+
+    def _is_alive(self, chassis: str) -> bool:
+        self._store.execute(
+            "INSERT INTO sim.fabric_chassis (location, system_id) VALUES (%s, %s)"
+            " ON CONFLICT DO NOTHING",
+            [self._location, chassis],
+        )
+        row = self._store.find_one(
+            "SELECT is_alive FROM sim.fabric_chassis WHERE location = %s AND system_id = %s",
+            [self._location, chassis],
+        )
+        return row is not None and row["is_alive"]
+
+
+def _port_facts(row: dict[str, Any]) -> PortFacts:
+    return PortFacts(
+        name=row["name"],
+        switch=row["switch"],
+        port_id=None if row["instance_id"] is None else UUID(row["name"]),
+        instance_id=row["instance_id"],
+        addresses=(row["address_line"],),
+        port_security=(row["security_line"],),
+        is_up=row["is_up"],
+        chassis=row["chassis"],
+    )
+
+
+def _as_json(value: object) -> object:
+    """A field of a spec as JSON can hold it: numbers and None as they are, addresses as text."""
+    if isinstance(value, tuple):
+        return [_as_json(item) for item in value]
+    return value if value is None or isinstance(value, int) else str(value)

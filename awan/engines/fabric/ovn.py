@@ -1,0 +1,505 @@
+"""The fabric on OVN: rows of the northbound database, waits on the southbound one.
+
+| concept          | OVN                                                                              |
+| ---------------- | -------------------------------------------------------------------------------- |
+| public network   | Logical_Switch + Logical_Switch_Port of type localnet                            |
+| addresses        | one DHCP_Options row per family; the reservation is the port's `addresses`        |
+| tenant port      | Logical_Switch_Port named by its uuid, `port_security` = its own addresses        |
+| tenants          | Port_Group `tenants_<switch>` carrying the ACLs that no tenant can get around     |
+| "it is in force" | `Chassis_Private.nb_cfg` of the node has reached `NB_Global.nb_cfg`               |
+
+Source: ovn-nb(5), ovn-sb(5) of OVN 23.03.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+from uuid import UUID
+
+from awan.engines.fabric import (
+    APPLY_TIMEOUT_S,
+    ChassisFacts,
+    PortFacts,
+    PortSpec,
+    PublicNetworkSpec,
+)
+from awan.engines.fabric.ovsdb import (
+    ENGINE,
+    Database,
+    Row,
+    Tables,
+    find_row,
+    referenced,
+    refers_to,
+    set_columns,
+)
+from awan.errors import EngineRejected
+
+CALL_TIMEOUT_S = 5.0
+ALIVE_TIMEOUT_S = 2.0  # a chassis that confirms later than this counts as away
+DHCP_LEASE_S = 3600  # how long a guest may keep an address that was changed while it ran
+ACL_PRIORITY = 32000
+
+NORTHBOUND = {
+    "NB_Global": ["nb_cfg"],
+    "Logical_Switch": ["name", "ports", "external_ids"],
+    "Logical_Switch_Port": [
+        "name",
+        "type",
+        "tag",
+        "options",
+        "addresses",
+        "port_security",
+        "dhcpv4_options",
+        "dhcpv6_options",
+        "external_ids",
+    ],
+    "DHCP_Options": ["cidr", "options", "external_ids"],
+    "Port_Group": ["name", "ports", "acls", "external_ids"],
+    "ACL": ["name", "priority", "direction", "match", "action", "options", "external_ids"],
+}
+SOUTHBOUND = {
+    "SB_Global": ["nb_cfg"],
+    "Chassis": ["name", "hostname", "encaps"],
+    "Encap": ["type", "ip"],
+    "Chassis_Private": ["name", "nb_cfg"],
+    "Port_Binding": ["logical_port", "chassis", "up"],
+}
+
+# Keys in external_ids by which rows are known as ours.
+NETWORK_KEY = "awan:network"
+ROLE_KEY = "awan:role"
+INSTANCE_KEY = "awan:instance"
+ACCOUNT_KEY = "awan:account"
+OPERATION_KEY = "awan:operation"
+
+
+class OvnFabric:
+    """One location's OVN. Thread-safe; connects at the first call and reconnects by itself."""
+
+    def __init__(self, nb: str, sb: str, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        """`nb` and `sb` are OVSDB remotes such as `tcp:192.0.2.1:6641`, several joined by commas.
+
+        `timeout_s` bounds each transaction and each read.
+        """
+        self._nb = Database(
+            nb,
+            "OVN_Northbound",
+            NORTHBOUND,
+            root="NB_Global",
+            indexes={"Logical_Switch": "name", "Logical_Switch_Port": "name", "Port_Group": "name"},
+            timeout_s=timeout_s,
+        )
+        self._sb = Database(
+            sb,
+            "OVN_Southbound",
+            SOUTHBOUND,
+            root="SB_Global",
+            indexes={"Chassis_Private": "name", "Port_Binding": "logical_port"},
+            timeout_s=timeout_s,
+        )
+
+    def ensure_public_network(self, spec: PublicNetworkSpec) -> None:
+        """See `Fabric`. Two callers at once make one network: OVN itself allows switches of equal name."""
+
+        def edit(tables: Tables, txn: Any) -> None:
+            # Every change of ours raises nb_cfg: if another one came first, look again.
+            next(iter(tables["NB_Global"].rows.values())).verify("nb_cfg")
+            switch = find_row(tables, "Logical_Switch", "name", spec.switch)
+            if switch is None:
+                switch = txn.insert(tables["Logical_Switch"])
+                switch.name = spec.switch
+            set_columns(switch, external_ids={NETWORK_KEY: spec.switch, ROLE_KEY: "public"})
+            _edit_localnet(tables, txn, switch, spec)
+            _edit_dhcp(tables, txn, spec, "dhcpv4", dhcpv4_options(spec))
+            _edit_dhcp(tables, txn, spec, "dhcpv6", dhcpv6_options(spec))
+            _edit_tenants(tables, txn, spec.switch)
+
+        self._nb.change(f"ensure_public_network {spec.switch}", edit)
+
+    def ensure_port(self, spec: PortSpec) -> None:
+        """See `Fabric`. Raises EngineRejected when the switch or its tenants' group does not exist."""
+        call = f"ensure_port {spec.port_id}"
+        external_ids = {
+            NETWORK_KEY: spec.switch,
+            ROLE_KEY: "tenant",
+            INSTANCE_KEY: str(spec.instance_id),
+            ACCOUNT_KEY: str(spec.account_id),
+            OPERATION_KEY: str(spec.operation_id),
+        }
+
+        def edit(tables: Tables, txn: Any) -> None:
+            switch = find_row(tables, "Logical_Switch", "name", spec.switch)
+            group = find_row(tables, "Port_Group", "name", tenants_group(spec.switch))
+            if switch is None or group is None:
+                raise EngineRejected(ENGINE, call, f"there is no public network {spec.switch}")
+            port = find_row(tables, "Logical_Switch_Port", "name", str(spec.port_id))
+            if port is None:
+                port = txn.insert(tables["Logical_Switch_Port"])
+                port.name = str(spec.port_id)
+                options: dict[str, str] = {}
+                homes: list[Row] = []
+                is_member = False
+            else:
+                options = dict(port.options)
+                homes = _switches_of(tables, port)
+                is_member = refers_to(group, "ports", port)
+            set_columns(
+                port,
+                type="",
+                addresses=[spec.address_line],
+                # OVN permits the link-local address by itself, but then drops its neighbour advertisements
+                # (its rule expects a hop limit of 225): it must be listed.
+                port_security=[spec.security_line],
+                dhcpv4_options=_dhcp_of(tables, spec.switch, "dhcpv4", spec.ipv4),
+                dhcpv6_options=_dhcp_of(tables, spec.switch, "dhcpv6", spec.ipv6),
+                # Other keys of options (where a port may be bound) belong to other verbs.
+                # Without its quotes the name is an expression that no node can parse: there would be no DHCP at all.
+                options={**options, "hostname": f'"{spec.hostname}"'},
+                external_ids=external_ids,
+            )
+            for other in homes:
+                if other != switch:
+                    other.delvalue("ports", port)
+                    left = find_row(tables, "Port_Group", "name", tenants_group(other.name))
+                    if left is not None:
+                        left.delvalue("ports", port)
+            if switch not in homes:
+                switch.addvalue("ports", port)
+            if not is_member:
+                group.addvalue("ports", port)
+
+        self._nb.change(call, edit)
+
+    def ensure_port_absent(self, port_id: UUID) -> None:
+        """See `Fabric`. The port leaves all port groups with its row: they hold weak references."""
+
+        def edit(tables: Tables, txn: Any) -> None:
+            port = find_row(tables, "Logical_Switch_Port", "name", str(port_id))
+            if port is not None:
+                for switch in _switches_of(tables, port):
+                    switch.delvalue("ports", port)
+                port.delete()
+
+        self._nb.change(f"ensure_port_absent {port_id}", edit)
+
+    def wait_applied(self, chassis: str, *, timeout_s: float = APPLY_TIMEOUT_S) -> bool:
+        """See `Fabric`. A chassis that does not exist is waited for as well."""
+        call = f"wait_applied {chassis}"
+        wanted = self._nb.read(call, _nb_cfg)
+
+        def has_applied(tables: Tables) -> bool:
+            row = find_row(tables, "Chassis_Private", "name", chassis)
+            return row is not None and row.nb_cfg >= wanted
+
+        return self._sb.wait_for(call, has_applied, timeout_s=timeout_s)
+
+    def wait_port_up(self, port_id: UUID, chassis: str, *, timeout_s: float) -> bool:
+        """See `Fabric`."""
+
+        def is_up(tables: Tables) -> bool:
+            binding = find_row(tables, "Port_Binding", "logical_port", str(port_id))
+            return binding is not None and binding.up == [True] and _claimed_by(binding) == chassis
+
+        deadline = time.monotonic() + timeout_s
+        if not self._sb.wait_for(f"wait_port_up {port_id}", is_up, timeout_s=timeout_s):
+            return False
+        return self.wait_applied(chassis, timeout_s=max(0.0, deadline - time.monotonic()))
+
+    def find_port(self, port_id: UUID) -> PortFacts | None:
+        """See `Fabric`."""
+        call = f"find_port {port_id}"
+
+        def look(tables: Tables) -> _NorthPort | None:
+            row = find_row(tables, "Logical_Switch_Port", "name", str(port_id))
+            if row is None or row.type:
+                return None
+            return _NorthPort.of(
+                row, next((switch.name for switch in _switches_of(tables, row)), "")
+            )
+
+        port = self._nb.read(call, look)
+        if port is None:
+            return None
+
+        def look_binding(tables: Tables) -> tuple[bool, str | None]:
+            binding = find_row(tables, "Port_Binding", "logical_port", str(port_id))
+            return (False, None) if binding is None else _binding_state(binding)
+
+        return port.facts(*self._sb.read(call, look_binding))
+
+    def list_ports(self) -> list[PortFacts]:
+        """See `Fabric`."""
+        ports = self._nb.read("list_ports", _tenant_ports)
+        bindings = self._sb.read(
+            "list_ports",
+            lambda tables: {
+                row.logical_port: _binding_state(row)
+                for row in tables["Port_Binding"].rows.values()
+            },
+        )
+        ports.sort(key=lambda port: port.name)
+        return [port.facts(*bindings.get(port.name, (False, None))) for port in ports]
+
+    def list_chassis(self) -> list[ChassisFacts]:
+        """See `Fabric`. Takes up to ALIVE_TIMEOUT_S when a chassis is away."""
+        call = "list_chassis"
+        wanted = self._nb.read(call, _nb_cfg)
+        self._sb.wait_for(
+            call,
+            lambda tables: all(
+                row.nb_cfg >= wanted for row in tables["Chassis_Private"].rows.values()
+            ),
+            timeout_s=ALIVE_TIMEOUT_S,
+        )
+
+        def look(tables: Tables) -> list[ChassisFacts]:
+            confirmed = {row.name: row.nb_cfg for row in tables["Chassis_Private"].rows.values()}
+            return [
+                ChassisFacts(
+                    system_id=row.name,
+                    hostname=row.hostname,
+                    encap_ip=min((encap.ip for encap in row.encaps), default=""),
+                    nb_cfg=confirmed.get(row.name, 0),
+                    is_alive=row.name in confirmed and confirmed[row.name] >= wanted,
+                )
+                for row in sorted(tables["Chassis"].rows.values(), key=lambda row: row.name)
+            ]
+
+        return self._sb.read(call, look)
+
+    def close(self) -> None:
+        """See `Fabric`."""
+        self._nb.close()
+        self._sb.close()
+
+
+def tenants_group(switch: str) -> str:
+    """Name of the port group of all tenant ports of a public switch; as `@name` it is usable in matches."""
+    return "tenants_" + re.sub(r"[^A-Za-z0-9_]", "_", switch)
+
+
+def server_mac(switch: str) -> str:
+    """The Ethernet address that DHCP answers of this switch come from: derived, locally administered, unicast."""
+    digest = hashlib.sha256(f"dhcp server of {switch}".encode()).digest()
+    return ":".join(f"{octet:02x}" for octet in (0x0A, *digest[:5]))
+
+
+def dhcpv4_options(spec: PublicNetworkSpec) -> tuple[str, dict[str, str]]:
+    """CIDR and options of the DHCPv4 answers. The netmask is OVN's own addition.
+
+    The gateway's address serves as the server's identity; OVN answers in its place on every node.
+    """
+    options = {
+        "router": str(spec.ipv4_gateway),
+        "server_id": str(spec.ipv4_gateway),
+        "server_mac": server_mac(spec.switch),
+        "lease_time": str(DHCP_LEASE_S),
+        "mtu": str(spec.mtu),
+    }
+    servers = [server for server in spec.dns_servers if isinstance(server, IPv4Address)]
+    if servers:
+        options["dns_server"] = _as_set(servers)
+    return str(spec.ipv4_cidr), options
+
+
+def dhcpv6_options(spec: PublicNetworkSpec) -> tuple[str, dict[str, str]] | None:
+    """CIDR and options of the DHCPv6 answers; None without IPv6. Gateway and MTU come by router advertisement."""
+    if spec.ipv6_cidr is None:
+        return None
+    options = {"server_id": server_mac(spec.switch)}
+    servers = [server for server in spec.dns_servers if isinstance(server, IPv6Address)]
+    if servers:
+        options["dns_server"] = _as_set(servers)
+    return str(spec.ipv6_cidr), options
+
+
+def tenant_acls(switch: str) -> dict[str, str]:
+    """What no tenant port may send, as name -> match.
+
+    ARP, neighbour discovery and plain IP need no rule: without a match OVN lets a packet through, and forged
+    addresses are already dropped by port security, which says nothing about the following.
+    """
+    group = f"inport == @{tenants_group(switch)}"
+    return {
+        # Clients also accept an answer from another source port, so both ends are named.
+        "rogue_dhcp": f"{group} && udp && (udp.src == {{67, 547}} || udp.dst == {{68, 546}})",
+        "rogue_redirect": f"{group} && icmp6.type == 137",
+        "rarp": f"{group} && eth.type == 0x8035",
+        # Spanning tree, LACP and their like speak to the provider's switches.
+        "link_control": f"{group} && eth.dst == 01:80:c2:00:00:00/ff:ff:ff:ff:ff:f0",
+    }
+
+
+@dataclass(frozen=True)
+class _NorthPort:
+    """What the northbound database knows of a port."""
+
+    name: str
+    switch: str
+    external_ids: Mapping[str, str]
+    addresses: tuple[str, ...]
+    port_security: tuple[str, ...]
+
+    @classmethod
+    def of(cls, row: Row, switch: str) -> _NorthPort:
+        return cls(
+            name=row.name,
+            switch=switch,
+            external_ids=dict(row.external_ids),
+            addresses=tuple(row.addresses),
+            port_security=tuple(row.port_security),
+        )
+
+    def facts(self, is_up: bool, chassis: str | None) -> PortFacts:
+        is_ours = INSTANCE_KEY in self.external_ids
+        return PortFacts(
+            name=self.name,
+            switch=self.switch,
+            port_id=_as_uuid(self.name) if is_ours else None,
+            instance_id=_as_uuid(self.external_ids.get(INSTANCE_KEY, "")),
+            addresses=self.addresses,
+            port_security=self.port_security,
+            is_up=is_up,
+            chassis=chassis,
+        )
+
+
+def _edit_localnet(tables: Tables, txn: Any, switch: Row, spec: PublicNetworkSpec) -> None:
+    name = f"{spec.switch}-localnet"
+    port = find_row(tables, "Logical_Switch_Port", "name", name)
+    if port is None:
+        port = txn.insert(tables["Logical_Switch_Port"])
+        port.name = name
+        switch.addvalue("ports", port)
+    set_columns(
+        port,
+        type="localnet",
+        tag=[] if spec.vlan is None else [spec.vlan],
+        addresses=["unknown"],
+        options={"network_name": spec.physical_network},
+        external_ids={NETWORK_KEY: spec.switch, ROLE_KEY: "localnet"},
+    )
+
+
+def _edit_dhcp(
+    tables: Tables,
+    txn: Any,
+    spec: PublicNetworkSpec,
+    role: str,
+    wanted: tuple[str, dict[str, str]] | None,
+) -> None:
+    row = _find_dhcp(tables, spec.switch, role)
+    if wanted is None:
+        if row is not None:
+            row.delete()
+        return
+    cidr, options = wanted
+    if row is None:
+        row = txn.insert(tables["DHCP_Options"])
+    set_columns(
+        row, cidr=cidr, options=options, external_ids={NETWORK_KEY: spec.switch, ROLE_KEY: role}
+    )
+
+
+def _edit_tenants(tables: Tables, txn: Any, switch: str) -> None:
+    """The tenants' port group with exactly our ACLs.
+
+    They are evaluated in the stage after load balancing: rules that a customer's firewall puts into the usual stage
+    cannot permit what is dropped here.
+    """
+    name = tenants_group(switch)
+    group = find_row(tables, "Port_Group", "name", name)
+    if group is None:
+        group = txn.insert(tables["Port_Group"])
+        group.name = name
+        present: dict[str, Row] = {}
+    else:
+        owner = group.external_ids.get(NETWORK_KEY, switch)
+        if owner != switch:
+            raise EngineRejected(
+                ENGINE, f"ensure_public_network {switch}", f"port group {name} belongs to {owner}"
+            )
+        present = {row.external_ids.get(ROLE_KEY, ""): row for row in group.acls}
+    set_columns(group, external_ids={NETWORK_KEY: switch, ROLE_KEY: "tenants"})
+    acls = []
+    for role, match in tenant_acls(switch).items():
+        acl = present.get(role)
+        if acl is None:
+            acl = txn.insert(tables["ACL"])
+        set_columns(
+            acl,
+            name=[role],
+            priority=ACL_PRIORITY,
+            direction="from-lport",
+            match=match,
+            action="drop",
+            options={"apply-after-lb": "true"},
+            external_ids={NETWORK_KEY: switch, ROLE_KEY: role},
+        )
+        acls.append(acl)
+    if {acl.uuid for acl in acls} != {acl.uuid for acl in present.values()}:
+        group.acls = acls
+
+
+def _find_dhcp(tables: Tables, switch: str, role: str) -> Row | None:
+    for row in tables["DHCP_Options"].rows.values():
+        ids = row.external_ids
+        if ids.get(NETWORK_KEY) == switch and ids.get(ROLE_KEY) == role:
+            return row
+    return None
+
+
+def _dhcp_of(
+    tables: Tables, switch: str, role: str, address: IPv4Address | IPv6Address | None
+) -> list[Row]:
+    row = None if address is None else _find_dhcp(tables, switch, role)
+    return [] if row is None else [row]
+
+
+def _switches_of(tables: Tables, port: Row) -> list[Row]:
+    """The switches that a stored port belongs to: one, unless someone has tampered with it."""
+    return [row for row in tables["Logical_Switch"].rows.values() if refers_to(row, "ports", port)]
+
+
+def _tenant_ports(tables: Tables) -> list[_NorthPort]:
+    """All ports that a guest may hang on, in no order."""
+    rows = tables["Logical_Switch_Port"].rows
+    return [
+        _NorthPort.of(rows[uuid], switch.name)
+        for switch in tables["Logical_Switch"].rows.values()
+        for uuid in referenced(switch, "ports")
+        if not rows[uuid].type
+    ]
+
+
+def _nb_cfg(tables: Tables) -> int:
+    value: int = next(iter(tables["NB_Global"].rows.values())).nb_cfg
+    return value
+
+
+def _claimed_by(binding: Row) -> str | None:
+    return binding.chassis[0].name if binding.chassis else None
+
+
+def _binding_state(binding: Row) -> tuple[bool, str | None]:
+    return binding.up == [True], _claimed_by(binding)
+
+
+def _as_uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def _as_set(values: list[IPv4Address] | list[IPv6Address]) -> str:
+    """A value of one or more addresses in OVN's syntax."""
+    joined = ", ".join(str(value) for value in values)
+    return joined if len(values) == 1 else f"{{{joined}}}"

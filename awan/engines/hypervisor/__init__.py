@@ -1,0 +1,217 @@
+"""Hypervisor engine: virtual machines ("domains") on one node.
+
+All verbs are idempotent and blocking; each has a deadline and raises `EngineUnavailable` (node or QEMU does not
+answer in time: a retry may help) or `EngineRejected` (it never will). A domain is addressed by the instance's uuid,
+which is also the domain's uuid; its name on the node is `awan-<uuid>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal, Protocol
+from uuid import UUID
+
+NODE_CALL_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class NodeEndpoint:
+    """How a node is reached. `uri` is a libvirt URI; `host_uuid` is verified when known (a changed host is refused)."""
+
+    node_id: UUID
+    name: str
+    uri: str
+    host_uuid: UUID | None = None
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What a probe of a node found. Sizes in MiB and GiB; `cpu_threads` are hardware threads."""
+
+    hostname: str
+    host_uuid: UUID
+    libvirt_version: str
+    qemu_version: str
+    cpu_model: str
+    cpu_threads: int
+    memory_mib: int
+    kvm: bool
+    pool_name: str
+    pool_capacity_gib: int
+    pool_available_gib: int
+
+
+@dataclass(frozen=True)
+class DiskSpec:
+    """A disk of a domain. `path` and `backing` are what the volumes engine returned; formats are explicit, never probed.
+
+    `serial` is shown in the guest below /dev/disk/by-id. `target` is the SCSI target number on controller 0.
+    """
+
+    path: str
+    format: Literal["qcow2", "raw"]
+    target: int
+    serial: str
+    device: Literal["disk", "cdrom"] = "disk"
+    backing: tuple[BackingSpec, ...] = ()
+
+
+@dataclass(frozen=True)
+class BackingSpec:
+    """One read-only layer below a disk, nearest first. Its owner and mode are never changed by the hypervisor."""
+
+    path: str
+    format: Literal["qcow2", "raw"]
+
+
+@dataclass(frozen=True)
+class NicSpec:
+    """A network card bound to a logical switch port: `port_id` is the port's uuid and name in the fabric."""
+
+    port_id: UUID
+    mac: str
+    mtu: int = 1500
+
+
+@dataclass(frozen=True)
+class DomainSpec:
+    """The whole wished definition of a domain. Memory in MiB.
+
+    `vcpus_max` and `memory_max_mib` are the tier's limits, reserved in the definition so that a later live change is
+    possible. `cpu_shares` is the relative weight of shared CPUs; `dedicated` asks for pinned host threads.
+    """
+
+    instance_id: UUID
+    operation_id: UUID
+    account_id: UUID
+    title: str
+    vcpus: int
+    vcpus_max: int
+    memory_mib: int
+    memory_max_mib: int
+    dedicated: bool
+    cpu_shares: int
+    disks: tuple[DiskSpec, ...]
+    nics: tuple[NicSpec, ...]
+
+
+class Power(StrEnum):
+    """Observed power state of a domain."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    CRASHED = "crashed"
+
+
+@dataclass(frozen=True)
+class DomainFacts:
+    """A domain found on a node. `instance_id` is None for a domain that does not carry our metadata."""
+
+    domain_uuid: UUID
+    name: str
+    power: Power
+    instance_id: UUID | None
+    operation_id: UUID | None
+    disk_paths: tuple[str, ...] = ()
+    port_ids: tuple[UUID, ...] = ()
+
+
+@dataclass(frozen=True)
+class DomainEvent:
+    """A change of a domain's power that the node announced. `detail` is the engine's word for why."""
+
+    node_id: UUID
+    domain_uuid: UUID
+    power: Power
+    detail: str
+    seen_at: datetime
+
+
+class StopOutcome(StrEnum):
+    """How a stop ended."""
+
+    ALREADY_STOPPED = "already_stopped"
+    GRACEFUL = "graceful"
+    FORCED = "forced"
+
+
+class GuestSign(StrEnum):
+    """Why a guest is believed usable; `NONE` means nothing was seen yet."""
+
+    NONE = "none"
+    AGENT = "agent"
+    TRAFFIC = "traffic"
+
+
+@dataclass(frozen=True)
+class Subscription:
+    """A registered listener; `cancel()` ends it."""
+
+    cancel: Callable[[], None] = field(repr=False)
+
+
+class Hypervisor(Protocol):
+    """The contract. One object serves all nodes of a location; nodes are passed in."""
+
+    def probe(self, node: NodeEndpoint) -> NodeFacts:
+        """Facts of the node, read now. Raises EngineRejected when `host_uuid` is set and differs."""
+        ...
+
+    def ensure_defined(self, node: NodeEndpoint, spec: DomainSpec) -> None:
+        """The domain exists with this definition (power unchanged). An existing one of the same uuid is redefined."""
+        ...
+
+    def ensure_running(self, node: NodeEndpoint, instance_id: UUID) -> None:
+        """The domain runs. Raises EngineRejected when it is not defined."""
+        ...
+
+    def ensure_stopped(
+        self, node: NodeEndpoint, instance_id: UUID, *, grace_s: float, force: bool = False
+    ) -> StopOutcome:
+        """The domain is off: ACPI power button, then power cut after `grace_s` seconds (at once with `force`).
+
+        Waits on the node's events, not on a timer. An absent domain counts as stopped.
+        """
+        ...
+
+    def restart(
+        self, node: NodeEndpoint, instance_id: UUID, *, grace_s: float, force: bool = False
+    ) -> StopOutcome:
+        """Stop as `ensure_stopped`, then start: QEMU is a new process, so a changed definition takes effect."""
+        ...
+
+    def ensure_absent(self, node: NodeEndpoint, instance_id: UUID) -> None:
+        """The domain is gone, power cut first, with all its metadata. Absent already: no effect."""
+        ...
+
+    def find_domain(self, node: NodeEndpoint, instance_id: UUID) -> DomainFacts | None:
+        """The domain, or None when the node does not know it."""
+        ...
+
+    def list_domains(self, node: NodeEndpoint) -> list[DomainFacts]:
+        """All domains of the node, also foreign ones, in one call."""
+        ...
+
+    def guest_sign(self, node: NodeEndpoint, instance_id: UUID) -> GuestSign:
+        """AGENT when the guest agent answers within 2 s; else TRAFFIC when the guest has sent packets; else NONE."""
+        ...
+
+    def ensure_media(
+        self, node: NodeEndpoint, instance_id: UUID, target: int, path: str | None
+    ) -> None:
+        """The CD drive at SCSI target `target` holds the raw image `path`, or is empty, live and in the definition."""
+        ...
+
+    def subscribe(
+        self, node: NodeEndpoint, listener: Callable[[DomainEvent], None]
+    ) -> Subscription:
+        """Calls `listener` (from the engine's thread: it must only enqueue) at each change of power on the node."""
+        ...
+
+    def close(self) -> None:
+        """Ends connections and threads."""
+        ...

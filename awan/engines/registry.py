@@ -1,0 +1,207 @@
+"""Opens the engines of a location from its rows, once per process.
+
+A driver's options are checked by its own model, so that a wrong endpoint is refused when it is stored and not when it
+is first used. Drivers are imported when they are first opened: a process that needs none (the API) loads none.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from awan.engines.fabric import Fabric
+from awan.engines.hypervisor import Hypervisor, NodeEndpoint
+from awan.engines.sim import SimStore
+from awan.engines.volumes import Volumes
+from awan.errors import EngineRejected, Invalid
+from awan.settings import get_settings
+
+
+class EngineOptions(BaseModel):
+    """Options of a driver; unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FakeOptions(EngineOptions):
+    """A simulated engine: when a simulated guest is up after its start, and the size of each node."""
+
+    boot_s: float = Field(default=0.5, ge=0)
+    node_threads: int = Field(default=16, gt=0)
+    node_memory_mib: int = Field(default=65536, gt=0)
+    node_disk_gib: int = Field(default=2000, gt=0)
+
+
+class LibvirtOptions(EngineOptions):
+    """libvirt over the uri of each node. `ovs_bridge` is the integration bridge on the nodes."""
+
+    ovs_bridge: str = "br-int"
+    calls_per_node: int = Field(default=8, gt=0, le=64)
+
+
+class LocalVolumesOptions(EngineOptions):
+    """qcow2 files in a directory pool on each node."""
+
+    pool_name: str = "awan"
+    pool_path: str = "/var/lib/libvirt/images/awan"
+
+
+class OvnOptions(EngineOptions):
+    """OVSDB endpoints of the location's OVN, such as `tcp:10.0.0.1:6641` or `ssl:...`."""
+
+    northbound: str = Field(pattern=r"^(tcp|ssl|unix):.+")
+    southbound: str = Field(pattern=r"^(tcp|ssl|unix):.+")
+
+
+EngineKindName = Literal["hypervisor", "fabric", "volumes"]
+DRIVERS: dict[str, dict[str, type[EngineOptions]]] = {
+    "hypervisor": {"libvirt": LibvirtOptions, "fake": FakeOptions},
+    "volumes": {"local": LocalVolumesOptions, "fake": FakeOptions},
+    "fabric": {"ovn": OvnOptions, "fake": FakeOptions},
+}
+
+
+@dataclass(frozen=True)
+class LocationEngines:
+    """The opened engines of one location, and the names of their drivers."""
+
+    hypervisor: Hypervisor
+    volumes: Volumes
+    fabric: Fabric
+    drivers: Mapping[str, str]
+
+
+def check_options(kind: str, driver: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with defaults filled in. Raises: Invalid naming the field that is wrong."""
+    if driver not in DRIVERS[kind]:
+        raise Invalid.field("driver", f"Unknown driver; {kind} has {', '.join(DRIVERS[kind])}.")
+    try:
+        return DRIVERS[kind][driver].model_validate(dict(options)).model_dump()
+    except ValidationError as err:
+        errors: dict[str, list[str]] = {}
+        for problem in err.errors():
+            field = ".".join(["options", *(str(part) for part in problem["loc"])])
+            errors.setdefault(field, []).append(problem["msg"])
+        raise Invalid(errors) from err
+
+
+_sim_lock = threading.Lock()
+_sim_store: SimStore | None = None
+_lock = threading.Lock()
+_opened: dict[int, tuple[str, LocationEngines]] = {}
+
+
+def open_engines(
+    location_id: int, rows: Mapping[str, tuple[str, Mapping[str, Any]]]
+) -> LocationEngines:
+    """The location's engines, opened again when `rows` (kind -> driver, options) changed since the last call."""
+    stamp = json.dumps(
+        {kind: [driver, dict(options)] for kind, (driver, options) in rows.items()}, sort_keys=True
+    )
+    with _lock:
+        known = _opened.get(location_id)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        if known is not None:
+            _close(known[1])
+        engines = _open(location_id, rows)
+        _opened[location_id] = (stamp, engines)
+        return engines
+
+
+def close_engines() -> None:
+    """Closes every engine that this process opened."""
+    with _lock:
+        for _, engines in _opened.values():
+            _close(engines)
+        _opened.clear()
+    global _sim_store
+    with _sim_lock:
+        if _sim_store is not None:
+            _sim_store.close()
+        _sim_store = None
+
+
+def _close(engines: LocationEngines) -> None:
+    engines.hypervisor.close()
+    engines.fabric.close()
+
+
+def _open(location_id: int, rows: Mapping[str, tuple[str, Mapping[str, Any]]]) -> LocationEngines:
+    options = {
+        kind: DRIVERS[kind][driver].model_validate(dict(stored))
+        for kind, (driver, stored) in rows.items()
+    }
+    drivers = {kind: driver for kind, (driver, _) in rows.items()}
+    fabric = _open_fabric(location_id, options["fabric"])
+    hypervisor, volumes = options["hypervisor"], options["volumes"]
+    if isinstance(hypervisor, FakeOptions) and isinstance(volumes, FakeOptions):
+        return _open_fake_nodes(location_id, hypervisor, fabric, drivers)
+    if not isinstance(hypervisor, LibvirtOptions) or not isinstance(volumes, LocalVolumesOptions):
+        raise EngineRejected("registry", "open", "nodes are all simulated or all real")
+    from awan.engines.hypervisor.libvirt import LibvirtHypervisor
+    from awan.engines.libvirt_nodes import LibvirtNodes
+    from awan.engines.volumes.local import LocalVolumes
+
+    nodes = LibvirtNodes(calls_per_node=hypervisor.calls_per_node)
+    return LocationEngines(
+        hypervisor=LibvirtHypervisor(
+            nodes, pool_name=volumes.pool_name, ovs_bridge=hypervisor.ovs_bridge
+        ),
+        volumes=LocalVolumes(nodes, pool_name=volumes.pool_name, pool_path=volumes.pool_path),
+        fabric=fabric,
+        drivers=drivers,
+    )
+
+
+def _open_fabric(location_id: int, options: EngineOptions) -> Fabric:
+    if isinstance(options, FakeOptions):
+        from awan.engines.fabric.fake import FakeFabric
+
+        return FakeFabric(sim_store(), location=str(location_id))
+    assert isinstance(options, OvnOptions)
+    from awan.engines.fabric.ovn import OvnFabric
+
+    return OvnFabric(options.northbound, options.southbound)
+
+
+def _open_fake_nodes(
+    location_id: int, options: FakeOptions, fabric: Fabric, drivers: Mapping[str, str]
+) -> LocationEngines:
+    """Simulated nodes. Each comes with its chassis, as a real node's ovn-controller registers one."""
+    from awan.engines.fabric.fake import FakeFabric
+    from awan.engines.hypervisor.fake import FakeHypervisor
+    from awan.engines.volumes.fake import FakeVolumes
+
+    def register_chassis(node: NodeEndpoint) -> None:
+        if isinstance(fabric, FakeFabric):
+            fabric.set_chassis_alive(node.name, is_alive=True)
+
+    return LocationEngines(
+        hypervisor=FakeHypervisor(
+            sim_store(),
+            location=str(location_id),
+            boot_s=options.boot_s,
+            threads=options.node_threads,
+            memory_mib=options.node_memory_mib,
+            disk_gib=options.node_disk_gib,
+            on_probe=register_chassis,
+        ),
+        volumes=FakeVolumes(sim_store(), location=str(location_id)),
+        fabric=fabric,
+        drivers=drivers,
+    )
+
+
+def sim_store() -> SimStore:
+    """The one store of this process's simulated engines: their state, latency and planned faults."""
+    global _sim_store
+    with _sim_lock:
+        if _sim_store is None:
+            _sim_store = SimStore(get_settings().database_url)
+        return _sim_store
