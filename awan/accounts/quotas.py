@@ -1,0 +1,151 @@
+"""Quotas: how much an account may hold. Memory and storage count in GiB.
+
+Usage is kept in the account's quota row, whose lock makes parallel takes wait for each other: two hundred parallel
+creates against a limit of five admit exactly five.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy.orm import Session
+
+from awan.accounts.models import Quota
+from awan.errors import NotFound, QuotaExceeded
+
+# Each limit as the column prefix and as customers read it.
+LIMITS = {
+    "instances": "instances",
+    "vcpus": "vCPUs",
+    "memory_gib": "GiB of memory",
+    "storage_gib": "GiB of storage",
+    "public_ips": "public IPs",
+    "private_networks": "private networks",
+    "ssh_keys": "SSH keys",
+}
+
+
+def take(
+    session: Session,
+    account_id: UUID,
+    *,
+    instances: int = 0,
+    vcpus: int = 0,
+    memory_gib: int = 0,
+    storage_gib: int = 0,
+    public_ips: int = 0,
+    private_networks: int = 0,
+    ssh_keys: int = 0,
+) -> None:
+    """Adds to the account's usage, all of it or nothing, and holds the quota row's lock until the transaction ends.
+
+    Raises: QuotaExceeded naming the limit, its present use and its maximum.
+    """
+    wanted = _amounts(
+        instances=instances,
+        vcpus=vcpus,
+        memory_gib=memory_gib,
+        storage_gib=storage_gib,
+        public_ips=public_ips,
+        private_networks=private_networks,
+        ssh_keys=ssh_keys,
+    )
+    if not wanted:
+        return
+    query = update(Quota).where(Quota.account_id == account_id)
+    for name, amount in wanted.items():
+        query = query.where(_used(name) + amount <= _max(name))
+    query = (
+        query.values({_used(name): _used(name) + amount for name, amount in wanted.items()})
+        .returning(Quota.account_id)
+        .execution_options(synchronize_session=False)
+    )
+    if session.execute(query).first() is None:
+        _refuse(session, account_id, wanted)
+        # Something was given back in between; now that the row is locked, the second attempt cannot fail.
+        assert session.execute(query).first() is not None
+
+
+def give_back(
+    session: Session,
+    account_id: UUID,
+    *,
+    instances: int = 0,
+    vcpus: int = 0,
+    memory_gib: int = 0,
+    storage_gib: int = 0,
+    public_ips: int = 0,
+    private_networks: int = 0,
+    ssh_keys: int = 0,
+) -> None:
+    """Subtracts from the account's usage. Never goes below zero: a wrong count must not stop a deletion; the audit
+    compares counts with rows.
+    """
+    returned = _amounts(
+        instances=instances,
+        vcpus=vcpus,
+        memory_gib=memory_gib,
+        storage_gib=storage_gib,
+        public_ips=public_ips,
+        private_networks=private_networks,
+        ssh_keys=ssh_keys,
+    )
+    if not returned:
+        return
+    session.execute(
+        update(Quota)
+        .where(Quota.account_id == account_id)
+        .values(
+            {
+                _used(name): func.greatest(_used(name) - amount, 0)
+                for name, amount in returned.items()
+            }
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
+def limits(session: Session, account_id: UUID) -> dict[str, dict[str, int]]:
+    """Every limit as `{name: {"used": n, "max": n}}`. Raises: NotFound for an unknown account."""
+    row = session.get(Quota, account_id, populate_existing=True)
+    if row is None:
+        raise NotFound("Account not found.")
+    return {
+        name: {"used": getattr(row, f"{name}_used"), "max": getattr(row, f"{name}_max")}
+        for name in LIMITS
+    }
+
+
+def _amounts(**amounts: int) -> dict[str, int]:
+    assert all(amount >= 0 for amount in amounts.values()), amounts
+    return {name: amount for name, amount in amounts.items() if amount}
+
+
+def _used(name: str) -> ColumnElement[int]:
+    column: ColumnElement[int] = getattr(Quota, f"{name}_used")
+    return column
+
+
+def _max(name: str) -> ColumnElement[int]:
+    column: ColumnElement[int] = getattr(Quota, f"{name}_max")
+    return column
+
+
+def _refuse(session: Session, account_id: UUID, wanted: dict[str, int]) -> None:
+    """Names the first limit that is in the way. Returns, with the row locked, when by now none is any more."""
+    row = session.scalar(
+        select(Quota)
+        .where(Quota.account_id == account_id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    if row is None:
+        raise NotFound("Account not found.")
+    for name, amount in wanted.items():
+        used, most = getattr(row, f"{name}_used"), getattr(row, f"{name}_max")
+        if used + amount > most:
+            raise QuotaExceeded(
+                f"The quota of {LIMITS[name]} would be exceeded:"
+                f" {used} of {most} in use, {amount} more requested."
+            )

@@ -1,0 +1,92 @@
+"""Writing and reading the event log."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from awan.events.models import Event
+
+CHANNEL = "awan_event"
+"""NOTIFY channel. The payload is the account's uuid, or empty for the operator's own events."""
+
+_RECORD = text(
+    """
+    WITH recorded AS (
+        INSERT INTO event (account_id, resource_id, kind, actor, operation_id, data)
+        VALUES (:account_id, :resource_id, :kind, :actor, :operation_id, CAST(:data AS jsonb))
+        RETURNING event_id
+    )
+    SELECT pg_notify(:channel, :payload) FROM recorded
+    """
+)
+
+_OLDER = text(
+    """
+    (event.xid, event.event_id) < (
+        SELECT cursor_event.xid, cursor_event.event_id FROM event AS cursor_event
+        WHERE cursor_event.event_id = :before AND cursor_event.account_id = :owner
+    )
+    """
+)
+
+
+def record(
+    session: Session,
+    *,
+    kind: str,
+    actor: str,
+    account_id: UUID | None,
+    resource_id: UUID | None = None,
+    operation_id: UUID | None = None,
+    data: dict[str, Any] | None = None,
+) -> None:
+    """Writes one event in the session's transaction and wakes the followers when that commits.
+
+    `kind` is `<noun>.<past participle>` ("instance.created"); `actor` is `key:<id>`, `operation:<uuid>` or `operator`.
+    `data` is small, JSON, and holds no secret: customers can read it. `account_id=None`: the operator's own events.
+    """
+    session.execute(
+        _RECORD,
+        {
+            "account_id": account_id,
+            "resource_id": resource_id,
+            "kind": kind,
+            "actor": actor,
+            "operation_id": operation_id,
+            "data": json.dumps(data or {}),
+            "channel": CHANNEL,
+            "payload": str(account_id or ""),
+        },
+    )
+
+
+def history(session: Session, resource_id: UUID, limit: int = 100) -> list[Event]:
+    """What happened to one thing, newest first, at most `limit` events."""
+    query = select(Event).where(Event.resource_id == resource_id)
+    return list(session.scalars(query.order_by(Event.event_id.desc()).limit(limit)))
+
+
+def account_events(
+    session: Session,
+    account_id: UUID,
+    *,
+    before: int | None = None,
+    resource_id: UUID | None = None,
+    limit: int = 50,
+) -> list[Event]:
+    """An account's events, newest first: at most `limit`, older than the event `before` (absent: from the newest).
+
+    The order is (xid, event_id), which is also that of the account's index. An unknown `before` gives nothing.
+    """
+    query = select(Event).where(Event.account_id == account_id)
+    if before is not None:
+        query = query.where(_OLDER.bindparams(before=before, owner=account_id))
+    if resource_id is not None:
+        query = query.where(Event.resource_id == resource_id)
+    newest_first = query.order_by(Event.xid.desc(), Event.event_id.desc())
+    return list(session.scalars(newest_first.limit(limit)))

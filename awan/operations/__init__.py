@@ -1,0 +1,29 @@
+"""Operations: the one mechanism for everything that takes time.
+
+A room describes a change as a `Plan` (ordered steps with their undos) and registers it; its service calls `begin` in
+the transaction of the request. A worker then carries the plan out, survives its own death, and undoes what was
+done when a step fails.
+"""
+
+from awan.operations.durable import waiting_workflow
+from awan.operations.models import Operation
+from awan.operations.plans import Failure, Plan, Step, Target, register
+from awan.operations.service import begin, enqueue_wait, request_cancel, summary
+from awan.operations.waits import durable_step
+from awan.operations.watch import wait_for_end
+
+__all__ = [
+    "Failure",
+    "Operation",
+    "Plan",
+    "Step",
+    "Target",
+    "begin",
+    "durable_step",
+    "enqueue_wait",
+    "register",
+    "request_cancel",
+    "summary",
+    "wait_for_end",
+    "waiting_workflow",
+]

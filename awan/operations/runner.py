@@ -1,0 +1,357 @@
+"""Carries a plan out: steps in order, retries within their bounds, on failure the undos in reverse, one end.
+
+    each step   one checkpointed call: look whether to stop, write the progress, run (with retries)
+    on failure  each undo, from the step that failed back to the first, one checkpointed call each
+    the end     one transaction: what the room says (`succeed` or `fail`), the operation's status, the resource
+                is free again, the event, the notification
+
+Whatever a step raises is turned into a small stored result inside the checkpoint, so that a worker that takes over
+sees the same outcome. Only `Exception` is caught: the death of a worker and the workflow engine's own signals are
+`BaseException` and must pass.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypedDict
+from uuid import UUID
+
+import structlog
+from dbos import DBOS
+from sqlalchemy import func, select, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
+
+from awan.errors import (
+    EngineError,
+    EngineUnavailable,
+    OperationCancelled,
+    Refused,
+    Unavailable,
+)
+from awan.events import record
+from awan.kit.clock import now
+from awan.kit.database import is_connection_error, transaction
+from awan.operations.durable import RECOVERIES_MAX
+from awan.operations.models import FINAL, Operation, OperationStatus
+from awan.operations.plans import Failure, Plan, Step, Target
+from awan.operations.watch import notify
+from awan.resources.models import Resource
+
+RETRY_FIRST_S = 0.2
+RETRY_MAX_S = 5.0
+# While the database is away nothing can be undone either: wait for it, but not for ever.
+DATABASE_AWAY_MAX_S = 3600.0
+# An undo that is refused or hits a bug is tried this often before an operator is called.
+UNDO_ATTEMPTS_MAX = 3
+
+DEADLOCK_STATES = {"40001", "40P01", "55P03"}
+
+log = structlog.get_logger(__name__)
+
+
+class StoredFailure(TypedDict):
+    """A `Failure` as it is kept in a checkpoint."""
+
+    type: str
+    message: str
+    detail: str
+    cancelled: bool
+
+
+def make_workflow(plan: Plan) -> None:
+    """Registers the durable workflow of a plan under its versioned name."""
+
+    def run_plan(operation_id: str, subject_id: str) -> str:
+        target = Target(UUID(operation_id), UUID(subject_id))
+        with structlog.contextvars.bound_contextvars(
+            workflow=plan.workflow, operation=operation_id, subject=subject_id
+        ):
+            return _run(plan, target)
+
+    run_plan.__name__ = run_plan.__qualname__ = plan.workflow.replace(".", "_")
+    DBOS.workflow(name=plan.workflow, max_recovery_attempts=RECOVERIES_MAX)(run_plan)
+
+
+def _run(plan: Plan, target: Target) -> str:
+    failure: StoredFailure | None = None
+    begun: list[Step] = []
+    for step in plan.steps:
+        begun.append(step)
+        failure = DBOS.run_step({"name": step.name}, _do_step, step, target)
+        if failure is not None:
+            break
+    if failure is None:
+        failure = DBOS.run_step({"name": "end"}, _succeed, plan, target)
+        if failure is None:
+            return OperationStatus.SUCCEEDED.value
+    undo_failures = []
+    for step in reversed(begun):
+        if step.undo is not None:
+            trouble = DBOS.run_step({"name": f"undo_{step.name}"}, _undo_step, step, target)
+            if trouble is not None:
+                undo_failures.append(trouble)
+    return DBOS.run_step({"name": "end_failed"}, _fail, plan, target, failure, undo_failures)
+
+
+def _do_step(step: Step, target: Target) -> StoredFailure | None:
+    """Runs one step; None when it is done, else why it is not."""
+    try:
+        _with_retries(step, target)
+    except OperationCancelled:
+        return {
+            "type": "CANCELLED",
+            "message": "The operation was cancelled on request.",
+            "detail": f"cancelled before or during step {step.name}",
+            "cancelled": True,
+        }
+    except Exception as err:  # noqa: BLE001 - whatever went wrong, what was done must be undone
+        return _failure_of(step, err)
+    return None
+
+
+def _with_retries(step: Step, target: Target) -> None:
+    """One step until it succeeds, fails for good, or its time is over.
+
+    Raises: what the step raised last; OperationCancelled.
+    """
+    patience = _Patience(step.timeout_s)
+    while True:
+        try:
+            if _enter(step, target):
+                step.run(target)
+            return
+        except Exception as err:
+            delay_s = patience.delay_s(err)
+            if delay_s is None:
+                raise
+            log.warning("step is tried again", step=step.name, error=str(err), delay_s=delay_s)
+            time.sleep(delay_s)
+
+
+class _Patience:
+    """How long to go on retrying: engines within the step's bound, the database within its own."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._engine_until = time.monotonic() + timeout_s
+        self._database_until = time.monotonic() + DATABASE_AWAY_MAX_S
+        self._next_s = RETRY_FIRST_S
+
+    def delay_s(self, err: Exception) -> float | None:
+        """The pause before the next attempt, or None when this error is not retried (any more)."""
+        if is_database_away(err):
+            until = self._database_until
+        elif isinstance(err, EngineUnavailable) or is_lock_trouble(err):
+            until = self._engine_until
+        else:
+            return None
+        delay_s, self._next_s = self._next_s, min(self._next_s * 2, RETRY_MAX_S)
+        return delay_s if time.monotonic() + delay_s < until else None
+
+
+def is_database_away(err: Exception) -> bool:
+    """Whether the error says that PostgreSQL cannot be reached or has no connection left."""
+    if isinstance(err, Unavailable | PoolTimeout):
+        return True
+    return isinstance(err, DBAPIError) and is_connection_error(err)
+
+
+def is_lock_trouble(err: Exception) -> bool:
+    """Whether the transaction lost against another one and may win the next time."""
+    return isinstance(err, DBAPIError) and getattr(err.orig, "sqlstate", None) in DEADLOCK_STATES
+
+
+def _enter(step: Step, target: Target) -> bool:
+    """Writes that the step begins; False when there is nothing to do any more, because the operation has ended.
+
+    That happens to a worker that was frozen while another one took over and finished.
+    Raises: OperationCancelled when it was asked for and is still possible.
+    """
+    with transaction() as session:
+        row = session.execute(
+            update(Operation)
+            .where(
+                Operation.operation_id == target.operation_id,
+                Operation.status.in_([OperationStatus.QUEUED, OperationStatus.RUNNING]),
+            )
+            .values(
+                status=OperationStatus.RUNNING.value,
+                started_at=func.coalesce(Operation.started_at, func.now()),
+                step=step.name,
+                percent=step.percent,
+            )
+            .returning(Operation.cancel_requested_at)
+        ).one_or_none()
+        notify(session, target.operation_id)
+    if row is None:
+        return False
+    if row.cancel_requested_at is not None and step.cancellable:
+        raise OperationCancelled(step.name)
+    return True
+
+
+def _failure_of(step: Step, err: Exception) -> StoredFailure:
+    """The two texts of a failure: a sentence for the customer, the exact words for the operator."""
+    detail = f"{step.name}: {type(err).__name__}: {err}"
+    if isinstance(err, Refused):
+        type_, message = err.type, err.message
+        detail = f"{step.name}: {getattr(err, 'detail', None) or err.message}"
+    elif isinstance(err, EngineUnavailable):
+        type_ = "UNAVAILABLE"
+        message = "The infrastructure did not answer in time. Please try again later."
+    elif isinstance(err, EngineError):
+        type_ = "ENGINE_ERROR"
+        message = "The infrastructure refused a part of the operation."
+    else:
+        type_ = "INTERNAL"
+        message = "An internal error ended the operation. The operator has been informed."
+        log.exception("bug in a step", step=step.name)
+    log.warning("step failed", step=step.name, type=type_, detail=detail)
+    return {"type": type_, "message": message, "detail": detail, "cancelled": False}
+
+
+def _undo_step(step: Step, target: Target) -> str | None:
+    """Runs one undo; None when it is done, else (never silently) what is left over."""
+    assert step.undo is not None
+    patience = _Patience(step.timeout_s)
+    attempts = 0
+    while True:
+        try:
+            step.undo(target)
+            return None
+        except Exception as err:
+            delay_s = patience.delay_s(err)
+            if delay_s is None:
+                attempts += 1
+                delay_s = RETRY_FIRST_S * attempts
+            if attempts >= UNDO_ATTEMPTS_MAX:
+                log.exception("undo failed", step=step.name)
+                return f"undo of {step.name}: {type(err).__name__}: {err}"
+            log.warning("undo is tried again", step=step.name, error=str(err), delay_s=delay_s)
+            time.sleep(delay_s)
+
+
+def _succeed(plan: Plan, target: Target) -> StoredFailure | None:
+    """Ends the operation well. None, or why the room's own end could not be written (then the plan unwinds)."""
+
+    def write(session: Session) -> None:
+        plan.succeed(session, target)
+        if plan.then is not None:
+            plan.then(session, target)
+
+    try:
+        _end(target, _Ending(OperationStatus.SUCCEEDED, None), write)
+    except Exception as err:
+        log.exception("bug at the end of a plan")
+        return {
+            "type": "INTERNAL",
+            "message": "An internal error ended the operation. The operator has been informed.",
+            "detail": f"end: {type(err).__name__}: {err}",
+            "cancelled": False,
+        }
+    return None
+
+
+def _fail(
+    plan: Plan, target: Target, stored: StoredFailure, undo_failures: list[str]
+) -> str:
+    """Ends the operation after its unwinding, whatever happens in the room's own `fail`. Gives the status."""
+    failure = Failure(**stored)
+    if undo_failures:
+        failure = Failure(
+            failure.type, failure.message, "; ".join([failure.detail, *undo_failures]), False
+        )
+    status = OperationStatus.CANCELLED if failure.cancelled else OperationStatus.FAILED
+    ending = _Ending(status, failure, tuple(undo_failures))
+    try:
+        _end(target, ending, lambda session: plan.fail(session, target, failure))
+    except Exception as err:
+        log.exception("bug in the failure of a plan")
+        trouble = f"fail: {type(err).__name__}: {err}"
+        failure = Failure(failure.type, failure.message, f"{failure.detail}; {trouble}", False)
+        ending = _Ending(OperationStatus.FAILED, failure, (*undo_failures, trouble))
+        _end(target, ending, lambda session: None)
+    return ending.status.value
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """How an operation ends. `left_over` names what an operator must look at."""
+
+    status: OperationStatus
+    failure: Failure | None
+    left_over: tuple[str, ...] = ()
+
+
+def _end(target: Target, ending: _Ending, write: Callable[[Session], None]) -> None:
+    """The last transaction of an operation; exactly once, also when this is run again.
+
+    Raises: what `write` raises, after retries while the database is away.
+    """
+    patience = _Patience(60.0)
+    while True:
+        try:
+            with transaction() as session:
+                _end_in(session, target, ending, write)
+            return
+        except Exception as err:
+            delay_s = patience.delay_s(err)
+            if delay_s is None:
+                raise
+            time.sleep(delay_s)
+
+
+def _end_in(
+    session: Session, target: Target, ending: _Ending, write: Callable[[Session], None]
+) -> None:
+    # The same order of locks as everywhere: the resource first, then its operation.
+    resource_id = session.scalar(
+        select(Operation.resource_id).where(Operation.operation_id == target.operation_id)
+    )
+    resource = (
+        session.get(Resource, resource_id, with_for_update=True)
+        if resource_id is not None
+        else None
+    )
+    operation = session.get_one(Operation, target.operation_id, with_for_update=True)
+    if OperationStatus(operation.status) in FINAL:
+        return
+    write(session)
+    operation.status = ending.status.value
+    operation.finished_at = now()
+    if ending.status is OperationStatus.SUCCEEDED:
+        operation.percent = 100
+    if ending.failure is not None:
+        operation.error_type = ending.failure.type
+        operation.error_message = ending.failure.message
+        operation.error_detail = ending.failure.detail
+    if resource is not None and resource.active_operation_id == operation.operation_id:
+        resource.active_operation_id = None
+    _record(session, operation, operation.account_id, f"operation.{ending.status.value}", {})
+    if ending.left_over:
+        operation.alarmed_at = operation.alarmed_at or now()
+        # The operator's own event: an engine's words are not for the customer.
+        left_over = list(ending.left_over)
+        _record(session, operation, None, "operation.undo_failed", {"left_over": left_over})
+    notify(session, operation.operation_id)
+
+
+def _record(
+    session: Session,
+    operation: Operation,
+    account_id: UUID | None,
+    kind: str,
+    data: dict[str, Any],
+) -> None:
+    record(
+        session,
+        kind=kind,
+        actor=f"operation:{operation.operation_id}",
+        account_id=account_id,
+        resource_id=operation.resource_id,
+        operation_id=operation.operation_id,
+        data={"kind": operation.kind, **data},
+    )
