@@ -1,0 +1,12 @@
+"""`python -m awan.apidocs`: fetches the assets of the API pages."""
+
+from __future__ import annotations
+
+import sys
+
+from awan.apidocs.build import build
+
+try:
+    build()
+except RuntimeError as failure:
+    sys.exit(str(failure))

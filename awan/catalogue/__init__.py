@@ -1,0 +1,28 @@
+"""Catalogue: what is sold, where, and at what price."""
+
+from awan.catalogue.models import Component
+from awan.catalogue.rules import PricedItem, PriceTag
+from awan.catalogue.service import (
+    check_location,
+    configured_locations,
+    current_prices,
+    engines,
+    find_newest_image,
+    find_template,
+    find_tier,
+    image_source,
+)
+
+__all__ = [
+    "Component",
+    "PriceTag",
+    "PricedItem",
+    "check_location",
+    "configured_locations",
+    "current_prices",
+    "engines",
+    "find_newest_image",
+    "find_template",
+    "find_tier",
+    "image_source",
+]

@@ -1,0 +1,342 @@
+"""The operator's side of the catalogue: `/admin/locations`, `/admin/tiers`, `/admin/sizes`, `/admin/templates`."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+from uuid import UUID
+
+from fastapi import APIRouter, Depends
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from awan.accounts import Caller, operator
+from awan.catalogue import images, present, service
+from awan.catalogue.models import (
+    EngineKind,
+    Location,
+    LocationEngine,
+    Size,
+    Template,
+    Tier,
+)
+from awan.catalogue.rules import COMPONENT_UNITS
+from awan.catalogue.schemas import (
+    AdminLocationView,
+    AdminPriceView,
+    EngineSet,
+    EngineView,
+    ImageUpload,
+    ImageView,
+    LocationChange,
+    LocationCreate,
+    PriceSet,
+    SizeCreate,
+    SizeTemplateView,
+    TemplateChange,
+    TemplateCreate,
+    TemplateView,
+    TierChange,
+    TierCreate,
+    TierView,
+)
+from awan.errors import Invalid, NotFound
+from awan.kit.database import transaction
+from awan.kit.http import (
+    Answer,
+    Envelope,
+    OperationView,
+    PathId,
+    Request,
+    answer,
+    form_body,
+    query_of,
+)
+from awan.kit.ids import new_id
+from awan.kit.money import display_hourly
+from awan.kit.uploads import save_body
+from awan.operations import summary
+from awan.settings import get_settings
+
+Row = TypeVar("Row")
+
+admin_router = APIRouter()
+
+
+@admin_router.post("/locations", status_code=201, response_model=Envelope[AdminLocationView])
+def create_location(
+    caller: Caller = Depends(operator("write")),
+    body: LocationCreate = Depends(form_body(LocationCreate)),
+) -> Answer:
+    """Add a location."""
+    with transaction() as session:
+        location = service.create_location(session, caller, body.model_dump())
+        view = _location(session, location)
+    return answer("Location created", view, status=201)
+
+
+@admin_router.get("/locations", response_model=Envelope[list[AdminLocationView]])
+def admin_list_locations(caller: Caller = Depends(operator("read"))) -> Answer:
+    """List locations and their engines."""
+    with transaction() as session:
+        rows = service.list_locations(session, enabled_only=False)
+        views = [_location(session, row) for row in rows]
+    return answer("Locations", views)
+
+
+@admin_router.patch("/locations/{location_id}", response_model=Envelope[AdminLocationView])
+def change_location(
+    location_id: PathId,
+    caller: Caller = Depends(operator("write")),
+    body: LocationChange = Depends(form_body(LocationChange)),
+) -> Answer:
+    """Rename a location, or take it out of sale."""
+    with transaction() as session:
+        location = _get(session, Location, location_id, "Location not found.")
+        fields = body.model_dump(exclude_none=True)
+        service.change(session, caller, location, fields, "location.changed")
+        view = _location(session, location)
+    return answer("Location changed", view)
+
+
+@admin_router.put(
+    "/locations/{location_id}/engines/{kind}", response_model=Envelope[AdminLocationView]
+)
+def set_engine(
+    location_id: PathId,
+    kind: EngineKind,
+    caller: Caller = Depends(operator("write")),
+    body: EngineSet = Depends(form_body(EngineSet)),
+) -> Answer:
+    """Say which driver serves an engine of the location, and how to reach it."""
+    with transaction() as session:
+        service.set_engine(session, caller, location_id, kind, body.driver, body.options)
+        view = _location(session, session.get_one(Location, location_id))
+    return answer("Engine set", view)
+
+
+def _location(session: Session, row: Location) -> AdminLocationView:
+    engines = session.scalars(
+        select(LocationEngine)
+        .where(LocationEngine.location_id == row.location_id)
+        .order_by(LocationEngine.kind)
+    ).all()
+    configured = {row.location_id} if len(engines) == len(EngineKind) else set()
+    return AdminLocationView(
+        **present.show_location(row, configured).model_dump(),
+        is_enabled=row.is_enabled,
+        engines=[
+            EngineView(kind=EngineKind(engine.kind), driver=engine.driver, options=engine.options)
+            for engine in engines
+        ],
+    )
+
+
+@admin_router.post("/tiers", status_code=201, response_model=Envelope[TierView])
+def create_tier(
+    caller: Caller = Depends(operator("write")),
+    body: TierCreate = Depends(form_body(TierCreate)),
+) -> Answer:
+    """Add a tier."""
+    if not (body.offers_shared or body.offers_dedicated):
+        raise Invalid.field("offers_shared", "A tier offers shared CPUs, dedicated ones, or both.")
+    for low, high in (("cpu_min", "cpu_max"), ("memory_gib_min", "memory_gib_max"), ("storage_gib_min", "storage_gib_max")):  # fmt: skip
+        if getattr(body, low) > getattr(body, high):
+            raise Invalid.field(low, f"The {low} must not be larger than the {high}.")
+    fields = body.model_dump(exclude={"location_ids", "memory_gib_min", "memory_gib_max"})
+    fields["memory_mib_min"] = body.memory_gib_min * 1024
+    fields["memory_mib_max"] = body.memory_gib_max * 1024
+    with transaction() as session:
+        tier = service.create_tier(session, caller, fields, body.location_ids)
+        view = _tier(session, tier)
+    return answer("Tier created", view, status=201)
+
+
+@admin_router.get("/tiers", response_model=Envelope[list[TierView]])
+def admin_list_tiers(caller: Caller = Depends(operator("read"))) -> Answer:
+    """List tiers, also those out of sale."""
+    with transaction() as session:
+        rows = session.scalars(select(Tier).order_by(Tier.tier_id)).all()
+        offered = service.tier_locations(session)
+        views = [present.show_tier(row, offered.get(row.tier_id, [])) for row in rows]
+    return answer("Tiers", views)
+
+
+@admin_router.patch("/tiers/{tier_id}", response_model=Envelope[TierView])
+def change_tier(
+    tier_id: PathId,
+    caller: Caller = Depends(operator("write")),
+    body: TierChange = Depends(form_body(TierChange)),
+) -> Answer:
+    """Change a tier's text, ratios or locations."""
+    with transaction() as session:
+        tier = _get(session, Tier, tier_id, "Tier not found.")
+        if body.location_ids is not None:
+            service.set_tier_locations(session, tier_id, body.location_ids)
+        fields = body.model_dump(exclude_none=True, exclude={"location_ids"})
+        service.change(session, caller, tier, fields, "tier.changed")
+        view = _tier(session, tier)
+    return answer("Tier changed", view)
+
+
+def _tier(session: Session, tier: Tier) -> TierView:
+    return present.show_tier(tier, service.tier_locations(session).get(tier.tier_id, []))
+
+
+@admin_router.post(
+    "/tiers/{tier_id}/prices", status_code=201, response_model=Envelope[AdminPriceView]
+)
+def set_price(
+    tier_id: PathId,
+    caller: Caller = Depends(operator("write")),
+    body: PriceSet = Depends(form_body(PriceSet)),
+) -> Answer:
+    """Set a price from now on. What was sold before keeps its price."""
+    with transaction() as session:
+        price = service.set_price(
+            session, caller, tier_id, body.component, body.currency, body.monthly_minor
+        )
+    view = AdminPriceView(
+        component=price.component,
+        unit=COMPONENT_UNITS[body.component],
+        currency=price.currency,
+        price_per_month=price.monthly_minor,
+        price_per_hour=display_hourly(price.monthly_minor, price.currency),
+    )
+    return answer("Price set", view, status=201)
+
+
+@admin_router.post("/sizes", status_code=201, response_model=Envelope[SizeTemplateView])
+def create_size(
+    caller: Caller = Depends(operator("write")),
+    body: SizeCreate = Depends(form_body(SizeCreate)),
+) -> Answer:
+    """Add a size template."""
+    with transaction() as session:
+        size = service.create_size(
+            session,
+            caller,
+            {
+                "title": body.title,
+                "cpu": body.cpu,
+                "memory_gib": body.memory,
+                "storage_gib": body.storage,
+            },
+        )
+        views = present.show_sizes(session, caller.currency)
+    return answer(
+        "Size template created", next(v for v in views if v.id == size.size_id), status=201
+    )
+
+
+@admin_router.delete("/sizes/{size_id}", response_model=Envelope[None])
+def disable_size(size_id: PathId, caller: Caller = Depends(operator("write"))) -> Answer:
+    """Take a size template out of the list."""
+    with transaction() as session:
+        size = _get(session, Size, size_id, "Size template not found.")
+        service.change(session, caller, size, {"is_enabled": False}, "size.disabled")
+    return answer("Size template removed", None)
+
+
+@admin_router.post("/templates", status_code=201, response_model=Envelope[TemplateView])
+def create_template(
+    caller: Caller = Depends(operator("write")),
+    body: TemplateCreate = Depends(form_body(TemplateCreate)),
+) -> Answer:
+    """Add a template; it is offered as soon as it has an image."""
+    with transaction() as session:
+        template = service.create_template(session, caller, body.model_dump())
+        view = _template(session, template)
+    return answer("Template created", view, status=201)
+
+
+@admin_router.get("/templates", response_model=Envelope[list[TemplateView]])
+def admin_list_templates(caller: Caller = Depends(operator("read"))) -> Answer:
+    """List templates and their images."""
+    with transaction() as session:
+        rows = session.scalars(select(Template).order_by(Template.template_id)).all()
+        views = [_template(session, row) for row in rows]
+    return answer("Templates", views)
+
+
+@admin_router.patch("/templates/{template_id}", response_model=Envelope[TemplateView])
+def change_template(
+    template_id: PathId,
+    caller: Caller = Depends(operator("write")),
+    body: TemplateChange = Depends(form_body(TemplateChange)),
+) -> Answer:
+    """Take a template out of sale, or mark it deprecated."""
+    with transaction() as session:
+        template = _get(session, Template, template_id, "Template not found.")
+        fields = body.model_dump(exclude_none=True)
+        service.change(session, caller, template, fields, "template.changed")
+        view = _template(session, template)
+    return answer("Template changed", view)
+
+
+def _template(session: Session, row: Template) -> TemplateView:
+    return present.show_template(row, images.list_images(session, row.template_id))
+
+
+@admin_router.post(
+    "/templates/{template_id}/images",
+    status_code=202,
+    response_model=Envelope[ImageView],
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
+            },
+        }
+    },
+)
+async def upload_image(
+    template_id: PathId,
+    request: Request,
+    caller: Caller = Depends(operator("write")),
+    query: ImageUpload = Depends(query_of(ImageUpload)),
+) -> Answer:
+    """Upload an image as the raw body; a worker checks it before it is used.
+
+    Refused are files with a backing file, an external data file, another format than declared, or absurd sizes.
+    """
+    image_id = new_id()
+    path = images.incoming_path(image_id)
+    await save_body(request, path, max_bytes=get_settings().image_upload_max_bytes)
+    try:
+        return await run_in_threadpool(_begin_import, caller, template_id, image_id, query)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _begin_import(caller: Caller, template_id: int, image_id: UUID, query: ImageUpload) -> Answer:
+    with transaction() as session:
+        image, operation = images.begin_import(
+            session,
+            caller,
+            template_id=template_id,
+            image_id=image_id,
+            declared_format=query.format,
+            has_agent=query.has_agent,
+        )
+        view = present.show_image(image)
+    return answer(
+        "Image is being checked", view, status=202, operation=OperationView(**summary(operation))
+    )
+
+
+@admin_router.delete("/images/{image_uuid}", response_model=Envelope[None])
+def delete_image(image_uuid: UUID, caller: Caller = Depends(operator("write"))) -> Answer:
+    """Remove an image that no instance is based on."""
+    with transaction() as session:
+        images.delete_image(session, caller, image_uuid)
+    return answer("Image removed", None)
+
+
+def _get(session: Session, model: type[Row], key: int, missing: str) -> Row:
+    row = session.get(model, key)
+    if row is None:
+        raise NotFound(missing)
+    return row

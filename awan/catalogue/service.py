@@ -1,0 +1,331 @@
+"""Verbs of the catalogue. The caller holds the transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from awan.accounts import Caller
+from awan.catalogue.models import (
+    Component,
+    EngineKind,
+    ImageState,
+    Location,
+    LocationEngine,
+    Price,
+    Size,
+    Template,
+    TemplateImage,
+    Tier,
+    TierLocation,
+)
+from awan.catalogue.rules import PriceTag
+from awan.engines.registry import LocationEngines, check_options, open_engines
+from awan.engines.volumes import ImageSource
+from awan.errors import Conflict, Invalid, NotFound, Unavailable
+from awan.events import record
+from awan.kit.clock import now
+from awan.kit.money import minor_digits
+from awan.settings import get_settings
+
+
+def list_locations(session: Session, *, enabled_only: bool = True) -> Sequence[Location]:
+    """Locations by id."""
+    query = select(Location).order_by(Location.location_id)
+    return session.scalars(query.where(Location.is_enabled) if enabled_only else query).all()
+
+
+def find_location(session: Session, location_id: int) -> Location | None:
+    """An enabled location, or None."""
+    location = session.get(Location, location_id) if location_id < 2**63 else None
+    return location if location is not None and location.is_enabled else None
+
+
+def check_location(session: Session, location_id: int, field: str = "location_id") -> Location:
+    """An enabled location. Raises: Invalid on `field` when there is none."""
+    location = find_location(session, location_id)
+    if location is None:
+        raise Invalid.field(field, "The selected location is invalid.")
+    return location
+
+
+def list_tiers(session: Session, location_id: int | None = None) -> Sequence[Tier]:
+    """Enabled tiers by id, of one location when given."""
+    query = select(Tier).where(Tier.is_enabled).order_by(Tier.tier_id)
+    if location_id is not None:
+        query = query.join(TierLocation).where(TierLocation.location_id == location_id)
+    return session.scalars(query).all()
+
+
+def tier_locations(session: Session) -> dict[int, list[int]]:
+    """Tier id -> ids of the enabled locations that offer it."""
+    rows = session.execute(
+        select(TierLocation.tier_id, TierLocation.location_id)
+        .join(Location, Location.location_id == TierLocation.location_id)
+        .where(Location.is_enabled)
+        .order_by(TierLocation.tier_id, TierLocation.location_id)
+    )
+    found: dict[int, list[int]] = {}
+    for tier_id, location_id in rows:
+        found.setdefault(tier_id, []).append(location_id)
+    return found
+
+
+def find_tier(session: Session, tier_id: int) -> Tier | None:
+    """An enabled tier, or None."""
+    tier = session.get(Tier, tier_id) if tier_id < 2**63 else None
+    return tier if tier is not None and tier.is_enabled else None
+
+
+def current_prices(session: Session, tier_id: int, currency: str) -> dict[Component, PriceTag]:
+    """The prices of a tier that are valid now, by component."""
+    rows = session.scalars(
+        select(Price)
+        .where(Price.tier_id == tier_id, Price.currency == currency, Price.valid_from <= func.now())
+        .ext(distinct_on(Price.component))
+        .order_by(Price.component, Price.valid_from.desc())
+    )
+    return {Component(row.component): _tag(row) for row in rows}
+
+
+def all_current_prices(session: Session, currency: str) -> dict[int, dict[Component, PriceTag]]:
+    """Tier id -> its valid prices, in one query."""
+    rows = session.scalars(
+        select(Price)
+        .where(Price.currency == currency, Price.valid_from <= func.now())
+        .ext(distinct_on(Price.tier_id, Price.component))
+        .order_by(Price.tier_id, Price.component, Price.valid_from.desc())
+    )
+    found: dict[int, dict[Component, PriceTag]] = {}
+    for row in rows:
+        found.setdefault(row.tier_id, {})[Component(row.component)] = _tag(row)
+    return found
+
+
+def _tag(row: Price) -> PriceTag:
+    return PriceTag(Component(row.component), row.currency, row.monthly_minor, row.price_id)
+
+
+def list_templates(session: Session) -> Sequence[Template]:
+    """Enabled templates that have a ready image, by id."""
+    ready = select(TemplateImage.image_id).where(
+        TemplateImage.template_id == Template.template_id, TemplateImage.state == ImageState.READY
+    )
+    return session.scalars(
+        select(Template).where(Template.is_enabled, ready.exists()).order_by(Template.template_id)
+    ).all()
+
+
+def find_template(session: Session, template_id: int) -> Template | None:
+    """An enabled template, or None."""
+    template = session.get(Template, template_id) if template_id < 2**63 else None
+    return template if template is not None and template.is_enabled else None
+
+
+def find_newest_image(session: Session, template_id: int) -> TemplateImage | None:
+    """The image that a new instance gets, or None when the template has no ready one."""
+    return session.scalars(
+        select(TemplateImage)
+        .where(TemplateImage.template_id == template_id, TemplateImage.state == ImageState.READY)
+        .order_by(TemplateImage.created_at.desc())
+        .limit(1)
+    ).first()
+
+
+def image_source(session: Session, image_id: UUID) -> ImageSource:
+    """Where the control plane keeps a ready image. Raises: NotFound."""
+    image = session.get(TemplateImage, image_id)
+    if image is None or image.state != ImageState.READY:
+        raise NotFound("The template image is not available.")
+    assert image.sha256 is not None
+    assert image.size_bytes is not None
+    assert image.virtual_size_bytes is not None
+    return ImageSource(
+        path=get_settings().image_dir / f"{image.sha256}.qcow2",
+        sha256=image.sha256,
+        format="qcow2",
+        size_bytes=image.size_bytes,
+        virtual_size_bytes=image.virtual_size_bytes,
+    )
+
+
+def engines(session: Session, location_id: int) -> LocationEngines:
+    """The opened engines of a location. Raises: Unavailable while one is not configured."""
+    rows = {
+        row.kind: (row.driver, row.options)
+        for row in session.scalars(
+            select(LocationEngine).where(LocationEngine.location_id == location_id)
+        )
+    }
+    missing = {kind.value for kind in EngineKind} - set(rows)
+    if missing:
+        raise Unavailable(f"The location has no {' and no '.join(sorted(missing))} engine yet.")
+    return open_engines(location_id, rows)
+
+
+def configured_locations(session: Session) -> list[int]:
+    """Ids of the locations whose engines are all configured."""
+    return list(
+        session.scalars(
+            select(LocationEngine.location_id)
+            .group_by(LocationEngine.location_id)
+            .having(func.count() == len(EngineKind))
+            .order_by(LocationEngine.location_id)
+        )
+    )
+
+
+def list_sizes(session: Session) -> Sequence[Size]:
+    """Enabled size templates by id."""
+    return session.scalars(select(Size).where(Size.is_enabled).order_by(Size.size_id)).all()
+
+
+def create_location(session: Session, caller: Caller, fields: Mapping[str, Any]) -> Location:
+    """A new location. Raises: Conflict when name or code is taken."""
+    if fields.get("is_default"):
+        for other in list_locations(session, enabled_only=False):
+            other.is_default = False
+        session.flush()
+    location = Location(**fields)
+    _add(session, location, "A location of this name or code exists.")
+    _note(session, caller, "location.created", location_id=location.location_id)
+    return location
+
+
+def set_engine(
+    session: Session,
+    caller: Caller,
+    location_id: int,
+    kind: EngineKind,
+    driver: str,
+    options: Mapping[str, Any],
+) -> LocationEngine:
+    """Which driver serves an engine of the location. Raises: NotFound, Invalid (driver or options)."""
+    if session.get(Location, location_id) is None:
+        raise NotFound("Location not found.")
+    checked = check_options(kind, driver, options)
+    row = session.get(LocationEngine, (location_id, kind))
+    if row is None:
+        row = LocationEngine(location_id=location_id, kind=kind, driver=driver, options=checked)
+        session.add(row)
+    else:
+        row.driver, row.options = driver, checked
+    session.flush()
+    _note(
+        session, caller, "location.engine_set", location_id=location_id, engine=kind, driver=driver
+    )
+    return row
+
+
+def create_tier(
+    session: Session, caller: Caller, fields: Mapping[str, Any], location_ids: list[int]
+) -> Tier:
+    """A new tier, offered in the given locations. Raises: Invalid, Conflict."""
+    tier = Tier(**fields)
+    _add(session, tier, "A tier of this name exists.")
+    set_tier_locations(session, tier.tier_id, location_ids)
+    _note(session, caller, "tier.created", tier_id=tier.tier_id)
+    return tier
+
+
+def set_tier_locations(session: Session, tier_id: int, location_ids: list[int]) -> None:
+    """Offers the tier in exactly these locations. Raises: Invalid for one that does not exist."""
+    known = {location.location_id for location in list_locations(session, enabled_only=False)}
+    if unknown := sorted(set(location_ids) - known):
+        raise Invalid.field("location_ids", f"Unknown location {unknown[0]}.")
+    for row in session.scalars(select(TierLocation).where(TierLocation.tier_id == tier_id)).all():
+        if row.location_id not in location_ids:
+            session.delete(row)
+    present = set(
+        session.scalars(select(TierLocation.location_id).where(TierLocation.tier_id == tier_id))
+    )
+    session.add_all(
+        TierLocation(tier_id=tier_id, location_id=i) for i in set(location_ids) - present
+    )
+    session.flush()
+
+
+def set_price(
+    session: Session,
+    caller: Caller,
+    tier_id: int,
+    component: Component,
+    currency: str,
+    monthly_minor: int,
+) -> Price:
+    """A new price version, valid from now. Resources that exist keep the price they were sold at.
+
+    Raises: NotFound (tier), Invalid (currency).
+    """
+    if session.get(Tier, tier_id) is None:
+        raise NotFound("Tier not found.")
+    try:
+        minor_digits(currency)
+    except ValueError:
+        raise Invalid.field("currency", "The currency is not supported.") from None
+    price = Price(
+        tier_id=tier_id,
+        component=component,
+        currency=currency,
+        monthly_minor=monthly_minor,
+        valid_from=now(),
+    )
+    session.add(price)
+    session.flush()
+    _note(
+        session,
+        caller,
+        "price.set",
+        tier_id=tier_id,
+        component=component,
+        monthly_minor=monthly_minor,
+    )
+    return price
+
+
+def create_size(session: Session, caller: Caller, fields: Mapping[str, Any]) -> Size:
+    """A new size template. Raises: Conflict when the title is taken."""
+    size = Size(**fields)
+    _add(session, size, "A size of this title exists.")
+    _note(session, caller, "size.created", size_id=size.size_id)
+    return size
+
+
+def create_template(session: Session, caller: Caller, fields: Mapping[str, Any]) -> Template:
+    """A new template, without an image yet. Raises: Conflict when name and version are taken."""
+    template = Template(**fields)
+    _add(session, template, "A template of this name and version exists.")
+    _note(session, caller, "template.created", template_id=template.template_id)
+    return template
+
+
+def change(
+    session: Session, caller: Caller, row: Any, fields: Mapping[str, Any], kind: str
+) -> None:
+    """Sets the given columns of a catalogue row. Raises: Conflict when a unique value is taken."""
+    for name, value in fields.items():
+        setattr(row, name, value)
+    _flush(session, "Another entry has this value already.")
+    _note(session, caller, kind, fields=sorted(fields))
+
+
+def _add(session: Session, row: Any, taken: str) -> None:
+    session.add(row)
+    _flush(session, taken)
+
+
+def _flush(session: Session, taken: str) -> None:
+    try:
+        session.flush()
+    except IntegrityError as err:
+        raise Conflict(taken) from err
+
+
+def _note(session: Session, caller: Caller, kind: str, **data: Any) -> None:
+    record(session, kind=kind, actor=caller.actor, account_id=None, data=data)

@@ -1,0 +1,49 @@
+"""Wire shapes of SSH keys."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from awan.credentials.models import SshKey
+from awan.kit.http import Timestamp
+
+
+class SshKeyCreate(BaseModel):
+    """A new key."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    title: str = Field(
+        min_length=1, max_length=64, description="Title of ssh, unique in the account."
+    )
+    key: str = Field(min_length=1, max_length=8192, description="One OpenSSH public key line.")
+
+
+class SshKeyView(BaseModel):
+    """A stored key."""
+
+    id: int
+    title: str
+    key: str
+    type: str
+    fingerprint: str
+    created_at: Timestamp
+
+    @classmethod
+    def of(cls, row: SshKey) -> SshKeyView:
+        """The row as the API shows it."""
+        return cls(
+            id=row.ssh_key_id,
+            title=row.title,
+            key=row.key,
+            type=row.type,
+            fingerprint=row.fingerprint,
+            created_at=row.created_at,
+        )
+
+
+class SshKeyOption(BaseModel):
+    """A key to choose."""
+
+    id: int
+    title: str

@@ -1,0 +1,112 @@
+"""Hypervisor nodes and what is placed on them. Memory in MiB, disk in GiB."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from awan.kit.database import Base, one_of
+
+
+class NodeState(StrEnum):
+    """A node is probed while `adding`. A cordoned one keeps its instances and takes no new ones."""
+
+    ADDING = "adding"
+    ACTIVE = "active"
+    CORDONED = "cordoned"
+    REMOVED = "removed"
+
+
+class Node(Base):
+    """A hypervisor. Capacity is what the probe found, capped by the operator's values.
+
+    `*_used` count what is placed here (`vcpus_used` the shared ones only) and change in one conditional UPDATE.
+    """
+
+    __tablename__ = "node"
+    __table_args__ = (
+        one_of("state", NodeState),
+        CheckConstraint(
+            "vcpus_used >= 0 AND memory_mib_used >= 0 AND disk_gib_used >= 0", name="used"
+        ),
+        Index(None, "location_id", "state"),
+        Index(
+            "uq_node_name",
+            "location_id",
+            "name",
+            unique=True,
+            postgresql_where=text("state <> 'removed'"),
+        ),
+        Index(
+            "uq_node_host",
+            "libvirt_host_uuid",
+            unique=True,
+            postgresql_where=text("state <> 'removed'"),
+        ),
+        Index(
+            "uq_node_system",
+            "ovn_system_id",
+            unique=True,
+            postgresql_where=text("state <> 'removed'"),
+        ),
+    )
+
+    node_id: Mapped[UUID] = mapped_column(primary_key=True)
+    location_id: Mapped[int] = mapped_column(ForeignKey("location.location_id"))
+    name: Mapped[str]
+    libvirt_uri: Mapped[str]
+    libvirt_host_uuid: Mapped[UUID | None]
+    ovn_system_id: Mapped[str | None]
+    mgmt_ip: Mapped[str | None]
+    state: Mapped[str] = mapped_column(server_default="active")
+    cpu_model: Mapped[str] = mapped_column(server_default="")
+    has_kvm: Mapped[bool] = mapped_column(server_default=text("false"))
+    cpu_threads_cap: Mapped[int | None]
+    memory_mib_cap: Mapped[int | None]
+    disk_gib_cap: Mapped[int | None]
+    cpu_threads: Mapped[int] = mapped_column(server_default="0")
+    memory_mib: Mapped[int] = mapped_column(server_default="0")
+    disk_gib: Mapped[int] = mapped_column(server_default="0")
+    vcpus_used: Mapped[int] = mapped_column(server_default="0")
+    dedicated_threads_used: Mapped[int] = mapped_column(server_default="0")
+    memory_mib_used: Mapped[int] = mapped_column(server_default="0")
+    disk_gib_used: Mapped[int] = mapped_column(server_default="0")
+    facts: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
+    probed_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+
+
+class NodeTier(Base):
+    """Which tiers a node serves."""
+
+    __tablename__ = "node_tier"
+
+    node_id: Mapped[UUID] = mapped_column(ForeignKey("node.node_id"), primary_key=True)
+    tier_id: Mapped[int] = mapped_column(ForeignKey("tier.tier_id"), primary_key=True)
+
+
+class Placement(Base):
+    """An instance's reservation on a node: made with the instance, gone when its last trace is."""
+
+    __tablename__ = "placement"
+    __table_args__ = (
+        UniqueConstraint("instance_id"),
+        Index(None, "node_id"),
+        Index(None, "account_id"),
+    )
+
+    placement_id: Mapped[int] = mapped_column(primary_key=True)
+    instance_id: Mapped[UUID]
+    account_id: Mapped[UUID] = mapped_column(ForeignKey("account.account_id"))
+    node_id: Mapped[UUID] = mapped_column(ForeignKey("node.node_id"))
+    tier_id: Mapped[int] = mapped_column(ForeignKey("tier.tier_id"))
+    vcpus: Mapped[int]
+    is_dedicated: Mapped[bool]
+    memory_mib: Mapped[int]
+    disk_gib: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))

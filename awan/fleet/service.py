@@ -1,0 +1,344 @@
+"""Verbs of the fleet: nodes, placement, capacity. The caller holds the transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import and_, case, delete, func, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from awan.accounts import Caller
+from awan.catalogue.models import Tier
+from awan.catalogue.service import find_location
+from awan.engines.hypervisor import NodeEndpoint, NodeFacts
+from awan.errors import Conflict, Invalid, NoCapacity, NotFound
+from awan.events import record
+from awan.fleet.models import Node, NodeState, NodeTier, Placement
+from awan.kit.clock import now
+from awan.kit.ids import new_id
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What an instance needs of a node. Memory in MiB, disk in GiB."""
+
+    vcpus: int
+    dedicated: bool
+    memory_mib: int
+    disk_gib: int
+
+
+def endpoint(node: Node) -> NodeEndpoint:
+    """How the engines reach the node."""
+    return NodeEndpoint(node.node_id, node.name, node.libvirt_uri, node.libvirt_host_uuid)
+
+
+def get_node(session: Session, node_id: UUID) -> Node:
+    """A node that is not removed. Raises: NotFound."""
+    node = session.get(Node, node_id)
+    if node is None or node.state == NodeState.REMOVED:
+        raise NotFound("Node not found.")
+    return node
+
+
+def list_nodes(session: Session, location_id: int | None = None) -> Sequence[Node]:
+    """Nodes that are not removed, by location and name."""
+    query = (
+        select(Node).where(Node.state != NodeState.REMOVED).order_by(Node.location_id, Node.name)
+    )
+    return session.scalars(
+        query if location_id is None else query.where(Node.location_id == location_id)
+    ).all()
+
+
+def node_tiers(session: Session, node_id: UUID) -> list[int]:
+    """Ids of the tiers that the node serves."""
+    return list(
+        session.scalars(
+            select(NodeTier.tier_id).where(NodeTier.node_id == node_id).order_by(NodeTier.tier_id)
+        )
+    )
+
+
+def insert_node(
+    session: Session,
+    caller: Caller,
+    *,
+    location_id: int,
+    name: str,
+    libvirt_uri: str,
+    mgmt_ip: str | None,
+    ovn_system_id: str | None,
+    tier_ids: Sequence[int],
+    cpu_threads_cap: int | None,
+    memory_mib_cap: int | None,
+    disk_gib_cap: int | None,
+) -> Node:
+    """The row of a node that is about to be probed. Raises: Invalid (location, tier), Conflict (name taken)."""
+    if find_location(session, location_id) is None:
+        raise Invalid.field("location_id", "The selected location is invalid.")
+    known = set(session.scalars(select(Tier.tier_id).where(Tier.tier_id.in_(tier_ids))))
+    if unknown := sorted(set(tier_ids) - known):
+        raise Invalid.field("tier_ids", f"Unknown tier {unknown[0]}.")
+    node = Node(
+        node_id=new_id(),
+        location_id=location_id,
+        name=name,
+        libvirt_uri=libvirt_uri,
+        mgmt_ip=mgmt_ip,
+        ovn_system_id=ovn_system_id,
+        state=NodeState.ADDING,
+        cpu_threads_cap=cpu_threads_cap,
+        memory_mib_cap=memory_mib_cap,
+        disk_gib_cap=disk_gib_cap,
+    )
+    session.add(node)
+    try:
+        session.flush()
+    except IntegrityError as err:
+        raise Conflict("A node of this name exists in the location.") from err
+    session.add_all(NodeTier(node_id=node.node_id, tier_id=tier_id) for tier_id in set(tier_ids))
+    record(
+        session,
+        kind="node.adding",
+        actor=caller.actor,
+        account_id=None,
+        data={"node": str(node.node_id), "name": name},
+    )
+    return node
+
+
+def store_probe(session: Session, node: Node, facts: NodeFacts, system_id: str) -> None:
+    """What a probe found becomes the node's capacity, capped by the operator's values.
+
+    Raises: Conflict when another node has this host uuid or chassis, or the host changed.
+    """
+    if node.libvirt_host_uuid is not None and node.libvirt_host_uuid != facts.host_uuid:
+        raise Conflict(f"The host behind {node.name} is not the one that was added.")
+    taken = session.scalars(
+        select(Node.name).where(
+            Node.node_id != node.node_id,
+            Node.state != NodeState.REMOVED,
+            or_(Node.libvirt_host_uuid == facts.host_uuid, Node.ovn_system_id == system_id),
+        )
+    ).first()
+    if taken is not None:
+        raise Conflict(f"The node {taken} is the same host or the same chassis.")
+    node.libvirt_host_uuid = facts.host_uuid
+    node.ovn_system_id = system_id
+    node.cpu_model = facts.cpu_model
+    node.has_kvm = facts.kvm
+    node.cpu_threads = min(facts.cpu_threads, node.cpu_threads_cap or facts.cpu_threads)
+    node.memory_mib = min(facts.memory_mib, node.memory_mib_cap or facts.memory_mib)
+    node.disk_gib = min(facts.pool_capacity_gib, node.disk_gib_cap or facts.pool_capacity_gib)
+    node.facts = {
+        "hostname": facts.hostname,
+        "libvirt_version": facts.libvirt_version,
+        "qemu_version": facts.qemu_version,
+        "cpu_threads": facts.cpu_threads,
+        "memory_mib": facts.memory_mib,
+        "pool_name": facts.pool_name,
+        "pool_capacity_gib": facts.pool_capacity_gib,
+        "pool_available_gib": facts.pool_available_gib,
+    }
+    node.probed_at = now()
+    if node.state == NodeState.ADDING:
+        node.state = NodeState.ACTIVE
+
+
+def set_cordon(session: Session, caller: Caller, node_id: UUID, cordoned: bool) -> Node:
+    """Takes a node out of placement, or back into it. Raises: NotFound, Conflict (still being added)."""
+    node = get_node(session, node_id)
+    if node.state == NodeState.ADDING:
+        raise Conflict("The node is still being added.")
+    node.state = NodeState.CORDONED if cordoned else NodeState.ACTIVE
+    session.flush()
+    kind = "node.cordoned" if cordoned else "node.uncordoned"
+    record(session, kind=kind, actor=caller.actor, account_id=None, data={"node": str(node_id)})
+    return node
+
+
+def remove_node(session: Session, caller: Caller, node_id: UUID) -> Node:
+    """Forgets an empty node. Raises: NotFound, Conflict while instances are placed on it."""
+    node = session.get(Node, node_id, with_for_update=True)
+    if node is None or node.state == NodeState.REMOVED:
+        raise NotFound("Node not found.")
+    placed = session.scalar(select(func.count()).where(Placement.node_id == node_id)) or 0
+    if placed:
+        raise Conflict(f"{placed} instances are placed on the node; move or delete them first.")
+    node.state = NodeState.REMOVED
+    session.execute(delete(NodeTier).where(NodeTier.node_id == node_id))
+    record(
+        session,
+        kind="node.removed",
+        actor=caller.actor,
+        account_id=None,
+        data={"node": str(node_id)},
+    )
+    return node
+
+
+def place(
+    session: Session,
+    *,
+    instance_id: UUID,
+    account_id: UUID,
+    location_id: int,
+    tier: Tier,
+    demand: Demand,
+) -> Node:
+    """Reserves room for an instance and returns its node.
+
+    Candidates are tried from the one with the fewest instances of the account, then the emptiest; each try is one
+    conditional UPDATE, so parallel placements can never take the same room twice.
+    Raises: NoCapacity with a coarse sentence for the customer and the exact limits for the operator.
+    """
+    for node_id in session.scalars(_candidates(account_id, location_id, tier, demand)).all():
+        taken = session.scalars(
+            update(Node)
+            .where(
+                Node.node_id == node_id,
+                Node.state == NodeState.ACTIVE,
+                *_fits(tier, demand).values(),
+            )
+            .values(**_change(demand, 1))
+            .returning(Node)
+            .execution_options(populate_existing=True)
+        ).first()
+        if taken is not None:
+            session.add(
+                Placement(
+                    instance_id=instance_id,
+                    account_id=account_id,
+                    node_id=node_id,
+                    tier_id=tier.tier_id,
+                    vcpus=demand.vcpus,
+                    is_dedicated=demand.dedicated,
+                    memory_mib=demand.memory_mib,
+                    disk_gib=demand.disk_gib,
+                )
+            )
+            return taken
+    raise _explain(session, location_id, tier, demand)
+
+
+def release(session: Session, instance_id: UUID) -> None:
+    """Gives the instance's room back. Released already: no effect."""
+    placement = session.scalars(
+        delete(Placement).where(Placement.instance_id == instance_id).returning(Placement)
+    ).first()
+    if placement is None:
+        return
+    demand = Demand(
+        placement.vcpus, placement.is_dedicated, placement.memory_mib, placement.disk_gib
+    )
+    session.execute(
+        update(Node)
+        .where(Node.node_id == placement.node_id)
+        .values(**_change(demand, -1))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _change(demand: Demand, sign: int) -> dict[str, Any]:
+    cpus = Node.dedicated_threads_used if demand.dedicated else Node.vcpus_used
+    return {
+        cpus.key: cpus + sign * demand.vcpus,
+        "memory_mib_used": Node.memory_mib_used + sign * demand.memory_mib,
+        "disk_gib_used": Node.disk_gib_used + sign * demand.disk_gib,
+    }
+
+
+def _fits(tier: Tier, demand: Demand) -> dict[str, Any]:
+    """Conditions under which a node has room, by the name of the limit. Dedicated threads are never over-committed."""
+    dedicated = demand.vcpus if demand.dedicated else 0
+    shared = 0 if demand.dedicated else demand.vcpus
+    threads_left = Node.cpu_threads - Node.dedicated_threads_used - dedicated
+    return {
+        "cpu": and_(
+            threads_left >= 0,
+            (Node.vcpus_used + shared) * 100 <= threads_left * tier.cpu_overcommit_percent,
+        ),
+        "memory": (Node.memory_mib_used + demand.memory_mib) * 100
+        <= Node.memory_mib * tier.memory_overcommit_percent,
+        "disk": (Node.disk_gib_used + demand.disk_gib) * 100
+        <= Node.disk_gib * tier.storage_overcommit_percent,
+    }
+
+
+def _serving(location_id: int, tier: Tier) -> Any:
+    return (
+        select(Node.node_id)
+        .join(NodeTier, NodeTier.node_id == Node.node_id)
+        .where(Node.location_id == location_id, NodeTier.tier_id == tier.tier_id)
+    )
+
+
+def _candidates(account_id: UUID, location_id: int, tier: Tier, demand: Demand) -> Any:
+    own = (
+        select(func.count())
+        .where(Placement.node_id == Node.node_id, Placement.account_id == account_id)
+        .correlate(Node)
+        .scalar_subquery()
+    )
+    fullness = func.greatest(
+        Node.memory_mib_used * 1.0 / func.nullif(Node.memory_mib, 0),
+        Node.disk_gib_used * 1.0 / func.nullif(Node.disk_gib, 0),
+        (Node.vcpus_used * 100.0 / tier.cpu_overcommit_percent + Node.dedicated_threads_used)
+        / func.nullif(Node.cpu_threads, 0),
+    )
+    return (
+        _serving(location_id, tier)
+        .where(Node.state == NodeState.ACTIVE, *_fits(tier, demand).values())
+        .order_by(own, fullness, Node.name)
+        .limit(20)
+    )
+
+
+def _explain(session: Session, location_id: int, tier: Tier, demand: Demand) -> NoCapacity:
+    """Why nothing fits: how many active nodes fail at which limit, in the operator's words."""
+    active = Node.state == NodeState.ACTIVE
+    counts = session.execute(
+        select(
+            func.count(),
+            func.count(case((active, 1))),
+            *(
+                func.count(case((and_(active, ~condition), 1))).label(limit)
+                for limit, condition in _fits(tier, demand).items()
+            ),
+        )
+        .select_from(Node)
+        .join(NodeTier, NodeTier.node_id == Node.node_id)
+        .where(
+            Node.location_id == location_id,
+            NodeTier.tier_id == tier.tier_id,
+            Node.state != NodeState.REMOVED,
+        )
+    ).one()
+    total, available, *short = counts
+    limits = {
+        limit: number
+        for limit, number in zip(("cpu", "memory", "disk"), short, strict=True)
+        if number
+    }
+    if not available:
+        coarse = "this tier has no server in service at the location"
+    else:
+        coarse = (
+            f"not enough free {max(limits, key=lambda limit: limits[limit])}"
+            if limits
+            else "servers are busy"
+        )
+    detail = (
+        f"location {location_id}, tier {tier.tier_id}: {total} nodes, {available} active; too little "
+        + (", ".join(f"{limit} on {number}" for limit, number in limits.items()) or "of nothing")
+        + f"; wanted {demand.vcpus} {'dedicated' if demand.dedicated else 'shared'} vCPU,"
+        f" {demand.memory_mib} MiB, {demand.disk_gib} GiB"
+    )
+    return NoCapacity(
+        f"The location has no capacity for this size at the moment: {coarse}.", detail=detail
+    )

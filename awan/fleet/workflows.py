@@ -1,0 +1,100 @@
+"""Adding a node: the host is asked what it is before anything is placed on it.
+
+node.add     probe -> pool -> stored
+node.probe   the same for a node that is in service (new memory, a new disk)
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+from awan.catalogue import engines
+from awan.engines.fabric import ChassisFacts
+from awan.errors import Conflict
+from awan.events import record
+from awan.fleet.models import Node, NodeState
+from awan.fleet.service import endpoint, store_probe
+from awan.kit.database import transaction
+from awan.operations import Failure, Plan, Step, Target, register
+
+ACTOR = "system:fleet"
+
+
+def probe(target: Target) -> None:
+    """The node's storage pool is active, and what host, chassis and pool are is stored.
+
+    Raises: Conflict when no chassis of the location's fabric matches, or the host is another one.
+    """
+    with transaction() as session:
+        node = session.get_one(Node, target.subject_id)
+        reached, opened = endpoint(node), engines(session, node.location_id)
+    opened.volumes.ensure_pool(reached)
+    facts = opened.hypervisor.probe(reached)
+    chassis = opened.fabric.list_chassis()
+    with transaction() as session:
+        node = session.get_one(Node, target.subject_id, with_for_update=True)
+        found = _match(node, facts.hostname, chassis)
+        if node.mgmt_ip is None:
+            node.mgmt_ip = found.encap_ip
+        store_probe(session, node, facts, found.system_id)
+
+
+def _match(node: Node, hostname: str, chassis: list[ChassisFacts]) -> ChassisFacts:
+    """The node's chassis: by the system-id the operator named or that is known, else by host name."""
+    for found in chassis:
+        if node.ovn_system_id is not None:
+            if found.system_id == node.ovn_system_id:
+                return found
+        elif found.hostname == hostname:
+            return found
+    wanted = node.ovn_system_id or hostname
+    known = ", ".join(sorted(found.system_id for found in chassis)) or "none"
+    raise Conflict(
+        f"The fabric has no chassis {wanted} (it has: {known}). Is ovn-controller running on the node?"
+    )
+
+
+def mark_added(session: Session, target: Target) -> None:
+    """The node is in service."""
+    node = session.get_one(Node, target.subject_id)
+    record(
+        session,
+        kind="node.added",
+        actor=ACTOR,
+        account_id=None,
+        operation_id=target.operation_id,
+        data={"node": str(node.node_id), "name": node.name},
+    )
+
+
+def mark_not_added(session: Session, target: Target, failure: Failure) -> None:
+    """A node that could not be probed is not kept."""
+    node = session.get_one(Node, target.subject_id, with_for_update=True)
+    if node.state == NodeState.ADDING:
+        node.state = NodeState.REMOVED
+
+
+def keep(session: Session, target: Target, failure: Failure | None = None) -> None:
+    """Nothing to write beside what the probe stored."""
+
+
+ADD = register(
+    Plan(
+        workflow="node.add.v1",
+        kind="node.add",
+        steps=(Step("probe", probe, percent=10, timeout_s=20),),
+        succeed=mark_added,
+        fail=mark_not_added,
+        deadline_s=120,
+    )
+)
+PROBE = register(
+    Plan(
+        workflow="node.probe.v1",
+        kind="node.probe",
+        steps=(Step("probe", probe, percent=10, timeout_s=20),),
+        succeed=keep,
+        fail=keep,
+        deadline_s=120,
+    )
+)

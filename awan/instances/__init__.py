@@ -1,0 +1,1 @@
+"""Instances: the virtual machines that customers buy."""

@@ -1,0 +1,343 @@
+"""Creating an instance: every field checked, then admitted in one transaction or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from awan.accounts import Caller, quotas
+from awan.catalogue import (
+    PricedItem,
+    check_location,
+    current_prices,
+    engines,
+    find_newest_image,
+    find_template,
+    find_tier,
+)
+from awan.catalogue.models import OsFamily, Template, TemplateImage, Tier, TierLocation
+from awan.catalogue.rules import instance_items, is_priced, total_monthly_minor
+from awan.credentials import SshKey, find_keys
+from awan.engines.seed import hash_password, validate_user_data
+from awan.errors import Invalid
+from awan.fleet import Demand, place
+from awan.instances.models import CpuMode, DesiredState, Instance, InstanceSshKey, ObservedState
+from awan.instances.rules import check_password
+from awan.instances.schemas import InstanceCreate
+from awan.instances.workflows import CREATE, PASSWORD_PURPOSE, USER_DATA_PURPOSE
+from awan.kit.ids import new_id
+from awan.kit.secrets import put_secret
+from awan.ledger import lock_prices
+from awan.networks import Address, allocate, create_public_nic, find_owned_address
+from awan.operations import Operation, begin
+from awan.resources import Resource, ResourceKind, create
+from awan.volumes import create_root_volume
+
+HOSTNAME_TAKEN = "The hostname has already been taken."
+
+
+class Problems:
+    """What is wrong with a request, collected per field so that the user sees all of it at once."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, list[str]] = {}
+
+    def add(self, field: str, sentence: str) -> None:
+        """Notes one sentence about a field."""
+        self.errors.setdefault(field, []).append(sentence)
+
+    def raise_if_any(self) -> None:
+        """Raises: Invalid with everything noted."""
+        if self.errors:
+            raise Invalid(self.errors)
+
+
+@dataclass(frozen=True)
+class Order:
+    """A creation whose every field was found valid."""
+
+    tier: Tier
+    template: Template
+    image: TemplateImage
+    cpu_mode: CpuMode
+    items: tuple[PricedItem, ...]
+    ssh_keys: Sequence[SshKey]
+    address: Address | None
+
+
+def create_instance(
+    session: Session, caller: Caller, request: InstanceCreate
+) -> tuple[Instance, Operation]:
+    """Admits an instance: rows, room, address, price, and the operation that builds it.
+
+    Locks, always in this order: quota, node, address. Raises: Invalid, QuotaExceeded, NoCapacity.
+    """
+    order = check_order(session, caller, request)
+    quotas.take(
+        session,
+        caller.account_id,
+        instances=1,
+        vcpus=request.cpu,
+        memory_gib=request.memory,
+        storage_gib=request.storage,
+    )
+    instance_id, operation_id = new_id(), new_id()
+    node = place(
+        session,
+        instance_id=instance_id,
+        account_id=caller.account_id,
+        location_id=request.location_id,
+        tier=order.tier,
+        demand=Demand(
+            request.cpu,
+            order.cpu_mode == CpuMode.DEDICATED,
+            request.memory * 1024,
+            request.storage,
+        ),
+    )
+    resource = _insert_resource(session, caller, request, instance_id, operation_id)
+    instance = _insert_instance(
+        session, caller, request, order, instance_id, operation_id, node.node_id
+    )
+    create_root_volume(
+        session,
+        instance_id=instance_id,
+        account_id=caller.account_id,
+        location_id=request.location_id,
+        node_id=node.node_id,
+        image_id=order.image.image_id,
+        size_gib=request.storage,
+        engine=engines(session, request.location_id).drivers["volumes"],
+        operation_id=operation_id,
+    )
+    if request.use_public_ip:
+        address = order.address or allocate(
+            session, caller, request.location_id, operation_id=operation_id
+        )
+        create_public_nic(
+            session, instance_id=instance_id, address=address, operation_id=operation_id
+        )
+    lock_prices(session, instance_id, order.items)
+    operation = begin(
+        session,
+        caller=caller,
+        plan=CREATE,
+        resource=resource,
+        resource_kind=ResourceKind.INSTANCE,
+        subject_id=instance_id,
+        operation_id=operation_id,
+    )
+    return instance, operation
+
+
+def check_order(session: Session, caller: Caller, request: InstanceCreate) -> Order:
+    """Everything about a creation that only the database can tell.
+
+    Raises: Invalid with all fields that are wrong.
+    """
+    problems = Problems()
+    try:
+        check_location(session, request.location_id)
+    except Invalid as err:
+        problems.errors.update(err.errors or {})
+    tier = _offered_tier(session, request, problems)
+    template = find_template(session, request.template_id)
+    image = find_newest_image(session, template.template_id) if template is not None else None
+    if template is None or image is None:
+        problems.add("template_id", "The selected template is invalid.")
+    if tier is not None and template is not None and image is not None:
+        _check_size(request, tier, template, image, problems)
+    cpu_mode = _cpu_mode(request, tier, problems)
+    _check_login(request, template, problems)
+    keys = _check_ssh_keys(session, caller, request, problems)
+    _check_hostname(session, caller, request, problems)
+    address = _check_address(session, caller, request, problems)
+    prices = current_prices(session, request.tier_id, caller.currency) if tier is not None else {}
+    if tier is not None and not is_priced(prices, dedicated=cpu_mode == CpuMode.DEDICATED):
+        problems.add("tier_id", "The selected tier is not sold in the account's currency.")
+    problems.raise_if_any()
+    assert tier is not None
+    assert template is not None
+    assert image is not None
+    items = instance_items(
+        prices,
+        dedicated=cpu_mode == CpuMode.DEDICATED,
+        vcpus=request.cpu,
+        memory_gib=request.memory,
+        storage_gib=request.storage,
+        license_monthly_minor=template.license_monthly_minor,
+    )
+    return Order(tier, template, image, cpu_mode, items, keys, address)
+
+
+def _offered_tier(session: Session, request: InstanceCreate, problems: Problems) -> Tier | None:
+    tier = find_tier(session, request.tier_id)
+    if tier is None or session.get(TierLocation, (tier.tier_id, request.location_id)) is None:
+        problems.add("tier_id", "The selected tier is invalid.")
+        return None
+    return tier
+
+
+def _check_size(
+    request: InstanceCreate,
+    tier: Tier,
+    template: Template,
+    image: TemplateImage,
+    problems: Problems,
+) -> None:
+    cpu_min = max(tier.cpu_min, template.cpu_min)
+    if not cpu_min <= request.cpu <= tier.cpu_max:
+        problems.add("cpu", f"The cpu must be between {cpu_min} and {tier.cpu_max}.")
+    memory_min = -(-max(tier.memory_mib_min, template.memory_mib_min) // 1024)
+    memory_max = tier.memory_mib_max // 1024
+    if not memory_min <= request.memory <= memory_max:
+        problems.add("memory", f"The memory must be between {memory_min} and {memory_max} GiB.")
+    image_gib = -(-(image.virtual_size_bytes or 0) // 1024**3)
+    storage_min = max(tier.storage_gib_min, template.storage_gib_min, image_gib)
+    if not storage_min <= request.storage <= tier.storage_gib_max:
+        problems.add(
+            "storage", f"The storage must be between {storage_min} and {tier.storage_gib_max} GiB."
+        )
+    elif request.storage % tier.storage_gib_step:
+        problems.add("storage", f"The storage must be a multiple of {tier.storage_gib_step} GiB.")
+
+
+def _cpu_mode(request: InstanceCreate, tier: Tier | None, problems: Problems) -> CpuMode:
+    """Both flags unset: shared where the tier offers it. One flag is enough; two that agree are a contradiction."""
+    shared, dedicated = request.use_shared_cpu, request.use_dedicated_cpu
+    if shared is None and dedicated is None:
+        return CpuMode.DEDICATED if tier is not None and not tier.offers_shared else CpuMode.SHARED
+    if shared == dedicated:
+        problems.add("use_shared_cpu", "Choose either shared or dedicated CPUs.")
+        return CpuMode.SHARED
+    is_shared = shared if shared is not None else not dedicated
+    if tier is not None and not (tier.offers_shared if is_shared else tier.offers_dedicated):
+        field = "use_shared_cpu" if shared else "use_dedicated_cpu"
+        problems.add(
+            field, f"The tier does not offer {'shared' if is_shared else 'dedicated'} CPUs."
+        )
+    return CpuMode.SHARED if is_shared else CpuMode.DEDICATED
+
+
+def _check_login(request: InstanceCreate, template: Template | None, problems: Problems) -> None:
+    for sentence in check_password(
+        request.password, username=request.username, hostname=request.hostname
+    ):
+        problems.add("password", sentence)
+    if request.user_data is not None:
+        for sentence in validate_user_data(request.user_data):
+            problems.add("user_data", sentence)
+        if template is not None and template.family == OsFamily.WINDOWS:
+            problems.add("user_data", "The template does not take user data.")
+
+
+def _check_ssh_keys(
+    session: Session, caller: Caller, request: InstanceCreate, problems: Problems
+) -> list[SshKey]:
+    wanted = list(dict.fromkeys(request.ssh_keys or []))
+    known = find_keys(session, caller.account_id, wanted)
+    if any(key_id not in known for key_id in wanted):
+        problems.add("ssh_keys", "The selected ssh_keys is invalid.")
+    return [known[key_id] for key_id in wanted if key_id in known]
+
+
+def _check_hostname(
+    session: Session, caller: Caller, request: InstanceCreate, problems: Problems
+) -> None:
+    taken = session.scalar(
+        select(Resource.resource_id).where(
+            Resource.account_id == caller.account_id,
+            Resource.kind == ResourceKind.INSTANCE,
+            Resource.name == request.hostname,
+            Resource.deleted_at.is_(None),
+        )
+    )
+    if taken is not None:
+        problems.add("hostname", HOSTNAME_TAKEN)
+
+
+def _check_address(
+    session: Session, caller: Caller, request: InstanceCreate, problems: Problems
+) -> Address | None:
+    if request.public_network is None:
+        return None
+    if not request.use_public_ip:
+        problems.add("public_network", "A public network needs use_public_ip.")
+        return None
+    address = find_owned_address(
+        session, caller.account_id, request.public_network, location_id=request.location_id
+    )
+    if address is None or address.nic_id is not None:
+        problems.add("public_network", "The selected public_network is invalid.")
+        return None
+    return address
+
+
+def _insert_resource(
+    session: Session, caller: Caller, request: InstanceCreate, instance_id: UUID, operation_id: UUID
+) -> Resource:
+    try:
+        return create(
+            session,
+            kind=ResourceKind.INSTANCE,
+            resource_id=instance_id,
+            account_id=caller.account_id,
+            name=request.hostname,
+            location_id=request.location_id,
+            operation_id=operation_id,
+        )
+    except IntegrityError as err:
+        raise Invalid.field("hostname", HOSTNAME_TAKEN) from err
+
+
+def _insert_instance(
+    session: Session,
+    caller: Caller,
+    request: InstanceCreate,
+    order: Order,
+    instance_id: UUID,
+    operation_id: UUID,
+    node_id: UUID,
+) -> Instance:
+    password = put_secret(session, PASSWORD_PURPOSE, hash_password(request.password))
+    user_data = (
+        put_secret(session, USER_DATA_PURPOSE, request.user_data)
+        if request.user_data is not None
+        else None
+    )
+    session.flush()
+    instance = Instance(
+        instance_id=instance_id,
+        account_id=caller.account_id,
+        location_id=request.location_id,
+        tier_id=order.tier.tier_id,
+        template_id=order.template.template_id,
+        image_id=order.image.image_id,
+        node_id=node_id,
+        hostname=request.hostname,
+        username=request.username,
+        vcpus=request.cpu,
+        cpu_mode=order.cpu_mode,
+        memory_mib=request.memory * 1024,
+        storage_gib=request.storage,
+        desired_state=DesiredState.RUNNING,
+        observed_state=ObservedState.ABSENT,
+        password_secret_id=password,
+        user_data_secret_id=user_data,
+        monthly_minor=total_monthly_minor(order.items),
+        currency=caller.currency,
+        create_operation_id=operation_id,
+    )
+    session.add(instance)
+    session.flush()
+    session.add_all(
+        InstanceSshKey(instance_id=instance_id, ssh_key_id=key.ssh_key_id, position=position)
+        for position, key in enumerate(order.ssh_keys)
+    )
+    session.flush()
+    return instance

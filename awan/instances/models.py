@@ -1,0 +1,98 @@
+"""Instances: what is wanted, what is seen, and what is happening, in three columns."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from sqlalchemy import ForeignKey, Index, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from awan.kit.database import Base, one_of
+
+
+class DesiredState(StrEnum):
+    """What the owner wants."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    DELETED = "deleted"
+
+
+class ObservedState(StrEnum):
+    """What was last seen of the instance."""
+
+    ABSENT = "absent"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    ERROR = "error"
+    DELETED = "deleted"
+
+
+class CpuMode(StrEnum):
+    """Shared CPUs are over-committed with a weight; dedicated ones are pinned."""
+
+    SHARED = "shared"
+    DEDICATED = "dedicated"
+
+
+class Instance(Base):
+    """A virtual machine; its uuid is the resource's. Memory in MiB, storage in GiB.
+
+    `status` as the API shows it is computed from desired state, observed state and the active operation.
+    """
+
+    __tablename__ = "instance"
+    __table_args__ = (
+        one_of("desired_state", DesiredState),
+        one_of("observed_state", ObservedState),
+        one_of("cpu_mode", CpuMode),
+        Index(None, "account_id", "observed_state"),
+        Index(None, "node_id"),
+        Index(None, "image_id"),
+    )
+
+    instance_id: Mapped[UUID] = mapped_column(ForeignKey("resource.resource_id"), primary_key=True)
+    account_id: Mapped[UUID] = mapped_column(ForeignKey("account.account_id"))
+    location_id: Mapped[int] = mapped_column(ForeignKey("location.location_id"))
+    tier_id: Mapped[int] = mapped_column(ForeignKey("tier.tier_id"))
+    template_id: Mapped[int] = mapped_column(ForeignKey("template.template_id"))
+    image_id: Mapped[UUID] = mapped_column(ForeignKey("template_image.image_id"))
+    node_id: Mapped[UUID | None] = mapped_column(ForeignKey("node.node_id"))
+    hostname: Mapped[str]
+    username: Mapped[str]
+    vcpus: Mapped[int]
+    cpu_mode: Mapped[str]
+    memory_mib: Mapped[int]
+    storage_gib: Mapped[int]
+    desired_state: Mapped[str]
+    observed_state: Mapped[str] = mapped_column(server_default="absent")
+    status_reason: Mapped[str | None]
+    password_secret_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("secret.secret_id", ondelete="SET NULL")
+    )
+    user_data_secret_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("secret.secret_id", ondelete="SET NULL")
+    )
+    seed_generation: Mapped[int] = mapped_column(server_default="1")
+    monthly_minor: Mapped[int] = mapped_column(server_default="0")
+    currency: Mapped[str]
+    create_operation_id: Mapped[UUID]
+    holds_quota: Mapped[bool] = mapped_column(server_default=text("true"))
+    stop_is_forced: Mapped[bool] = mapped_column(server_default=text("false"))
+    releases_ips: Mapped[bool] = mapped_column(server_default=text("false"))
+    ready_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    updated_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    deleted_at: Mapped[datetime | None]
+
+
+class InstanceSshKey(Base):
+    """A key that was installed at creation; kept as it was, also when the credential is deleted."""
+
+    __tablename__ = "instance_ssh_key"
+
+    instance_id: Mapped[UUID] = mapped_column(ForeignKey("instance.instance_id"), primary_key=True)
+    ssh_key_id: Mapped[int] = mapped_column(ForeignKey("ssh_key.ssh_key_id"), primary_key=True)
+    position: Mapped[int]

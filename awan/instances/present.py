@@ -1,0 +1,142 @@
+"""Instances as the API shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from awan.credentials import SshKey
+from awan.instances.rules import display_memory, display_storage, display_time, status_of
+from awan.instances.schemas import (
+    CostDetail,
+    CostItem,
+    InstalledKey,
+    InstanceDetail,
+    InstanceRow,
+    LocationDetail,
+    PublicNetworkDetail,
+    TemplateDetail,
+    TierDetail,
+)
+from awan.instances.service import InstanceView, installed_keys
+from awan.kit.http import OperationView
+from awan.kit.money import display_hourly, u720_to_minor
+from awan.ledger import locked_prices
+from awan.networks import Address, public_addresses
+from awan.operations import summary
+from awan.settings import get_settings
+
+
+def show_rows(session: Session, views: Sequence[InstanceView]) -> list[InstanceRow]:
+    """The rows of a list, their addresses read in one query."""
+    addresses = public_addresses(session, [view.instance.instance_id for view in views])
+    return [
+        InstanceRow(**_row(view, addresses.get(view.instance.instance_id, []))) for view in views
+    ]
+
+
+def show_detail(session: Session, view: InstanceView) -> InstanceDetail:
+    """One instance, whole."""
+    instance = view.instance
+    addresses = public_addresses(session, [instance.instance_id]).get(instance.instance_id, [])
+    return InstanceDetail(
+        **_row(view, addresses),
+        username=instance.username,
+        cpu_type=instance.cpu_mode,
+        status_reason=instance.status_reason,
+        lock=view.operation.kind if view.operation is not None else None,
+        location_detail=LocationDetail(
+            id=view.location.location_id, name=view.location.name, code=view.location.code
+        ),
+        tier_detail=TierDetail(
+            id=view.tier.tier_id, name=view.tier.name, cpu_model=view.tier.cpu_model
+        ),
+        template_detail=TemplateDetail(
+            id=view.template.template_id,
+            name=view.template.name,
+            version=view.template.version,
+            os_family=view.template.family,
+        ),
+        cost_detail=_cost(session, view),
+        public_network=_public_network(addresses),
+        ssh_keys=[show_key(key) for key in installed_keys(session, instance.instance_id)],
+        labels=view.resource.labels,
+        ready_at=instance.ready_at,
+        updated_at=instance.updated_at,
+    )
+
+
+def show_key(key: SshKey) -> InstalledKey:
+    """An installed key."""
+    return InstalledKey(
+        id=key.ssh_key_id,
+        title=key.title,
+        fingerprint=key.fingerprint,
+        deleted=key.deleted_at is not None,
+    )
+
+
+def _row(view: InstanceView, addresses: Sequence[Address]) -> dict[str, Any]:
+    instance, operation = view.instance, view.operation
+    state = status_of(
+        instance.desired_state,
+        instance.observed_state,
+        operation.kind if operation is not None else None,
+    )
+    four = next((address for address in addresses if address.family == 4), None)
+    return {
+        "uuid": instance.instance_id,
+        "hostname": instance.hostname,
+        "ip_address": str(four.inet) if four is not None else None,
+        "cpu": instance.vcpus,
+        "memory": display_memory(instance.memory_mib),
+        "memory_mib": instance.memory_mib,
+        "storage": display_storage(instance.storage_gib),
+        "storage_gib": instance.storage_gib,
+        "status": state.title(),
+        "state": state,
+        "location": view.location.name,
+        "tier": view.tier.name,
+        "price_per_hour": u720_to_minor(instance.monthly_minor),
+        "estimated_monthly_cost": instance.monthly_minor,
+        "cost": None,
+        "operation_flag": 1 if operation is not None else 0,
+        "active_operation": OperationView(**summary(operation)) if operation is not None else None,
+        "created_at": display_time(view.resource.created_at, get_settings().display_timezone),
+        "created_at_iso": view.resource.created_at,
+    }
+
+
+def _cost(session: Session, view: InstanceView) -> CostDetail:
+    instance = view.instance
+    return CostDetail(
+        currency=instance.currency,
+        per_hour=display_hourly(instance.monthly_minor, instance.currency),
+        per_month=instance.monthly_minor,
+        items=[
+            CostItem(
+                component=price.component,
+                quantity=price.quantity,
+                price_per_month=price.monthly_minor * price.quantity,
+                price_per_hour=display_hourly(
+                    price.monthly_minor * price.quantity, instance.currency
+                ),
+            )
+            for price in locked_prices(session, instance.instance_id)
+        ],
+    )
+
+
+def _public_network(addresses: Sequence[Address]) -> PublicNetworkDetail | None:
+    four = next((address for address in addresses if address.family == 4), None)
+    six = next((address for address in addresses if address.family == 6), None)
+    if four is None:
+        return None
+    assert four.resource_id is not None
+    return PublicNetworkDetail(
+        uuid=four.resource_id,
+        ip_address=str(four.inet),
+        ipv6_address=str(six.inet) if six is not None else None,
+    )

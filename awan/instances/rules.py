@@ -1,0 +1,136 @@
+"""Validation and arithmetic of instances. Pure."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+from awan.instances.models import DesiredState, ObservedState
+
+HOSTNAME_MAX = 64
+"""Linux's HOST_NAME_MAX."""
+LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+USERNAME = re.compile(r"[a-z_][a-z0-9_-]{0,29}")
+RESERVED_USERNAMES = frozenset(
+    {
+        "daemon",
+        "bin",
+        "sys",
+        "sync",
+        "games",
+        "man",
+        "lp",
+        "mail",
+        "news",
+        "uucp",
+        "proxy",
+        "www-data",
+        "backup",
+    }
+    | {"list", "irc", "gnats", "nobody", "sshd", "messagebus", "_apt"}
+)
+PASSWORD_MIN, PASSWORD_MAX = 8, 64
+MEMORY_GIB_PLAUSIBLE = 1024
+SSH_KEYS_MAX = 10
+
+STATUS_OF_OPERATION = {
+    "instance.create": "provisioning",
+    "instance.delete": "terminating",
+    "instance.start": "starting",
+    "instance.stop": "stopping",
+    "instance.restart": "restarting",
+}
+STATUSES = (
+    "provisioning",
+    "running",
+    "stopped",
+    "starting",
+    "stopping",
+    "restarting",
+    "terminating",
+    "error",
+)
+
+
+def check_hostname(text: str) -> str:
+    """The host name in lower case. Raises: ValueError. Source: RFC 1123 section 2.1."""
+    name = text.lower()
+    if not 1 <= len(name) <= HOSTNAME_MAX:
+        raise ValueError(f"The hostname must have 1 to {HOSTNAME_MAX} characters.")
+    if not all(LABEL.fullmatch(label) for label in name.split(".")):
+        raise ValueError(
+            "The hostname may hold letters, digits and hyphens in labels joined by dots;"
+            " a label neither begins nor ends with a hyphen."
+        )
+    if name.replace(".", "").isdigit():
+        raise ValueError("The hostname must not be a number.")
+    return name
+
+
+def check_username(text: str) -> str:
+    """A Linux login name that is not a system account's. Raises: ValueError. Source: useradd(8)."""
+    if not USERNAME.fullmatch(text):
+        raise ValueError(
+            "The username begins with a lower-case letter or underscore, followed by up to 29 lower-case letters,"
+            " digits, hyphens or underscores."
+        )
+    if text in RESERVED_USERNAMES or text.startswith("systemd-"):
+        raise ValueError("The username belongs to the system.")
+    return text
+
+
+def check_password(password: str, *, username: str, hostname: str) -> list[str]:
+    """What is wrong with a password, as sentences; empty when it is fine.
+
+    The colon separates fields in chpasswd(8)'s input, so it cannot be part of a password.
+    """
+    problems = []
+    if not PASSWORD_MIN <= len(password) <= PASSWORD_MAX:
+        problems.append(f"The password must have {PASSWORD_MIN} to {PASSWORD_MAX} characters.")
+    if any(not 0x20 <= ord(character) < 0x7F or character == ":" for character in password):
+        problems.append("The password may hold printable ASCII characters except the colon.")
+    if not (
+        re.search(r"[a-z]", password)
+        and re.search(r"[A-Z]", password)
+        and re.search(r"[0-9]", password)
+    ):
+        problems.append("The password needs a lower-case letter, an upper-case letter and a digit.")
+    if password.lower() in {username.lower(), hostname.lower()}:
+        problems.append("The password must differ from username and hostname.")
+    return problems
+
+
+def status_of(desired: str, observed: str, operation_kind: str | None) -> str:
+    """The status that the API shows (lower case), from what is wanted, what is seen and what is running."""
+    if operation_kind in STATUS_OF_OPERATION:
+        return STATUS_OF_OPERATION[operation_kind]
+    if observed == ObservedState.RUNNING:
+        return "running"
+    if observed == ObservedState.STOPPED:
+        return "stopped"
+    if desired == DesiredState.DELETED and observed == ObservedState.DELETED:
+        return "terminated"
+    return "error"
+
+
+def display_memory(memory_mib: int) -> str:
+    """`2048` -> `"2 GB"`, as the API has always shown it."""
+    gib = memory_mib / 1024
+    return f"{gib:g} GB"
+
+
+def display_storage(storage_gib: int) -> str:
+    """`30` -> `"30GB"`, as the API has always shown it."""
+    return f"{storage_gib}GB"
+
+
+def display_time(moment: datetime, zone: str) -> str:
+    """`"25 January 2024, 14:43"` in the given zone."""
+    local = moment.astimezone(ZoneInfo(zone))
+    return f"{local.day} {local:%B %Y, %H:%M}"
+
+
+def cpu_shares(vcpus: int) -> int:
+    """The relative weight of an instance with shared CPUs. Source: libvirt's cpu_tune, shares 2 to 262144."""
+    return min(262_144, 1024 * vcpus)

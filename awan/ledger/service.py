@@ -1,0 +1,103 @@
+"""Locked prices and usage spans. The caller holds the transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from awan.catalogue import PricedItem
+from awan.ledger.models import LockedPrice, UsageSpan
+
+
+def lock_prices(session: Session, resource_id: UUID, items: Iterable[PricedItem]) -> None:
+    """Remembers at which prices the resource was sold; later changes of the catalogue do not touch it."""
+    for item in items:
+        values = {
+            "price_id": item.tag.price_id,
+            "currency": item.tag.currency,
+            "monthly_minor": item.tag.monthly_minor,
+            "quantity": item.quantity,
+        }
+        session.execute(
+            insert(LockedPrice)
+            .values(resource_id=resource_id, component=item.tag.component, **values)
+            .on_conflict_do_update(index_elements=["resource_id", "component"], set_=values)
+        )
+
+
+def locked_prices(session: Session, resource_id: UUID) -> Sequence[LockedPrice]:
+    """The prices a resource was sold at, by component."""
+    return session.scalars(
+        select(LockedPrice)
+        .where(LockedPrice.resource_id == resource_id)
+        .order_by(LockedPrice.component)
+    ).all()
+
+
+def monthly_prices(session: Session, resource_ids: Sequence[UUID]) -> dict[UUID, tuple[int, str]]:
+    """Resource id -> what it costs a month in minor units, and the currency, in one query."""
+    rows = session.execute(
+        select(
+            LockedPrice.resource_id,
+            func.sum(LockedPrice.monthly_minor * LockedPrice.quantity),
+            func.min(LockedPrice.currency),
+        )
+        .where(LockedPrice.resource_id.in_(resource_ids))
+        .group_by(LockedPrice.resource_id)
+    )
+    return {resource_id: (int(minor), currency) for resource_id, minor, currency in rows}
+
+
+def open_spans(
+    session: Session,
+    *,
+    account_id: UUID,
+    resource_id: UUID,
+    at: datetime,
+    operation_id: UUID | None,
+    actor: str,
+) -> None:
+    """Opens a usage span for each locked price of the resource. Spans that are open already stay as they are."""
+    for price in locked_prices(session, resource_id):
+        session.execute(
+            insert(UsageSpan)
+            .values(
+                account_id=account_id,
+                resource_id=resource_id,
+                component=price.component,
+                quantity=price.quantity,
+                price_id=price.price_id,
+                currency=price.currency,
+                monthly_minor=price.monthly_minor,
+                opened_at=at,
+                opened_by_operation_id=operation_id,
+                actor=actor,
+            )
+            .on_conflict_do_nothing(
+                index_elements=["resource_id", "component"],
+                index_where=UsageSpan.closed_at.is_(None),
+            )
+        )
+
+
+def close_spans(
+    session: Session, resource_id: UUID, *, at: datetime, operation_id: UUID | None
+) -> None:
+    """Closes the open spans of the resource. None open: no effect."""
+    session.execute(
+        update(UsageSpan)
+        .where(UsageSpan.resource_id == resource_id, UsageSpan.closed_at.is_(None))
+        .values(closed_at=at, closed_by_operation_id=operation_id)
+    )
+
+
+def spans_of(session: Session, resource_id: UUID) -> Sequence[UsageSpan]:
+    """All spans of a resource, oldest first."""
+    return session.scalars(
+        select(UsageSpan).where(UsageSpan.resource_id == resource_id).order_by(UsageSpan.span_id)
+    ).all()

@@ -1,0 +1,26 @@
+"""Networks: address pools, public addresses, and the network cards of instances."""
+
+from awan.networks.models import Address, Nic
+from awan.networks.service import (
+    allocate,
+    bill_address,
+    create_public_nic,
+    find_owned_address,
+    nics_of,
+    port_specs,
+    public_addresses,
+    release_nics,
+)
+
+__all__ = [
+    "Address",
+    "Nic",
+    "allocate",
+    "bill_address",
+    "create_public_nic",
+    "find_owned_address",
+    "nics_of",
+    "port_specs",
+    "public_addresses",
+    "release_nics",
+]

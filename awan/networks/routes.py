@@ -1,0 +1,133 @@
+"""`/networks/public`: operations 57, 58, 59 and 62 of the public API; `/admin/pools` for the operator."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from fastapi import APIRouter, Depends
+from sqlalchemy import RowMapping
+from sqlalchemy.orm import Session
+
+from awan.accounts import Caller, authenticated, idempotent, operator, replay
+from awan.catalogue import check_location
+from awan.kit.database import transaction
+from awan.kit.http import Answer, Envelope, PathId, Request, answer, form_body, query_of
+from awan.kit.pagination import PageRequest, paged
+from awan.ledger import monthly_prices
+from awan.networks import service
+from awan.networks.models import Pool
+from awan.networks.schemas import (
+    AddressOption,
+    LocationQuery,
+    PageQuery,
+    PoolCreate,
+    PoolView,
+    PublicAddressPage,
+    PublicAddressView,
+)
+
+router = APIRouter(prefix="/networks/public", tags=["Networks"])
+admin_router = APIRouter(prefix="/pools")
+
+
+@router.get("/options", response_model=Envelope[list[AddressOption]])
+def list_public_network_options(
+    caller: Caller = Depends(authenticated("read")),
+    query: LocationQuery = Depends(query_of(LocationQuery)),
+) -> Answer:
+    """Get free public network options."""
+    with transaction() as session:
+        check_location(session, query.location_id)
+        free = service.free_addresses(session, caller.account_id, query.location_id)
+    return answer(
+        "Public Network Options",
+        [AddressOption(uuid=row.resource_id, ip_address=str(row.inet)) for row in free],
+    )
+
+
+@router.get("", response_model=Envelope[PublicAddressPage])
+def list_public_networks(
+    caller: Caller = Depends(authenticated("read")),
+    query: PageQuery = Depends(query_of(PageQuery)),
+) -> Answer:
+    """Get public network."""
+    page = PageRequest(query.page, query.limit)
+    with transaction() as session:
+        rows, total = service.list_addresses(session, caller.account_id, page)
+        views = _views(session, rows)
+    return answer("Public Network", paged(views, page, total))
+
+
+@router.post("", status_code=201, response_model=Envelope[PublicAddressView])
+def create_public_network(
+    request: Request,
+    caller: Caller = Depends(authenticated("write")),
+    body: LocationQuery = Depends(form_body(LocationQuery)),
+) -> Answer:
+    """Create public network: an address that is yours, and billed, until you remove it."""
+    with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            return replay(call.earlier, _view(session, caller, UUID(call.earlier.resource_id)))
+        check_location(session, body.location_id)
+        address = service.allocate(session, caller, body.location_id)
+        assert address.resource_id is not None
+        data = _view(session, caller, address.resource_id)
+        return call.keep(
+            answer("Public Network successfully created", data, status=201), address.resource_id
+        )
+
+
+@router.delete("/{ip_uuid}", response_model=Envelope[PublicAddressView])
+def delete_public_network(
+    ip_uuid: UUID, caller: Caller = Depends(authenticated("delete"))
+) -> Answer:
+    """Delete public network. It rests before another account can get it."""
+    with transaction() as session:
+        data = _view(session, caller, ip_uuid)
+        service.release_address(session, caller, ip_uuid)
+    return answer(
+        "Public Network successfully removed", data.model_copy(update={"status": "releasing"})
+    )
+
+
+def _view(session: Session, caller: Caller, resource_id: UUID) -> PublicAddressView:
+    row = service.get_owned_row(session, caller.account_id, resource_id)
+    return _views(session, [row])[0]
+
+
+def _views(session: Session, rows: list[RowMapping]) -> list[PublicAddressView]:
+    prices = monthly_prices(session, [row["Address"].resource_id for row in rows])
+    return [PublicAddressView.of(row, prices[row["Address"].resource_id]) for row in rows]
+
+
+@admin_router.post("", status_code=201, response_model=Envelope[PoolView])
+def create_pool(
+    caller: Caller = Depends(operator("write")), body: PoolCreate = Depends(form_body(PoolCreate))
+) -> Answer:
+    """Add a public prefix to a location."""
+    with transaction() as session:
+        pool = service.create_pool(session, caller, **body.model_dump())
+        view = _pool(session, pool)
+    return answer("Pool created", view, status=201)
+
+
+@admin_router.get("", response_model=Envelope[list[PoolView]])
+def list_pools(caller: Caller = Depends(operator("read"))) -> Answer:
+    """List public prefixes and what of them is in use."""
+    with transaction() as session:
+        pools = [PoolView.of(pool, counts) for pool, counts in service.list_pools(session)]
+    return answer("Pools", pools)
+
+
+@admin_router.delete("/{pool_id}", response_model=Envelope[None])
+def delete_pool(pool_id: PathId, caller: Caller = Depends(operator("write"))) -> Answer:
+    """Remove a prefix of which no customer has an address."""
+    with transaction() as session:
+        service.delete_pool(session, caller, pool_id)
+    return answer("Pool removed", None)
+
+
+def _pool(session: Session, wanted: Pool) -> PoolView:
+    found = {pool.pool_id: counts for pool, counts in service.list_pools(session)}
+    return PoolView.of(wanted, found.get(wanted.pool_id, {}))

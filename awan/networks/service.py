@@ -1,0 +1,519 @@
+"""Verbs of addresses, pools and network cards. The caller holds the transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import RowMapping, and_, delete, func, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from awan.accounts import Caller, quotas
+from awan.catalogue import Component, PricedItem
+from awan.catalogue.models import Location
+from awan.catalogue.service import all_current_prices, check_location
+from awan.engines.fabric import PortSpec, PublicNetworkSpec
+from awan.errors import Conflict, Invalid, NoCapacity, NotFound
+from awan.events import record
+from awan.kit.clock import now
+from awan.kit.ids import derived_id, derived_mac, new_id
+from awan.kit.pagination import PageRequest
+from awan.ledger import close_spans, lock_prices, open_spans
+from awan.networks.models import Address, AddressState, Nic, NicRole, Pool
+from awan.networks.rules import ipv6_of, parse_pool, switch_name, usable_addresses
+from awan.resources import ResourceKind, create, retire
+from awan.resources.models import Resource
+from awan.settings import get_settings
+
+NO_ADDRESS = "The location has no free public address at the moment."
+
+
+def create_pool(
+    session: Session,
+    caller: Caller,
+    *,
+    location_id: int,
+    cidr: str,
+    gateway: str,
+    physical_network: str,
+    vlan: int | None,
+    dns_servers: Sequence[str],
+    reserved: Sequence[str],
+) -> Pool:
+    """A public prefix; for IPv4 a row for every address that may be sold.
+
+    Raises: Invalid (prefix, gateway, dns), Conflict when it overlaps a pool of any location.
+    """
+    location = check_location(session, location_id)
+    try:
+        network, router = parse_pool(cidr, gateway)
+    except ValueError as err:
+        raise Invalid.field("cidr", str(err)) from err
+    try:
+        servers = [ip_address(server) for server in dns_servers]
+        excluded = [IPv4Address(address) for address in reserved]
+    except ValueError as err:
+        raise Invalid.field(
+            "dns_servers", "Servers and reserved addresses must be IP addresses."
+        ) from err
+    for pool in session.scalars(select(Pool)):
+        if pool.family == network.version and pool.cidr.overlaps(network):
+            raise Conflict(f"The prefix overlaps the pool {pool.cidr}.")
+    pool = Pool(
+        location_id=location.location_id,
+        family=network.version,
+        cidr=network,
+        gateway=router,
+        physical_network=physical_network,
+        vlan=vlan,
+        dns_servers=servers,
+    )
+    session.add(pool)
+    try:
+        session.flush()
+    except IntegrityError as err:
+        raise Conflict("The location has this pool already.") from err
+    if isinstance(network, IPv4Network):
+        assert isinstance(router, IPv4Address)
+        session.add_all(
+            Address(address_id=new_id(), pool_id=pool.pool_id, family=4, inet=address)
+            for address in usable_addresses(network, router, excluded)
+        )
+    record(
+        session,
+        kind="pool.created",
+        actor=caller.actor,
+        account_id=None,
+        data={"cidr": cidr, "pool": pool.pool_id},
+    )
+    session.flush()
+    return pool
+
+
+def list_pools(session: Session) -> list[tuple[Pool, dict[str, int]]]:
+    """Pools by id, each with its number of addresses by state."""
+    counts: dict[int, dict[str, int]] = {}
+    for pool_id, state, number in session.execute(
+        select(Address.pool_id, Address.state, func.count()).group_by(
+            Address.pool_id, Address.state
+        )
+    ):
+        counts.setdefault(pool_id, {})[state] = number
+    pools = session.scalars(select(Pool).order_by(Pool.pool_id)).all()
+    return [(pool, counts.get(pool.pool_id, {})) for pool in pools]
+
+
+def network_spec(session: Session, pool_id: int) -> PublicNetworkSpec:
+    """The logical switch of an IPv4 pool, with the location's IPv6 pool on the same provider network beside it."""
+    pool = session.get(Pool, pool_id)
+    if pool is None or not isinstance(pool.cidr, IPv4Network):
+        raise NotFound("Pool not found.")
+    assert isinstance(pool.gateway, IPv4Address)
+    six = _ipv6_pool(session, pool)
+    assert six is None or (
+        isinstance(six.cidr, IPv6Network) and isinstance(six.gateway, IPv6Address)
+    )
+    return PublicNetworkSpec(
+        switch=switch_name(pool.pool_id),
+        physical_network=pool.physical_network,
+        vlan=pool.vlan,
+        ipv4_cidr=pool.cidr,
+        ipv4_gateway=pool.gateway,
+        ipv6_cidr=six.cidr if six is not None else None,  # type: ignore[arg-type]
+        ipv6_gateway=six.gateway if six is not None else None,  # type: ignore[arg-type]
+        dns_servers=(*pool.dns_servers, *(six.dns_servers if six is not None else ())),
+    )
+
+
+def _ipv6_pool(session: Session, pool: Pool) -> Pool | None:
+    return session.scalars(
+        select(Pool)
+        .where(
+            Pool.location_id == pool.location_id,
+            Pool.family == 6,
+            Pool.is_enabled,
+            Pool.physical_network == pool.physical_network,
+            Pool.vlan.is_not_distinct_from(pool.vlan),
+        )
+        .order_by(Pool.pool_id)
+        .limit(1)
+    ).first()
+
+
+def allocate(
+    session: Session, caller: Caller, location_id: int, *, operation_id: UUID | None = None
+) -> Address:
+    """Takes an address for the account: free to use, priced, and (unless part of an instance's creation) billed.
+
+    An address that the account released itself may come back to it; others wait until its quarantine is over.
+    Raises: QuotaExceeded, NoCapacity.
+    """
+    quotas.take(session, caller.account_id, public_ips=1)
+    address = session.scalars(
+        select(Address)
+        .join(Pool)
+        .where(
+            Pool.location_id == location_id,
+            Pool.family == 4,
+            Pool.is_enabled,
+            _takeable(caller.account_id),
+        )
+        .order_by(Address.state, Address.inet)
+        .limit(1)
+        .with_for_update(skip_locked=True, of=Address)
+    ).first()
+    if address is None:
+        raise NoCapacity(
+            NO_ADDRESS,
+            detail=f"location {location_id}: no takeable address in any enabled IPv4 pool",
+        )
+    resource_id = new_id()
+    create(
+        session,
+        kind=ResourceKind.PUBLIC_IP,
+        resource_id=resource_id,
+        account_id=caller.account_id,
+        name=str(address.inet),
+        location_id=location_id,
+        operation_id=operation_id,
+    )
+    session.flush()
+    address.state = AddressState.FREE
+    address.account_id = caller.account_id
+    address.resource_id = resource_id
+    address.operation_id = operation_id
+    address.previous_account_id = None
+    address.quarantined_until = None
+    address.allocated_at = now()
+    lock_prices(
+        session, resource_id, [PricedItem(_ip_price(session, caller.currency, location_id), 1)]
+    )
+    if operation_id is None:
+        bill_address(session, address, actor=caller.actor, operation_id=None)
+    record(
+        session,
+        kind="public_ip.allocated",
+        actor=caller.actor,
+        account_id=caller.account_id,
+        resource_id=resource_id,
+        operation_id=operation_id,
+        data={"ip_address": str(address.inet)},
+    )
+    session.flush()
+    return address
+
+
+def _takeable(account_id: UUID) -> Any:
+    rested = and_(
+        Address.state == AddressState.QUARANTINE,
+        or_(Address.quarantined_until <= func.now(), Address.previous_account_id == account_id),
+    )
+    return or_(Address.state == AddressState.AVAILABLE, rested)
+
+
+def _ip_price(session: Session, currency: str, location_id: int) -> Any:
+    """An address costs what it costs in the location's first tier that prices it. Raises: Invalid when none does."""
+    from awan.catalogue.models import TierLocation
+
+    offered = set(
+        session.scalars(select(TierLocation.tier_id).where(TierLocation.location_id == location_id))
+    )
+    for tier_id, prices in sorted(all_current_prices(session, currency).items()):
+        if tier_id in offered and Component.PUBLIC_IP in prices:
+            return prices[Component.PUBLIC_IP]
+    raise Invalid.field("location_id", "Public addresses are not sold in this location.")
+
+
+def bill_address(
+    session: Session, address: Address, *, actor: str, operation_id: UUID | None
+) -> None:
+    """From now on the address is billed. Billed already: no effect."""
+    assert address.account_id is not None
+    assert address.resource_id is not None
+    open_spans(
+        session,
+        account_id=address.account_id,
+        resource_id=address.resource_id,
+        at=now(),
+        operation_id=operation_id,
+        actor=actor,
+    )
+
+
+def find_owned_address(
+    session: Session, account_id: UUID, resource_id: UUID, *, location_id: int | None = None
+) -> Address | None:
+    """The account's address with this public uuid, its row locked; None when absent, foreign or elsewhere."""
+    query = (
+        select(Address)
+        .join(Pool)
+        .where(Address.resource_id == resource_id, Address.account_id == account_id)
+        .with_for_update(of=Address)
+    )
+    if location_id is not None:
+        query = query.where(Pool.location_id == location_id)
+    return session.scalars(query).first()
+
+
+def release_address(session: Session, caller: Caller, resource_id: UUID) -> Address:
+    """Gives a free address back to the pool, by way of quarantine. Raises: NotFound, Conflict while attached."""
+    address = find_owned_address(session, caller.account_id, resource_id)
+    if address is None:
+        raise NotFound("Public network not found.")
+    if address.state != AddressState.FREE:
+        raise Conflict("The address is attached to an instance; detach it first.")
+    _give_back(session, address, actor=caller.actor, operation_id=None)
+    return address
+
+
+def _give_back(
+    session: Session, address: Address, *, actor: str, operation_id: UUID | None
+) -> None:
+    account_id, resource_id = address.account_id, address.resource_id
+    assert account_id is not None
+    assert resource_id is not None
+    close_spans(session, resource_id, at=now(), operation_id=operation_id)
+    retire(session, resource_id)
+    quotas.give_back(session, account_id, public_ips=1)
+    address.state = AddressState.QUARANTINE
+    address.previous_account_id = account_id
+    address.quarantined_until = now() + timedelta(seconds=get_settings().address_quarantine_s)
+    address.account_id = address.resource_id = address.nic_id = address.operation_id = None
+    record(
+        session,
+        kind="public_ip.released",
+        actor=actor,
+        account_id=account_id,
+        resource_id=resource_id,
+        operation_id=operation_id,
+        data={"ip_address": str(address.inet)},
+    )
+    session.flush()
+
+
+def create_public_nic(
+    session: Session, *, instance_id: UUID, address: Address, operation_id: UUID
+) -> Nic:
+    """A card on the address's network; it also gets an IPv6 address where the location has a prefix.
+
+    Raises: Invalid when the address is in use.
+    """
+    if address.state != AddressState.FREE:
+        raise Invalid.field("public_network", "The selected public network is in use.")
+    assert address.account_id is not None
+    pool = session.get_one(Pool, address.pool_id)
+    nic = Nic(
+        nic_id=derived_id(operation_id, "nic:public"),
+        instance_id=instance_id,
+        account_id=address.account_id,
+        location_id=pool.location_id,
+        role=NicRole.PUBLIC,
+        mac=derived_mac(derived_id(operation_id, "nic:public")),
+        operation_id=operation_id,
+    )
+    session.add(nic)
+    session.flush()
+    address.state = AddressState.ATTACHED
+    address.nic_id = nic.nic_id
+    six = _ipv6_pool(session, pool)
+    if six is not None:
+        assert isinstance(six.cidr, IPv6Network)
+        session.add(
+            Address(
+                address_id=derived_id(nic.nic_id, "ipv6"),
+                pool_id=six.pool_id,
+                family=6,
+                inet=ipv6_of(six.cidr, nic.nic_id),
+                state=AddressState.ATTACHED,
+                account_id=address.account_id,
+                nic_id=nic.nic_id,
+                operation_id=operation_id,
+                allocated_at=now(),
+            )
+        )
+    session.flush()
+    return nic
+
+
+def release_nics(
+    session: Session,
+    instance_id: UUID,
+    *,
+    release_ips: bool,
+    made_by: UUID | None,
+    actor: str,
+    operation_id: UUID,
+) -> None:
+    """Ends the cards of an instance. Its IPv4 addresses stay the owner's unless they go too.
+
+    An address goes when `release_ips`, or when the operation `made_by` allocated it (a creation that failed).
+    """
+    for nic in session.scalars(
+        select(Nic).where(Nic.instance_id == instance_id, Nic.deleted_at.is_(None))
+    ):
+        addresses = session.scalars(
+            select(Address).where(Address.nic_id == nic.nic_id).with_for_update()
+        ).all()
+        for address in addresses:
+            if address.family == 6:
+                session.delete(address)
+                continue
+            address.state, address.nic_id = AddressState.FREE, None
+            if release_ips or (made_by is not None and address.operation_id == made_by):
+                _give_back(session, address, actor=actor, operation_id=operation_id)
+            else:
+                bill_address(session, address, actor=actor, operation_id=operation_id)
+        nic.deleted_at = now()
+    session.flush()
+
+
+def nics_of(session: Session, instance_id: UUID) -> Sequence[Nic]:
+    """The live cards of an instance."""
+    return session.scalars(
+        select(Nic)
+        .where(Nic.instance_id == instance_id, Nic.deleted_at.is_(None))
+        .order_by(Nic.created_at)
+    ).all()
+
+
+def port_specs(
+    session: Session, instance_id: UUID, *, hostname: str, operation_id: UUID
+) -> list[tuple[PublicNetworkSpec, PortSpec]]:
+    """The ports that the fabric must have for an instance, each with the network it is on."""
+    specs = []
+    for nic in nics_of(session, instance_id):
+        four, six = _addresses(session, nic.nic_id)
+        assert four is not None
+        specs.append(
+            (
+                network_spec(session, four.pool_id),
+                PortSpec(
+                    port_id=nic.nic_id,
+                    switch=switch_name(four.pool_id),
+                    mac=nic.mac,
+                    ipv4=four.inet if isinstance(four.inet, IPv4Address) else None,
+                    ipv6=six.inet
+                    if six is not None and isinstance(six.inet, IPv6Address)
+                    else None,
+                    hostname=hostname,
+                    instance_id=instance_id,
+                    account_id=nic.account_id,
+                    operation_id=operation_id,
+                ),
+            )
+        )
+    return specs
+
+
+def _addresses(session: Session, nic_id: UUID) -> tuple[Address | None, Address | None]:
+    found = {
+        row.family: row for row in session.scalars(select(Address).where(Address.nic_id == nic_id))
+    }
+    return found.get(4), found.get(6)
+
+
+def public_addresses(session: Session, instance_ids: Sequence[UUID]) -> dict[UUID, list[Address]]:
+    """Instance id -> its addresses, IPv4 first, in one query."""
+    rows = session.execute(
+        select(Nic.instance_id, Address)
+        .join(Address, Address.nic_id == Nic.nic_id)
+        .where(Nic.instance_id.in_(instance_ids), Nic.deleted_at.is_(None))
+        .order_by(Nic.instance_id, Address.family, Address.inet)
+    )
+    found: dict[UUID, list[Address]] = {}
+    for instance_id, address in rows:
+        found.setdefault(instance_id, []).append(address)
+    return found
+
+
+def list_addresses(
+    session: Session, account_id: UUID, page: PageRequest
+) -> tuple[list[RowMapping], int]:
+    """A page of the account's public IPv4 addresses with what they serve, oldest first, and the number of all."""
+    total = session.scalar(select(func.count()).select_from(_owned(account_id).subquery())) or 0
+    rows = session.execute(
+        _owned(account_id)
+        .order_by(Address.allocated_at, Address.address_id)
+        .limit(page.limit)
+        .offset(page.offset)
+    ).mappings()
+    return list(rows.all()), total
+
+
+def get_owned_row(session: Session, account_id: UUID, resource_id: UUID) -> RowMapping:
+    """One of the account's addresses in the form of `list_addresses`. Raises: NotFound."""
+    row = (
+        session.execute(_owned(account_id).where(Address.resource_id == resource_id))
+        .mappings()
+        .first()
+    )
+    if row is None:
+        raise NotFound("Public network not found.")
+    return row
+
+
+def _owned(account_id: UUID) -> Any:
+    host = select(Resource).where(Resource.resource_id == Nic.instance_id).correlate(Nic)
+    return (
+        select(
+            Address,
+            Pool,
+            Location,
+            Nic.instance_id,
+            host.with_only_columns(Resource.name).scalar_subquery().label("hostname"),
+        )
+        .join(Pool, Pool.pool_id == Address.pool_id)
+        .join(Location, Location.location_id == Pool.location_id)
+        .outerjoin(Nic, Nic.nic_id == Address.nic_id)
+        .where(Address.account_id == account_id, Address.family == 4)
+    )
+
+
+def free_addresses(session: Session, account_id: UUID, location_id: int) -> Sequence[Address]:
+    """The account's unattached addresses in a location, by address."""
+    return session.scalars(
+        select(Address)
+        .join(Pool)
+        .where(
+            Address.account_id == account_id,
+            Address.family == 4,
+            Address.state == AddressState.FREE,
+            Pool.location_id == location_id,
+        )
+        .order_by(Address.inet)
+    ).all()
+
+
+def end_quarantines(session: Session) -> int:
+    """Addresses whose quarantine is over go back to the pool; how many did."""
+    result = session.execute(
+        update(Address)
+        .where(Address.state == AddressState.QUARANTINE, Address.quarantined_until <= func.now())
+        .values(state=AddressState.AVAILABLE, previous_account_id=None, quarantined_until=None)
+    )
+    return int(result.rowcount)  # type: ignore[attr-defined]
+
+
+def delete_pool(session: Session, caller: Caller, pool_id: int) -> None:
+    """Removes a pool nobody has an address of. Raises: NotFound, Conflict."""
+    pool = session.get(Pool, pool_id, with_for_update=True)
+    if pool is None:
+        raise NotFound("Pool not found.")
+    owned = session.scalar(
+        select(func.count()).where(Address.pool_id == pool_id, Address.account_id.is_not(None))
+    )
+    if owned:
+        raise Conflict(f"{owned} addresses of the pool belong to customers.")
+    session.execute(delete(Address).where(Address.pool_id == pool_id))
+    session.delete(pool)
+    record(
+        session,
+        kind="pool.deleted",
+        actor=caller.actor,
+        account_id=None,
+        data={"cidr": str(pool.cidr)},
+    )
