@@ -1,0 +1,5 @@
+"""`python -m awan.cli` is `awan`."""
+
+from awan.cli import main
+
+main()

@@ -1,0 +1,258 @@
+"""What the engines of a location should have, read from the rows in one snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from uuid import UUID
+
+from sqlalchemy import or_, select, text
+from sqlalchemy.orm import Session
+
+from awan.catalogue.models import Location, TemplateImage
+from awan.engines.fabric import PortSpec
+from awan.engines.hypervisor import Power
+from awan.fleet.models import Node, NodeState
+from awan.instances.models import DesiredState, Instance, ObservedState
+from awan.instances.workflows import FIRST_BOOT, SCRUBBED_GENERATION, SECRET_GENERATION
+from awan.kit.ids import derived_id
+from awan.networks.models import Address, Nic
+from awan.networks.rules import switch_name
+from awan.reconcile.findings import Finding, FindingKind
+from awan.reconcile.rules import (
+    ExpectedInstance,
+    ExpectedLocation,
+    ExpectedNode,
+    ExpectedPort,
+    ExpectedVolume,
+    Unsettled,
+)
+from awan.volumes.models import NodeImage, Volume, VolumeState
+
+POWERS = {ObservedState.RUNNING: Power.RUNNING, ObservedState.STOPPED: Power.STOPPED}
+SERVING = (NodeState.ACTIVE, NodeState.CORDONED)
+
+_WAITING = text(
+    "SELECT workflow_uuid FROM dbos.workflow_status"
+    " WHERE name = :name AND status IN ('ENQUEUED', 'PENDING', 'DELAYED')"
+)
+# Every change of a thing writes an event in its own transaction. What began or ended since the first look is told
+# apart by transactions and not by clocks.
+_TOUCHED = text(
+    """
+    SELECT resource_id FROM operation
+    WHERE status IN ('queued', 'running') AND resource_id IS NOT NULL
+    UNION
+    SELECT resource_id FROM event
+    WHERE xid >= pg_snapshot_xmin(CAST(:snapshot AS pg_snapshot))
+        AND NOT pg_visible_in_snapshot(xid, CAST(:snapshot AS pg_snapshot))
+        AND resource_id IS NOT NULL
+    """
+)
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """Taken before the engines are read: from here on, whatever changes is unsettled."""
+
+    snapshot: str
+    waiting: frozenset[str]
+
+
+def look_first(session: Session) -> FirstLook:
+    """The transactions and the waits for first boots as of now."""
+    return FirstLook(
+        snapshot=str(session.scalar(text("SELECT CAST(pg_current_snapshot() AS text)"))),
+        waiting=_waiting(session),
+    )
+
+
+def _waiting(session: Session) -> frozenset[str]:
+    return frozenset(session.scalars(_WAITING, {"name": FIRST_BOOT}))
+
+
+class Expectations:
+    """Reads what should be, as the session's snapshot has it. What changed since `first` is unsettled."""
+
+    def __init__(self, session: Session, first: FirstLook) -> None:
+        self._session = session
+        self._touched = frozenset(session.scalars(_TOUCHED, {"snapshot": first.snapshot}))
+        self._waiting_now = _waiting(session)
+        self._waited = first.waiting | self._waiting_now
+
+    def of_location(self, location: Location) -> ExpectedLocation:
+        """All that the engines of the location should have."""
+        session = self._session
+        nodes = {
+            node.node_id: node
+            for node in session.scalars(
+                select(Node).where(
+                    Node.location_id == location.location_id, Node.state.in_(SERVING)
+                )
+            )
+        }
+        rows = session.scalars(
+            select(Instance).where(
+                Instance.location_id == location.location_id,
+                or_(Instance.holds_quota, Instance.instance_id.in_(self._touched)),
+            )
+        ).all()
+        settled = {row.instance_id: row for row in rows if self._is_settled(row)}
+        unsettled = [row for row in rows if row.instance_id not in settled]
+        ports = self._ports(location.location_id, settled, nodes)
+        port_ids: dict[UUID, set[UUID]] = {}
+        for port in ports:
+            port_ids.setdefault(port.spec.instance_id, set()).add(port.spec.port_id)
+        volumes = self._volumes(location.location_id, settled)
+        return ExpectedLocation(
+            code=location.code,
+            nodes=self._nodes(nodes),
+            instances=[
+                ExpectedInstance(
+                    instance_id=row.instance_id,
+                    name=row.hostname,
+                    node_id=row.node_id,
+                    power=POWERS.get(ObservedState(row.observed_state)),
+                    volumes=tuple(volumes.get(row.instance_id, ())),
+                    port_ids=frozenset(port_ids.get(row.instance_id, ())),
+                    seed_generations=self._seed_generations(row),
+                )
+                for row in settled.values()
+                if row.node_id in nodes
+            ],
+            ports=ports,
+            unsettled=self._unsettled(unsettled),
+        )
+
+    def lost_first_boots(self) -> list[Finding]:
+        """Instances whose guest nobody waits for: they would never become ready, and never be billed."""
+        rows = self._session.execute(
+            select(Instance, Location.code)
+            .join(Location, Location.location_id == Instance.location_id)
+            .where(
+                Instance.holds_quota,
+                Instance.ready_at.is_(None),
+                Instance.desired_state != DesiredState.DELETED,
+                Instance.observed_state.in_(list(POWERS)),
+            )
+        )
+        return [
+            Finding(
+                FindingKind.INSTANCE_UNWATCHED,
+                code,
+                str(row.instance_id),
+                "a workflow that waits for the guest",
+                "none",
+                f"Instance {row.hostname} ({row.instance_id}) is not ready, and no workflow waits for"
+                " its guest: it would never be billed.",
+            )
+            for row, code in rows
+            if _first_boot_id(row) not in self._waiting_now
+        ]
+
+    def _is_settled(self, row: Instance) -> bool:
+        return (
+            row.holds_quota
+            and row.desired_state != DesiredState.DELETED
+            and row.instance_id not in self._touched
+        )
+
+    def _seed_generations(self, row: Instance) -> tuple[int, ...]:
+        """While the first boot is waited for, the seed may be replaced at any moment."""
+        if _first_boot_id(row) in self._waited:
+            return (SECRET_GENERATION, SCRUBBED_GENERATION)
+        return (row.seed_generation,)
+
+    def _nodes(self, nodes: Mapping[UUID, Node]) -> dict[UUID, ExpectedNode]:
+        images: dict[UUID, set[str]] = {}
+        for node_id, sha256 in self._session.execute(
+            select(NodeImage.node_id, TemplateImage.sha256)
+            .join(TemplateImage, TemplateImage.image_id == NodeImage.image_id)
+            .where(NodeImage.node_id.in_(nodes), TemplateImage.sha256.is_not(None))
+        ):
+            images.setdefault(node_id, set()).add(str(sha256))
+        return {
+            node_id: ExpectedNode(node_id, node.name, frozenset(images.get(node_id, ())))
+            for node_id, node in nodes.items()
+        }
+
+    def _volumes(
+        self, location_id: int, settled: Mapping[UUID, Instance]
+    ) -> dict[UUID, list[ExpectedVolume]]:
+        found: dict[UUID, list[ExpectedVolume]] = {}
+        for row in self._session.scalars(
+            select(Volume).where(
+                Volume.location_id == location_id, Volume.state != VolumeState.DELETED
+            )
+        ):
+            owner = settled.get(row.instance_id) if row.instance_id is not None else None
+            if owner is not None and row.node_id == owner.node_id:
+                found.setdefault(owner.instance_id, []).append(
+                    ExpectedVolume(row.volume_id, row.size_gib)
+                )
+        return found
+
+    def _ports(
+        self, location_id: int, settled: Mapping[UUID, Instance], nodes: Mapping[UUID, Node]
+    ) -> list[ExpectedPort]:
+        addresses: dict[UUID, dict[int, Address]] = {}
+        cards: dict[UUID, Nic] = {}
+        for nic, address in self._session.execute(
+            select(Nic, Address)
+            .join(Address, Address.nic_id == Nic.nic_id)
+            .where(Nic.location_id == location_id, Nic.deleted_at.is_(None))
+            .order_by(Address.allocated_at)
+        ):
+            cards[nic.nic_id] = nic
+            # Of two addresses of a family, which is a finding of its own, the older one counts.
+            addresses.setdefault(nic.nic_id, {}).setdefault(address.family, address)
+        ports = []
+        for nic_id, nic in cards.items():
+            instance, four = settled.get(nic.instance_id), addresses[nic_id].get(4)
+            if instance is None or four is None:
+                continue
+            six = addresses[nic_id].get(6)
+            is_up = instance.observed_state == ObservedState.RUNNING
+            node = nodes.get(instance.node_id) if instance.node_id is not None else None
+            ports.append(
+                ExpectedPort(
+                    spec=PortSpec(
+                        port_id=nic_id,
+                        switch=switch_name(four.pool_id),
+                        mac=nic.mac,
+                        ipv4=four.inet if isinstance(four.inet, IPv4Address) else None,
+                        ipv6=six.inet
+                        if six is not None and isinstance(six.inet, IPv6Address)
+                        else None,
+                        hostname=instance.hostname,
+                        instance_id=instance.instance_id,
+                        account_id=nic.account_id,
+                        operation_id=instance.create_operation_id,
+                    ),
+                    owner=f"instance {instance.hostname} ({instance.instance_id})",
+                    chassis=node.ovn_system_id if node is not None and is_up else None,
+                )
+            )
+        return ports
+
+    def _unsettled(self, rows: list[Instance]) -> Unsettled:
+        """Whatever these instances have, had or are getting on the engines."""
+        ids = {row.instance_id for row in rows}
+        session = self._session
+        images = select(TemplateImage.sha256).where(
+            TemplateImage.image_id.in_({row.image_id for row in rows}),
+            TemplateImage.sha256.is_not(None),
+        )
+        return Unsettled(
+            instance_ids=frozenset(ids),
+            volume_ids=frozenset(
+                session.scalars(select(Volume.volume_id).where(Volume.instance_id.in_(ids)))
+            ),
+            port_ids=frozenset(session.scalars(select(Nic.nic_id).where(Nic.instance_id.in_(ids)))),
+            image_sha256s=frozenset(sha256 for sha256 in session.scalars(images) if sha256),
+        )
+
+
+def _first_boot_id(row: Instance) -> str:
+    return str(derived_id(row.create_operation_id, "first_boot"))

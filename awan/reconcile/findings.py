@@ -1,0 +1,71 @@
+"""What an audit can find. One kind for each way in which two sides may differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FindingKind(StrEnum):
+    """`<thing>.<what is wrong with it>`."""
+
+    LOCATION_UNREADABLE = "location.unreadable"
+    NODE_SILENT = "node.silent"
+    CHASSIS_SILENT = "chassis.silent"
+    FABRIC_SILENT = "fabric.silent"
+
+    DOMAIN_STRAY = "domain.stray"
+    DOMAIN_MISSING = "domain.missing"
+    DOMAIN_POWER = "domain.power"
+    DOMAIN_DISKS = "domain.disks"
+    DOMAIN_CARDS = "domain.cards"
+
+    PORT_STRAY = "port.stray"
+    PORT_MISSING = "port.missing"
+    PORT_WRONG = "port.wrong"
+    PORT_UNPROTECTED = "port.unprotected"
+    PORT_UNBOUND = "port.unbound"
+
+    FILE_STRAY = "file.stray"
+    FILE_MISSING = "file.missing"
+    FILE_SIZE = "file.size"
+
+    RESOURCE_HOLLOW = "resource.hollow"
+    RESOURCE_DANGLING = "resource.dangling_operation"
+    INSTANCE_TORN = "instance.torn"
+    INSTANCE_STUCK = "instance.deletion_stuck"
+    INSTANCE_UNWATCHED = "instance.first_boot_lost"
+    NIC_ORPHAN = "nic.orphan"
+    NIC_ADDRESSES = "nic.addresses"
+    VOLUME_ORPHAN = "volume.orphan"
+    ADDRESS_STATE = "address.state"
+    ADDRESS_TWICE = "address.twice"
+    PLACEMENT = "placement.wrong"
+    NODE_COUNTER = "node.counter"
+    QUOTA_COUNTER = "quota.counter"
+
+    SPAN_MISSING = "span.missing"
+    SPAN_UNEXPECTED = "span.unexpected"
+    SPAN_PRICE = "span.price"
+    SPAN_OVERLAP = "span.overlap"
+
+    OPERATION_OVERDUE = "operation.overdue"
+    OPERATION_UNHELD = "operation.unheld"
+    OPERATION_WITHOUT_WORKFLOW = "operation.without_workflow"
+    WORKFLOW_WITHOUT_OPERATION = "workflow.without_operation"
+    SECRET_LEFT = "secret.left"  # noqa: S105 - a kind of finding
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One difference. `subject` is the uuid or name of what is wrong; `location` its code, where it has one.
+
+    `expected` and `found` are short; `sentence` says it all in words for an operator.
+    """
+
+    kind: FindingKind
+    location: str | None
+    subject: str
+    expected: str
+    found: str
+    sentence: str

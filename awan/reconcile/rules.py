@@ -1,0 +1,334 @@
+"""Comparing what engines have with what they should have. Pure: facts and expectations in, findings out.
+
+Something is *settled* when nothing has worked on it while the engines were read. What is not settled may be there,
+be absent or look different without being a finding; it only must not be taken for a stray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from uuid import UUID
+
+from awan.engines.fabric import PortFacts, PortSpec
+from awan.engines.hypervisor import DomainFacts, Power
+from awan.engines.volumes import VolumeFacts
+from awan.engines.volumes.names import name_image, name_seed, name_volume, read_name
+from awan.reconcile.findings import Finding, FindingKind
+
+GIB = 1 << 30
+# A domain whose QEMU died and that nobody started since is off, whatever the node calls it.
+POWERS_OFF = frozenset({Power.STOPPED, Power.CRASHED})
+
+
+@dataclass(frozen=True)
+class ExpectedVolume:
+    """A disk's file. Its guest sees `size_gib`."""
+
+    volume_id: UUID
+    size_gib: int
+
+
+@dataclass(frozen=True)
+class ExpectedInstance:
+    """A settled instance that holds its place. `power` None: either is right.
+
+    `seed_generations`: the seeds that may lie on the node; one alone is exact, of several at least one is there.
+    """
+
+    instance_id: UUID
+    name: str
+    node_id: UUID
+    power: Power | None
+    volumes: tuple[ExpectedVolume, ...]
+    port_ids: frozenset[UUID]
+    seed_generations: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        """How sentences call it."""
+        return f"instance {self.name} ({self.instance_id})"
+
+
+@dataclass(frozen=True)
+class ExpectedPort:
+    """The port of a live card of a settled instance. `chassis` is set where the port must be bound and up."""
+
+    spec: PortSpec
+    owner: str
+    chassis: str | None
+
+
+@dataclass(frozen=True)
+class Unsettled:
+    """Ids of what is being worked on, of every kind that an engine may show."""
+
+    instance_ids: Collection[UUID] = frozenset()
+    volume_ids: Collection[UUID] = frozenset()
+    port_ids: Collection[UUID] = frozenset()
+    image_sha256s: Collection[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class ExpectedNode:
+    """A node that serves. `image_sha256s` lie on it."""
+
+    node_id: UUID
+    name: str
+    image_sha256s: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class ExpectedLocation:
+    """All that the engines of one location should have."""
+
+    code: str
+    nodes: Mapping[UUID, ExpectedNode] = field(default_factory=dict)
+    instances: Sequence[ExpectedInstance] = ()
+    ports: Sequence[ExpectedPort] = ()
+    unsettled: Unsettled = field(default_factory=Unsettled)
+
+
+def compare_domains(
+    where: ExpectedLocation, node: ExpectedNode, found: Sequence[DomainFacts]
+) -> Iterator[Finding]:
+    """Domains of a node against its instances: one for one by uuid, with our metadata, in the power that was seen."""
+    expected = {it.instance_id: it for it in where.instances if it.node_id == node.node_id}
+    homes = {it.instance_id: where.nodes[it.node_id].name for it in where.instances}
+    for facts in found:
+        instance = expected.pop(facts.domain_uuid, None)
+        if facts.domain_uuid in where.unsettled.instance_ids:
+            continue
+        if instance is None or facts.instance_id != facts.domain_uuid:
+            yield _stray_domain(where, node, facts, homes.get(facts.domain_uuid))
+        else:
+            yield from _compare_domain(where, node, instance, facts)
+    for instance in expected.values():
+        yield Finding(
+            FindingKind.DOMAIN_MISSING,
+            where.code,
+            str(instance.instance_id),
+            f"a domain on {node.name}",
+            "none",
+            f"{_capital(instance.label)} should be on node {node.name}, which has no such domain.",
+        )
+
+
+def _stray_domain(
+    where: ExpectedLocation, node: ExpectedNode, facts: DomainFacts, home: str | None
+) -> Finding:
+    if home is not None and home != node.name:
+        reason = f"its instance belongs on {home}"
+    elif facts.instance_id is None:
+        reason = "it does not carry our metadata"
+    elif facts.instance_id != facts.domain_uuid:
+        reason = f"its metadata names another instance ({facts.instance_id})"
+    else:
+        reason = "no instance explains it"
+    return Finding(
+        FindingKind.DOMAIN_STRAY,
+        where.code,
+        str(facts.domain_uuid),
+        "no such domain",
+        f"{facts.name}, {facts.power}",
+        f"Node {node.name} has the domain {facts.name} ({facts.domain_uuid}), {facts.power}: {reason}.",
+    )
+
+
+def _compare_domain(
+    where: ExpectedLocation, node: ExpectedNode, instance: ExpectedInstance, facts: DomainFacts
+) -> Iterator[Finding]:
+    subject = str(instance.instance_id)
+    if instance.power is not None and not _is_power(instance.power, facts.power):
+        yield Finding(
+            FindingKind.DOMAIN_POWER,
+            where.code,
+            subject,
+            instance.power,
+            facts.power,
+            f"{_capital(instance.label)} is known as {instance.power}, but its domain on {node.name}"
+            f" is {facts.power}.",
+        )
+    disks = {PurePosixPath(path).name for path in facts.disk_paths}
+    volumes = {name_volume(it.volume_id) for it in instance.volumes}
+    wishes = [
+        volumes | {name_seed(instance.instance_id, number)} for number in instance.seed_generations
+    ]
+    if disks not in wishes:
+        yield Finding(
+            FindingKind.DOMAIN_DISKS,
+            where.code,
+            subject,
+            _listed(wishes[-1]),
+            _listed(disks),
+            f"The domain of {instance.label} on {node.name} has the disks {_listed(disks)}"
+            f" instead of {_listed(wishes[-1])}.",
+        )
+    if set(facts.port_ids) != instance.port_ids:
+        cards, wished = _listed(map(str, facts.port_ids)), _listed(map(str, instance.port_ids))
+        yield Finding(
+            FindingKind.DOMAIN_CARDS,
+            where.code,
+            subject,
+            wished,
+            cards,
+            f"The domain of {instance.label} on {node.name} has cards on the ports {cards}"
+            f" instead of {wished}.",
+        )
+
+
+def _is_power(wished: Power, found: Power) -> bool:
+    return found in POWERS_OFF if wished in POWERS_OFF else found is wished
+
+
+def compare_files(
+    where: ExpectedLocation, node: ExpectedNode, found: Sequence[VolumeFacts]
+) -> Iterator[Finding]:
+    """Files in a node's pool against disks, seeds and images: all that should be there, and nothing else."""
+    here = [it for it in where.instances if it.node_id == node.node_id]
+    sizes = {
+        name_volume(volume.volume_id): volume.size_gib * GIB for it in here for volume in it.volumes
+    }
+    owners = {name_volume(volume.volume_id): it.label for it in here for volume in it.volumes}
+    images = {name_image(sha256) for sha256 in node.image_sha256s}
+    seeds = {
+        it.instance_id: [name_seed(it.instance_id, number) for number in it.seed_generations]
+        for it in here
+    }
+    allowed = {*sizes, *images, *(name for names in seeds.values() for name in names)}
+    present = {facts.name: facts for facts in found}
+    for name, facts in present.items():
+        if name not in allowed and not _is_unsettled(where.unsettled, facts):
+            yield _stray_file(where, node, facts)
+        elif name in sizes and facts.capacity_bytes != sizes[name]:
+            yield Finding(
+                FindingKind.FILE_SIZE,
+                where.code,
+                name,
+                f"{sizes[name]} bytes",
+                f"{facts.capacity_bytes} bytes",
+                f"The disk {name} of {owners[name]} on {node.name} has {facts.capacity_bytes} bytes"
+                f" for the guest instead of {sizes[name]}.",
+            )
+    wanted = [(name, f"the disk of {owners[name]}") for name in sizes]
+    wanted += [(name, "a template image") for name in images]
+    for it in here:
+        if not any(name in present for name in seeds[it.instance_id]):
+            wanted.append((seeds[it.instance_id][-1], f"the seed of {it.label}"))
+    for name, what in wanted:
+        if name not in present:
+            yield Finding(
+                FindingKind.FILE_MISSING,
+                where.code,
+                name,
+                f"a file on {node.name}",
+                "none",
+                f"The pool of node {node.name} lacks {name}, {what}.",
+            )
+
+
+def _stray_file(where: ExpectedLocation, node: ExpectedNode, facts: VolumeFacts) -> Finding:
+    reason = (
+        "its name is none of ours"
+        if facts.kind == "foreign"
+        else f"no row explains this {facts.kind}"
+    )
+    return Finding(
+        FindingKind.FILE_STRAY,
+        where.code,
+        facts.name,
+        "no such file",
+        f"{facts.kind}, {facts.allocation_bytes} bytes",
+        f"The pool of node {node.name} has the file {facts.name} ({facts.allocation_bytes} bytes): {reason}.",
+    )
+
+
+def _is_unsettled(unsettled: Unsettled, facts: VolumeFacts) -> bool:
+    return (
+        facts.volume_id in unsettled.volume_ids
+        or facts.sha256 in unsettled.image_sha256s
+        or read_name(facts.name).instance_id in unsettled.instance_ids
+    )
+
+
+def compare_ports(where: ExpectedLocation, found: Sequence[PortFacts]) -> Iterator[Finding]:
+    """Ports of the fabric against live cards: addresses and security as the rows say, never a port without security."""
+    expected = {str(port.spec.port_id): port for port in where.ports}
+    for facts in found:
+        port = expected.pop(facts.name, None)
+        if not any(facts.port_security):
+            yield Finding(
+                FindingKind.PORT_UNPROTECTED,
+                where.code,
+                facts.name,
+                port.spec.security_line if port is not None else "no such port",
+                "no port security",
+                f"The port {facts.name} on {facts.switch} has no port security: whoever is behind it"
+                " may use every address.",
+            )
+        if facts.port_id in where.unsettled.port_ids or (
+            facts.instance_id in where.unsettled.instance_ids
+        ):
+            continue
+        if port is None:
+            yield Finding(
+                FindingKind.PORT_STRAY,
+                where.code,
+                facts.name,
+                "no such port",
+                f"{facts.switch}: {_listed(facts.addresses)}",
+                f"The fabric has the port {facts.name} on {facts.switch}, which no card explains.",
+            )
+        else:
+            yield from _compare_port(where, port, facts)
+    for name, port in expected.items():
+        yield Finding(
+            FindingKind.PORT_MISSING,
+            where.code,
+            name,
+            f"{port.spec.switch}: {port.spec.address_line}",
+            "none",
+            f"The fabric lacks the port {name} of {port.owner}.",
+        )
+
+
+def _compare_port(
+    where: ExpectedLocation, port: ExpectedPort, facts: PortFacts
+) -> Iterator[Finding]:
+    spec = port.spec
+    pairs = [
+        ("switch", spec.switch, facts.switch),
+        ("instance", str(spec.instance_id), str(facts.instance_id)),
+        ("addresses", spec.address_line, _listed(facts.addresses)),
+        # A port without any security has its own finding.
+        ("port security", spec.security_line, _listed(facts.port_security) or spec.security_line),
+    ]
+    for what, wished, seen in pairs:
+        if wished != seen:
+            yield Finding(
+                FindingKind.PORT_WRONG,
+                where.code,
+                facts.name,
+                wished,
+                seen,
+                f"The port {facts.name} of {port.owner} has the {what} {seen} instead of {wished}.",
+            )
+    if port.chassis is not None and (not facts.is_up or facts.chassis != port.chassis):
+        state = f"{'up' if facts.is_up else 'down'} on {facts.chassis or 'no chassis'}"
+        yield Finding(
+            FindingKind.PORT_UNBOUND,
+            where.code,
+            facts.name,
+            f"up on {port.chassis}",
+            state,
+            f"The port {facts.name} of {port.owner} is {state}, not up on {port.chassis}.",
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,226 @@
+"""Wire shapes of audits and traces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+from sqlalchemy import RowMapping
+
+from awan.kit.http import Timestamp
+from awan.operations import Operation
+from awan.operations.models import OperationStatus
+from awan.reconcile.models import AuditFinding, AuditRun
+from awan.reconcile.trace import Trace, Workflow, columns
+
+
+class FindingView(BaseModel):
+    """One difference: `sentence` says it all, the rest is for programs."""
+
+    kind: str
+    location: str | None
+    subject: str
+    expected: str
+    found: str
+    sentence: str
+
+    @classmethod
+    def of(cls, row: AuditFinding) -> FindingView:
+        """The row as it is."""
+        return cls(
+            kind=row.kind,
+            location=row.location,
+            subject=row.subject,
+            expected=row.expected,
+            found=row.found,
+            sentence=row.sentence,
+        )
+
+
+class AuditView(BaseModel):
+    """An audit. `is_green` is null until it has succeeded; a failed one says why in `error`."""
+
+    uuid: UUID
+    status: OperationStatus
+    is_green: bool | None
+    error: str | None
+    created_at: Timestamp
+    finished_at: Timestamp | None
+    findings: list[FindingView]
+
+    @classmethod
+    def of(cls, run: AuditRun, operation: Operation, findings: Sequence[AuditFinding]) -> AuditView:
+        """The audit as the operator sees it; findings of one that has not succeeded are not shown."""
+        has_ended_well = run.finding_count is not None
+        return cls(
+            uuid=run.audit_id,
+            status=OperationStatus(operation.status),
+            is_green=run.finding_count == 0 if has_ended_well else None,
+            error=operation.error_detail,
+            created_at=run.created_at,
+            finished_at=run.finished_at,
+            findings=[FindingView.of(row) for row in findings] if has_ended_well else [],
+        )
+
+
+class TraceRow(BaseModel):
+    """A row of the database; empty columns are left out."""
+
+    table: str
+    columns: dict[str, Any]
+
+
+class TraceEvent(BaseModel):
+    """An entry of the event log."""
+
+    at: Timestamp
+    kind: str
+    actor: str
+    operation: UUID | None
+    data: dict[str, Any]
+
+
+class TraceStep(BaseModel):
+    """A step that a workflow has done. `result` is what it stored, as text; null when it was nothing."""
+
+    name: str
+    started_at: Timestamp | None
+    finished_at: Timestamp | None
+    duration_s: float | None
+    result: str | None
+    error: str | None
+
+    @classmethod
+    def of(cls, row: RowMapping) -> TraceStep:
+        """The step's checkpoint."""
+        began, ended = row["started_at"], row["completed_at"]
+        return cls(
+            name=row["function_name"],
+            started_at=began,
+            finished_at=ended,
+            duration_s=round((ended - began).total_seconds(), 3) if began and ended else None,
+            result=None if row["output"] in (None, "null") else row["output"],
+            error=row["error"],
+        )
+
+
+class TraceWorkflow(BaseModel):
+    """A durable workflow and the steps it has done."""
+
+    uuid: UUID
+    name: str
+    status: str
+    worker: str | None
+    attempts: int
+    created_at: Timestamp
+    updated_at: Timestamp
+    steps: list[TraceStep]
+
+    @classmethod
+    def of(cls, workflow: Workflow) -> TraceWorkflow:
+        """The workflow as its engine stores it."""
+        row = workflow.row
+        return cls(
+            uuid=UUID(row["workflow_uuid"]),
+            name=row["name"],
+            status=row["status"],
+            worker=row["executor_id"],
+            attempts=row["recovery_attempts"] or 0,
+            created_at=row["created_at"],
+            updated_at=row["updated_at"],
+            steps=[TraceStep.of(step) for step in workflow.steps],
+        )
+
+
+class TraceOperation(BaseModel):
+    """An operation with the operator's view of its error, and its workflow."""
+
+    uuid: UUID
+    kind: str
+    status: OperationStatus
+    actor: str
+    request_id: str
+    step: str | None
+    percent: int
+    error: str | None
+    created_at: Timestamp
+    started_at: Timestamp | None
+    finished_at: Timestamp | None
+    deadline_at: Timestamp
+    alarmed_at: Timestamp | None
+    workflow: TraceWorkflow | None
+
+    @classmethod
+    def of(cls, row: Operation, workflow: Workflow | None) -> TraceOperation:
+        """The operation and what carried it out."""
+        return cls(
+            uuid=row.operation_id,
+            kind=row.kind,
+            status=OperationStatus(row.status),
+            actor=row.actor,
+            request_id=row.request_id,
+            step=row.step,
+            percent=row.percent,
+            error=row.error_detail,
+            created_at=row.created_at,
+            started_at=row.started_at,
+            finished_at=row.finished_at,
+            deadline_at=row.deadline_at,
+            alarmed_at=row.alarmed_at,
+            workflow=TraceWorkflow.of(workflow) if workflow is not None else None,
+        )
+
+
+class TraceAudit(BaseModel):
+    """The last audit that ended, and what it found about this thing."""
+
+    uuid: UUID
+    at: Timestamp
+    findings: list[FindingView]
+
+
+class TraceView(BaseModel):
+    """All that is known of one thing. `uuid` is the whole that the asked one is a part of."""
+
+    uuid: UUID
+    title: str
+    rows: list[TraceRow]
+    events: list[TraceEvent]
+    operations: list[TraceOperation]
+    waits: list[TraceWorkflow]
+    last_audit: TraceAudit | None
+
+    @classmethod
+    def of(cls, found: Trace) -> TraceView:
+        """The trace in wire form."""
+        audit = found.audit
+        return cls(
+            uuid=found.subject,
+            title=found.title,
+            rows=[
+                TraceRow(table=row.__tablename__, columns=to_jsonable_python(columns(row)))
+                for row in found.rows
+            ],
+            events=[
+                TraceEvent(
+                    at=row.created_at,
+                    kind=row.kind,
+                    actor=row.actor,
+                    operation=row.operation_id,
+                    data=row.data,
+                )
+                for row in found.events
+            ],
+            operations=[TraceOperation.of(row, workflow) for row, workflow in found.operations],
+            waits=[TraceWorkflow.of(workflow) for workflow in found.waits],
+            last_audit=TraceAudit(
+                uuid=audit.audit_id,
+                at=audit.finished_at or audit.created_at,
+                findings=[FindingView.of(row) for row in found.findings],
+            )
+            if audit is not None
+            else None,
+        )

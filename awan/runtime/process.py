@@ -1,0 +1,54 @@
+"""What the supervisor runs: `python -m awan.runtime.process api|worker`.
+
+Kept apart from the command line so that a killed process is back quickly: nothing is imported that it does not need.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from awan.runtime.environment import load_environment
+from awan.runtime.logs import configure_logging
+from awan.settings import get_settings
+
+
+def run_api() -> None:
+    """Serves the HTTP API until SIGTERM; requests under way get 10 s to end."""
+    import uvicorn
+
+    settings = get_settings()
+    configure_logging("api", level=settings.log_level, is_json=settings.log_json)
+    uvicorn.run(
+        "awan.api:app",
+        host=settings.listen_host,
+        port=settings.listen_port,
+        log_config=None,
+        access_log=False,  # the API logs each call itself, with its request id
+        server_header=False,
+        proxy_headers=False,  # the API decides by `trusted_proxies`
+        timeout_graceful_shutdown=10,
+    )
+
+
+def run_worker() -> None:
+    """Runs workflows, reconcilers and schedules until SIGTERM."""
+    settings = get_settings()
+    configure_logging("worker", level=settings.log_level, is_json=settings.log_json)
+    # By name, because the runtime lies below the rooms and may not import them.
+    importlib.import_module("awan.worker").main()
+
+
+PROCESSES = {"api": run_api, "worker": run_worker}
+
+
+def main() -> None:
+    """Runs the process named by the one argument."""
+    if len(sys.argv) != 2 or sys.argv[1] not in PROCESSES:
+        sys.exit(f"usage: python -m {__spec__.name} {'|'.join(PROCESSES)}")
+    load_environment()
+    PROCESSES[sys.argv[1]]()
+
+
+if __name__ == "__main__":
+    main()
