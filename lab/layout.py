@@ -1,0 +1,213 @@
+"""Names, addresses and paths of a slot: pure arithmetic, nothing here touches the system.
+
+Slot k owns:
+    10.77.k.0/24            management and Geneve: .1 this host and OVN central, .11 and .12 the nodes,
+                            .252/30 the link between host (.253) and upstream router (.254)
+    198.51.100.0/24 (k=0)   public IPv4, gateway .1 on the upstream router
+    198.18.k.0/24  (k>0)
+    2001:db8:k::/48         public IPv6: :1::/64 is the on-link network of the instances with
+                            gateway 2001:db8:k:1::1, :ffff::/64 the link between host and router
+The digits of k are used as they are, so that 2001:db8:12::/48 is slot 12.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+RUN_ROOT = Path("/run/awan")
+STATE_ROOT = Path("/var/lib/awan/lab")
+CHECKOUT = Path(__file__).resolve().parent.parent
+SLOT_MAX = 99
+PHYSICAL_NETWORK = "public"
+NODE_NUMBERS = (1, 2)
+
+_HOST_UUID_NAMESPACE = uuid.UUID("5b2c2d0e-2f43-4b5c-9d1b-6f0a37a0c1de")
+
+
+@dataclass(frozen=True)
+class LabNode:
+    """One hypervisor of a lab location, as an operator would register it."""
+
+    name: str
+    libvirt_uri: str
+    mgmt_ip: str
+    system_id: str
+    host_uuid: str
+
+
+@dataclass(frozen=True)
+class LabInfo:
+    """What the control plane needs to know of a lab location."""
+
+    slot: int
+    ovn_nb: str
+    ovn_sb: str
+    nodes: tuple[LabNode, ...]
+    physical_network: str
+    public_v4_cidr: str
+    public_v4_gateway: str
+    public_v6_cidr: str
+    public_v6_gateway: str
+    dns_servers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NodeLayout:
+    """Names, address and paths of node `number` of a slot."""
+
+    slot: int
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"aw{self.slot}-n{self.number}"
+
+    @property
+    def mgmt_ip(self) -> str:
+        return f"10.77.{self.slot}.{10 + self.number}"
+
+    @property
+    def host_link(self) -> str:
+        """The host's end of the management link (`mgmt0` in the node)."""
+        return f"aw{self.slot}-m{self.number}"
+
+    @property
+    def mgmt_mac(self) -> str:
+        """Fixed, because br-phy takes it over and outlives the link."""
+        return f"02:61:77:01:{self.slot:02x}:{self.number:02x}"
+
+    @property
+    def router_link(self) -> str:
+        """The router's end of the public link (`ex0` in the node)."""
+        return f"pub-n{self.number}"
+
+    @property
+    def system_id(self) -> str:
+        return self.name
+
+    @property
+    def host_uuid(self) -> str:
+        """libvirt's host identity. Both nodes share one machine and would otherwise report its
+        UUID, whereupon libvirt refuses to migrate between them."""
+        return str(uuid.uuid5(_HOST_UUID_NAMESPACE, self.name))
+
+    @property
+    def libvirt_uri(self) -> str:
+        return f"qemu+tcp://{self.mgmt_ip}/system"
+
+
+@dataclass(frozen=True)
+class SlotLayout:
+    """Everything that is named or addressed after slot `slot`."""
+
+    slot: int
+
+    @property
+    def run_dir(self) -> Path:
+        return RUN_ROOT / str(self.slot)
+
+    @property
+    def state_dir(self) -> Path:
+        return STATE_ROOT / str(self.slot)
+
+    @property
+    def lock_file(self) -> Path:
+        return RUN_ROOT / f"slot-{self.slot}"
+
+    @property
+    def mutex_file(self) -> Path:
+        """Held while an `up` or a `down` of this slot runs."""
+        return RUN_ROOT / f"slot-{self.slot}.change"
+
+    @property
+    def owner_file(self) -> Path:
+        return self.state_dir / "owner.json"
+
+    @property
+    def nodes(self) -> tuple[NodeLayout, ...]:
+        return tuple(NodeLayout(self.slot, number) for number in NODE_NUMBERS)
+
+    @property
+    def router_name(self) -> str:
+        return f"aw{self.slot}-up"
+
+    @property
+    def mgmt_bridge(self) -> str:
+        return f"aw{self.slot}-mgmt"
+
+    @property
+    def router_host_link(self) -> str:
+        """The host's end of the link into the router's namespace (`host0` there)."""
+        return f"aw{self.slot}-up"
+
+    @property
+    def mgmt_ip(self) -> str:
+        return f"10.77.{self.slot}.1"
+
+    @property
+    def uplink_host_v4(self) -> str:
+        return f"10.77.{self.slot}.253"
+
+    @property
+    def uplink_router_v4(self) -> str:
+        return f"10.77.{self.slot}.254"
+
+    @property
+    def uplink_host_v6(self) -> str:
+        return f"2001:db8:{self.slot}:ffff::2"
+
+    @property
+    def uplink_router_v6(self) -> str:
+        return f"2001:db8:{self.slot}:ffff::1"
+
+    @property
+    def public_v4_cidr(self) -> str:
+        return "198.51.100.0/24" if self.slot == 0 else f"198.18.{self.slot}.0/24"
+
+    @property
+    def public_v4_gateway(self) -> str:
+        return self.public_v4_cidr.removesuffix("0/24") + "1"
+
+    @property
+    def public_v6_prefix(self) -> str:
+        """The /48 routed to the location."""
+        return f"2001:db8:{self.slot}::/48"
+
+    @property
+    def public_v6_cidr(self) -> str:
+        """The on-link /64 of the instances."""
+        return f"2001:db8:{self.slot}:1::/64"
+
+    @property
+    def public_v6_gateway(self) -> str:
+        return f"2001:db8:{self.slot}:1::1"
+
+    @property
+    def router_mac(self) -> str:
+        """Fixed, so that guests keep their neighbour entries when the router is rebuilt."""
+        return f"02:61:77:00:{self.slot:02x}:01"
+
+    def info(self) -> LabInfo:
+        return LabInfo(
+            slot=self.slot,
+            ovn_nb=f"tcp:{self.mgmt_ip}:6641",
+            ovn_sb=f"tcp:{self.mgmt_ip}:6642",
+            nodes=tuple(
+                LabNode(
+                    name=node.name,
+                    libvirt_uri=node.libvirt_uri,
+                    mgmt_ip=node.mgmt_ip,
+                    system_id=node.system_id,
+                    host_uuid=node.host_uuid,
+                )
+                for node in self.nodes
+            ),
+            physical_network=PHYSICAL_NETWORK,
+            public_v4_cidr=self.public_v4_cidr,
+            public_v4_gateway=self.public_v4_gateway,
+            public_v6_cidr=self.public_v6_cidr,
+            public_v6_gateway=self.public_v6_gateway,
+            dns_servers=(self.public_v4_gateway, self.public_v6_gateway),
+        )
