@@ -1,0 +1,1 @@
+"""What tests share: the database server, builders of rows, and the proofs of durable work."""
