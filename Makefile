@@ -20,9 +20,9 @@ up: ## start the demo again, with its data
 down: ## end exactly what `make demo` started; data are kept
 	@$(PYTHON) -m lab.demo down
 
-sim: ## the whole control plane with simulated engines: seconds, no root
+sim: ## the whole cloud with simulated engines, no root (DETACH=1: in the background)
 	@./bootstrap --no-apt
-	@$(PYTHON) -m lab.sim up
+	@$(PYTHON) -m lab.sim up $(if $(DETACH),--detach)
 
 sim-down: ## end `make sim`
 	@$(PYTHON) -m lab.sim down

@@ -4,6 +4,9 @@
     session         a session with an open transaction; commit() what others must see, the rest is rolled back
     client          the API in this process, over HTTP
     worker          a worker in this process; `run_operations()` waits until everything is done
+    cloud           a location over simulated engines and a customer; nothing is carried out unless `worker` runs too
+
+Options: `--full` runs the full counts of what is else a sample.
 """
 
 from __future__ import annotations
@@ -13,15 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from awan.kit.database import dispose_engine, get_engine
 from awan.kit.secrets import create_key_file
+from awan.runtime.postgres import SUPERUSER
 from awan.settings import Settings, get_settings
 from tests.support.database_server import DatabaseServer, ServerAddress, empty
+from tests.support.database_snapshot import Snapshot
 from tests.support.in_process_worker import InProcessWorker, wait_until_idle
+from tests.support.simulated_cloud import SimulatedCloud, make_cloud
 
 SERVER_KEY = pytest.StashKey[DatabaseServer]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options of this test suite."""
+    parser.addoption("--full", action="store_true", help="full counts instead of samples")
 
 
 def _start_server(config: pytest.Config) -> str:
@@ -109,3 +121,28 @@ def worker(settings: Settings) -> Iterator[InProcessWorker]:
 def run_operations(worker: InProcessWorker) -> Callable[..., None]:
     """`run_operations(timeout_s=20)`: returns when no operation is unfinished, else fails and names them."""
     return wait_until_idle
+
+
+@pytest.fixture(scope="session")
+def _seeded(
+    _process_settings: Settings, database_server: ServerAddress
+) -> tuple[SimulatedCloud, Snapshot]:
+    """A cloud that was set up once through the operator's API, and the rows that make it up."""
+    with InProcessWorker(_process_settings):
+        cloud = make_cloud()
+    with get_engine().connect() as connection:
+        database = str(connection.scalar(text("SELECT current_database()")))
+    snapshot = Snapshot(database_server.url(database, SUPERUSER))
+    empty(_process_settings.database_url)
+    return cloud, snapshot
+
+
+@pytest.fixture
+def cloud(_seeded: tuple[SimulatedCloud, Snapshot], settings: Settings) -> SimulatedCloud:
+    """Location, tier, template, two nodes and a customer, over simulated engines; no worker.
+
+    Ask for `worker` beside it where operations are to be carried out.
+    """
+    cloud, snapshot = _seeded
+    snapshot.put_back()
+    return cloud

@@ -11,12 +11,13 @@ A mutating route honours `Idempotency-Key` in two lines, see `accounts.idempoten
 
 from awan.accounts import quotas
 from awan.accounts.access import Caller, authenticated, operator
-from awan.accounts.idempotency import forget_old_answers, idempotent, replay
+from awan.accounts.idempotency import EarlierAnswer, forget_old_answers, idempotent, replay
 from awan.accounts.models import KeyScope
 from awan.accounts.service import create_account, create_key, init_operator
 
 __all__ = [
     "Caller",
+    "EarlierAnswer",
     "KeyScope",
     "authenticated",
     "create_account",

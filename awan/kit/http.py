@@ -29,7 +29,7 @@ from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
 from pydantic_core import to_json
 
-from awan.errors import Invalid, Refused, UnsupportedMediaType
+from awan.errors import Invalid, NotFound, Refused, UnsupportedMediaType
 from awan.kit import forms
 from awan.kit.clock import iso
 
@@ -167,7 +167,8 @@ def form_body(
 ) -> Callable[[Request], Awaitable[ModelT]]:
     """A dependency that gives the body as `model`; JSON, urlencoded and multipart alike, see `awan.kit.forms`.
 
-    `path_check` is called when the body is about to be refused as invalid: a NotFound it raises comes first.
+    `path_check` is called when the body is about to be refused as invalid: a NotFound it raises comes first (and a
+    ValueError, for a malformed id, counts as one).
     `or_query=True` takes fields from the query string too, each from one place.
     Raises: BadRequest 400, PayloadTooLarge 413, UnsupportedMediaType 415, Invalid 422.
     """
@@ -318,5 +319,9 @@ def _merged(body: forms.Values, query: forms.Values) -> forms.Values:
 
 
 async def _check_path(request: Request, check: PathCheck | None) -> None:
-    if check is not None:
+    if check is None:
+        return
+    try:
         await run_in_threadpool(check, request)
+    except ValueError as err:  # an id that cannot be read names nothing
+        raise NotFound(UNKNOWN_ROUTE) from err

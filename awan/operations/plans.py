@@ -104,3 +104,8 @@ def register(plan: Plan) -> Plan:
 def is_registered(plan: Plan) -> bool:
     """Whether workers know this very plan."""
     return _registered.get(plan.workflow) is plan
+
+
+def registered_plans() -> list[Plan]:
+    """All plans known to this process, by name."""
+    return [plan for _, plan in sorted(_registered.items())]

@@ -17,6 +17,7 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from awan.errors import Unavailable
 from awan.kit.database import transaction
 from awan.operations.models import FINAL, Operation, OperationStatus
 from awan.settings import get_settings
@@ -39,17 +40,21 @@ def notify(session: Session, operation_id: UUID) -> None:
 def wait_for_end(operation_id: UUID, timeout_s: float) -> Operation:
     """The operation when it has ended, or as it stands after `timeout_s`. Blocks; call it outside transactions.
 
-    Raises: LookupError when there is no such operation.
+    An outage of the database is waited out: the change has been accepted, and it goes on.
+    Raises: LookupError when there is no such operation; Unavailable when the database is away at the end.
     """
     deadline = time.monotonic() + timeout_s
     with _listener.woken_by(operation_id) as woken:
         while True:
             woken.clear()
-            operation = _read(operation_id)
-            remaining_s = deadline - time.monotonic()
-            if OperationStatus(operation.status) in FINAL or remaining_s <= 0:
-                return operation
-            woken.wait(min(remaining_s, RECHECK_S))
+            try:
+                operation = _read(operation_id)
+                if OperationStatus(operation.status) in FINAL or time.monotonic() >= deadline:
+                    return operation
+            except Unavailable:
+                if time.monotonic() >= deadline:
+                    raise
+            woken.wait(min(max(0.0, deadline - time.monotonic()), RECHECK_S))
 
 
 def _url() -> str:

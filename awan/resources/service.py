@@ -99,7 +99,7 @@ def in_path(kind: ResourceKind, parameter: str = "uuid") -> Callable[[Request], 
 
     def check(request: Request) -> None:
         try:
-            uuid = UUID(request.path_params[parameter])
+            uuid = UUID(str(request.path_params[parameter]))
         except ValueError:
             raise _absent(kind) from None
         with transaction() as session:

@@ -156,7 +156,7 @@ class ControlPlane:
         create_key_file(Path(environment["AWAN_SECRET_KEY_FILE"]))
         environment.setdefault("AWAN_LISTEN_HOST", "127.0.0.1")
         if "AWAN_LISTEN_PORT" not in environment:
-            environment["AWAN_LISTEN_PORT"] = str(_free_port(environment["AWAN_LISTEN_HOST"]))
+            environment["AWAN_LISTEN_PORT"] = str(free_port(environment["AWAN_LISTEN_HOST"]))
         if environment != stored:
             write_env_file(self.runtime_file, environment)
         return environment, postgres
@@ -227,7 +227,7 @@ def _step(report: Report, name: str) -> Iterator[None]:
     report(name, time.monotonic() - began_at)
 
 
-def _free_port(host: str, first: int = 8080) -> int:
+def free_port(host: str, first: int = 8080) -> int:
     """The first port from `first` on that nothing listens on, out of a hundred; remembered afterwards."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in range(first, first + 100):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.support.simulated_cloud import SimulatedCloud
+
+pytestmark = pytest.mark.usefixtures("worker")
 
 
 def test_create_shows_the_instance_and_ends_running(cloud: SimulatedCloud) -> None:

@@ -14,8 +14,7 @@ from awan.instances.models import Instance
 from awan.kit.database import transaction
 from awan.settings import Settings
 from tests.support import proofs
-from tests.support.in_process_worker import InProcessWorker
-from tests.support.simulated_cloud import SimulatedCloud, make_cloud
+from tests.support.simulated_cloud import SimulatedCloud
 
 REMOVE = {"remove_ip": True, "remove_block_storage": False}
 
@@ -26,13 +25,6 @@ class World:
 
     cloud: SimulatedCloud
     uuid: str = ""
-
-
-@pytest.fixture
-def cloud(settings: Settings) -> SimulatedCloud:
-    """A cloud whose worker has ended: each proof starts its own."""
-    with InProcessWorker(settings):
-        return make_cloud()
 
 
 def engine_state(cloud: SimulatedCloud) -> dict[str, list[tuple[object, ...]]]:

@@ -6,13 +6,12 @@ import threading
 import time
 from uuid import UUID
 
-import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
 from awan.events import Event
 from awan.kit.database import get_engine, transaction
-from awan.operations import Target, durable, wait_for_end, workers
+from awan.operations import Target, durable, runner, wait_for_end, workers
 from awan.operations.models import Operation, Worker
 from awan.settings import Settings
 from tests.operations import house
@@ -200,8 +199,6 @@ def test_frozen_step_that_is_retried_after_the_end_does_nothing(
     plot = make_plot(session)
     with InProcessWorker(settings):
         operation = wait_for_end(begin_build(plot), 10)
-    from awan.operations import runner
-
     target = Target(operation.operation_id, plot.resource_id)
     assert runner._do_step(house.BUILD.steps[0], target) is None
     assert site.words(plot.resource_id).count("floor") == 1
@@ -253,8 +250,7 @@ def test_database_connections_cut_in_the_middle(
         assert site.parts(plot.resource_id) == sorted(PARTS)
 
 
-@pytest.mark.parametrize("count", [3])
-def test_several_beats_are_one_row(settings: Settings, session: Session, count: int) -> None:
-    for _ in range(count):
+def test_several_beats_are_one_row(settings: Settings, session: Session) -> None:
+    for _ in range(3):
         workers.beat("one")
     assert len(session.scalars(select(Worker)).all()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -32,8 +33,12 @@ def cloud(worker: InProcessWorker) -> SimulatedCloud:
 def wait_until_booted(count: int) -> None:
     """Returns when so many first boots have been waited for to their end."""
     deadline = time.monotonic() + READY_S
-    while (done := scalar("SELECT count(*) FROM dbos.workflow_status"
-                          " WHERE name = 'instance.first_boot.v1' AND status = 'SUCCESS'")) < count:
+    while (
+        done := scalar(
+            "SELECT count(*) FROM dbos.workflow_status"
+            " WHERE name = 'instance.first_boot.v1' AND status = 'SUCCESS'"
+        )
+    ) < count:
         assert time.monotonic() < deadline, f"{done} of {count} guests are ready"
         time.sleep(0.05)
 
@@ -55,11 +60,15 @@ class World:
     ids: dict[str, str] = field(default_factory=dict)
 
     def plant(self, *statements: str) -> None:
-        """Runs statements in one transaction; `:name` is one of `ids`."""
+        """Runs statements in one transaction; `:name` is one of `ids`, as a literal of whatever type fits."""
         with get_engine().begin() as connection:
             for statement in statements:
-                names = {name: value for name, value in self.ids.items() if f":{name}" in statement}
-                connection.execute(text(statement), names)
+                literal = re.sub(r":(\w+)", self._literal, statement)
+                connection.exec_driver_sql(literal)
+
+    def _literal(self, match: re.Match[str]) -> str:
+        value = self.ids.get(match[1])
+        return match[0] if value is None else f"'{value}'"
 
 
 @pytest.fixture(scope="module")

@@ -271,7 +271,7 @@ ROWS = [
     ),
     fault(
         "half deleted instance",
-        "UPDATE instance SET deleted_at = NULL WHERE instance_id = :deleted",
+        "UPDATE instance SET observed_state = 'stopped' WHERE instance_id = :deleted",
         found={Kind.INSTANCE_TORN: "deleted"},
     ),
     fault(

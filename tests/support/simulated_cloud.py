@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid4
 
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from awan.accounts import KeyScope, create_account, create_key, init_operator
@@ -108,9 +110,15 @@ def make_customer(name: str = "Tenant", **limits: Any) -> Customer:
     return Customer(account.account_id, _client(text))
 
 
+@lru_cache(maxsize=1)
+def _app() -> FastAPI:
+    """One application for all clients of this process: building it takes longer than most tests."""
+    return create_app()
+
+
 def _client(key: str) -> TestClient:
     client = TestClient(
-        create_app(), base_url=f"http://testserver{PREFIX}", raise_server_exceptions=False
+        _app(), base_url=f"http://testserver{PREFIX}", raise_server_exceptions=False
     )
     client.headers["x-apikey"] = key
     return client

@@ -266,6 +266,7 @@ def test_the_same_change_from_many_threads(rig: Rig, blank_spec: BlankSpec) -> N
     assert power_of(rig, spec.instance_id) is None
 
 
+@pytest.mark.timeout(300)
 def test_a_booted_guest(rig: Rig, boot_guest: Callable[..., DomainSpec], listen: Listen) -> None:
     """The agent's sign, a graceful stop within the grace, a stop from inside the guest."""
     spec = boot_guest()

@@ -217,6 +217,7 @@ def test_dedicated_domains_get_threads_of_their_own(lab_rig: LabRig) -> None:
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(240)
 def test_a_frozen_qemu_does_not_stall_the_others(lab_rig: LabRig, blank: DomainSpec) -> None:
     other = start_blank(lab_rig)
     hypervisor, node = lab_rig.hypervisor, lab_rig.node
@@ -243,6 +244,7 @@ def test_a_frozen_qemu_does_not_stall_the_others(lab_rig: LabRig, blank: DomainS
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(240)
 def test_many_frozen_qemus_leave_room_for_others(lab_rig: LabRig) -> None:
     """More hanging calls than the daemon serves one connection at once."""
     hypervisor, node = lab_rig.hypervisor, lab_rig.node
@@ -282,6 +284,7 @@ def test_many_frozen_qemus_leave_room_for_others(lab_rig: LabRig) -> None:
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(240)
 def test_a_frozen_daemon_is_given_up_and_found_again(lab_rig: LabRig, blank: DomainSpec) -> None:
     hypervisor, node = lab_rig.hypervisor, lab_rig.node
     events = Events(blank.instance_id)
@@ -303,6 +306,7 @@ def test_a_frozen_daemon_is_given_up_and_found_again(lab_rig: LabRig, blank: Dom
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(240)
 def test_a_stop_outlives_the_daemons_restart(lab_rig: LabRig, blank: DomainSpec) -> None:
     hypervisor, node = lab_rig.hypervisor, lab_rig.node
     outcomes: list[StopOutcome] = []
@@ -329,6 +333,7 @@ def is_answering(rig: LabRig) -> bool:
     return True
 
 
+@pytest.mark.timeout(400)
 def test_the_life_of_a_guest(lab_rig: LabRig, tiny_image: ImageSource) -> None:
     """One guest for all that needs a system inside: booting takes most of the time."""
     rig = lab_rig

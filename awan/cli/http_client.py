@@ -1,0 +1,106 @@
+"""The HTTP client of the command line: one key, plain answers, refusals as sentences."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+POLL_S = 0.2
+UPLOAD_CHUNK_BYTES = 1024 * 1024
+UPLOAD_TIMEOUT_S = 3600.0
+FINAL = {"succeeded", "failed", "cancelled"}
+
+errors = Console(stderr=True, highlight=False)
+
+
+class OperatorClient:
+    """Calls the API at `AWAN_API_URL` with `AWAN_ADMIN_KEY`. A refusal ends the command with status 1."""
+
+    def __init__(self) -> None:
+        missing = [name for name in ("AWAN_API_URL", "AWAN_ADMIN_KEY") if not os.environ.get(name)]
+        if missing:
+            errors.print(
+                f"[red]awan:[/] set {' and '.join(missing)}, or run where var/awan.env is."
+            )
+            raise typer.Exit(2)
+        self._client = httpx.Client(
+            base_url=os.environ["AWAN_API_URL"],
+            headers={"x-apikey": os.environ["AWAN_ADMIN_KEY"]},
+            timeout=60,
+            trust_env=False,
+        )
+
+    def call(self, method: str, path: str, body: Any = None, **parameters: Any) -> dict[str, Any]:
+        """The whole answer: message, data, and perhaps operation."""
+        query = {name: value for name, value in parameters.items() if value is not None}
+        try:
+            response = self._client.request(method, path, json=body, params=query)
+        except httpx.TransportError as err:
+            errors.print(f"[red]awan:[/] {self._client.base_url} does not answer: {err}")
+            raise typer.Exit(2) from err
+        return _read(response)
+
+    def get(self, path: str, **parameters: Any) -> Any:
+        """The data of a read."""
+        return self.call("GET", path, **parameters)["data"]
+
+    def upload(self, path: str, file: Path, **parameters: Any) -> dict[str, Any]:
+        """Sends a file as the raw body, with a progress display; the whole answer."""
+        size = file.stat().st_size
+        with Progress(transient=True) as progress, file.open("rb") as source:
+            task = progress.add_task(f"uploading {file.name}", total=size)
+
+            def chunks() -> Iterator[bytes]:
+                while chunk := source.read(UPLOAD_CHUNK_BYTES):
+                    yield chunk
+                    progress.advance(task, len(chunk))
+
+            response = self._client.post(
+                path,
+                content=chunks(),
+                params=parameters,
+                headers={
+                    "content-type": "application/octet-stream",
+                    "content-length": str(size),
+                },
+                timeout=UPLOAD_TIMEOUT_S,
+            )
+        return _read(response)
+
+    def follow(self, operation: dict[str, Any]) -> dict[str, Any]:
+        """Shows an operation's progress until it ends; ends the command with status 1 when it failed."""
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, transient=True) as progress:
+            task = progress.add_task(operation["kind"], total=None)
+            while True:
+                state: dict[str, Any] = self.get(f"/operations/{operation['uuid']}")
+                progress.update(task, description=f"{state['kind']}: {state['step'] or '...'}")
+                if state["status"] in FINAL:
+                    break
+                time.sleep(POLL_S)
+        if state["status"] != "succeeded":
+            reason = (state["error"] or {}).get("message", "no reason was given")
+            errors.print(f"[red]awan:[/] {state['kind']} {state['status']}: {reason}")
+            raise typer.Exit(1)
+        return state
+
+
+def _read(response: httpx.Response) -> dict[str, Any]:
+    try:
+        body: dict[str, Any] = response.json()
+    except ValueError:
+        body = {"message": response.text[:500]}
+    if response.is_error:
+        errors.print(f"[red]awan:[/] {body.get('message', response.status_code)}")
+        for field, sentences in (body.get("errors") or {}).items():
+            errors.print(f"  {field}: {' '.join(sentences)}")
+        raise typer.Exit(1)
+    return body

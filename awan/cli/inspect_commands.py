@@ -1,0 +1,220 @@
+"""`awan audit` and `awan trace`: is everything as it should be, and what happened to one thing.
+
+Both speak HTTP with the operator's key, like any other client.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, NoReturn
+from uuid import UUID
+
+import httpx
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+GREEN, FINDINGS, NOT_RUN = 0, 1, 2
+POLL_S = 0.5
+# The API holds a call for the audit's end only so long; this covers that and a slow network.
+CALL_TIMEOUT_S = 60.0
+UNFINISHED = frozenset({"queued", "running"})
+STATUS_STYLES = {
+    "succeeded": "green",
+    "SUCCESS": "green",
+    "failed": "red",
+    "ERROR": "red",
+    "cancelled": "yellow",
+}
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+class NotRun(Exception):
+    """The API could not be asked, or refused: the sentence says why."""
+
+
+def audit(
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the audit's end.")] = 600.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Compare nodes, networks and disks with the database, and the database with itself. Changes nothing.
+
+    Exit status 0: all is well. 1: there are findings. 2: the audit could not be run.
+    """
+    try:
+        shown = _run_audit(timeout)
+    except NotRun as err:
+        _complain(err)
+    if as_json:
+        print(json.dumps(shown, ensure_ascii=False, indent=2))
+    else:
+        _print_audit(shown)
+    raise typer.Exit(GREEN if shown["is_green"] else FINDINGS)
+
+
+def _run_audit(timeout_s: float) -> dict[str, Any]:
+    deadline = time.monotonic() + timeout_s
+    shown = _call("POST", "/admin/audit")
+    while shown["status"] in UNFINISHED:
+        if time.monotonic() > deadline:
+            raise NotRun(
+                f"The audit {shown['uuid']} is still {shown['status']} after {timeout_s:g} s."
+            )
+        time.sleep(POLL_S)
+        shown = _call("GET", f"/admin/audit/{shown['uuid']}")
+    if shown["is_green"] is None:
+        raise NotRun(f"The audit {shown['uuid']} {shown['status']}: {shown['error']}")
+    return shown
+
+
+def _print_audit(shown: Mapping[str, Any]) -> None:
+    findings = shown["findings"]
+    if not findings:
+        console.print(f"[green]Green:[/] no findings.  {shown['uuid']}")
+        return
+    console.print(_findings_table(findings))
+    number = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
+    console.print(f"[red]{number}.[/]  {shown['uuid']}")
+
+
+def _findings_table(findings: Iterable[Mapping[str, Any]]) -> Table:
+    table = Table("kind", "location", "what is wrong", box=None, pad_edge=False, show_lines=False)
+    for finding in findings:
+        table.add_row(
+            f"[red]{finding['kind']}[/]", finding["location"] or "", escape(finding["sentence"])
+        )
+    return table
+
+
+def trace(
+    uuid: Annotated[
+        UUID, typer.Argument(help="Of an instance, address, operation, node, disk, ...")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Show all that is known of one thing: rows, history, operations and their steps, findings of the last audit."""
+    try:
+        shown = _call("GET", f"/admin/trace/{uuid}")
+    except NotRun as err:
+        _complain(err)
+    if as_json:
+        print(json.dumps(shown, ensure_ascii=False, indent=2))
+        return
+    console.print(f"[bold]{escape(shown['title'])}[/]  {shown['uuid']}")
+    _print_rows(shown["rows"])
+    _print_operations(shown["operations"])
+    if shown["waits"]:
+        _heading("Waiting workflows")
+        for workflow in shown["waits"]:
+            _print_workflow(workflow)
+    _print_events(shown["events"])
+    _print_last_audit(shown["last_audit"])
+
+
+def _heading(text: str) -> None:
+    console.print(f"\n[bold]{text}[/]")
+
+
+def _print_rows(rows: Iterable[Mapping[str, Any]]) -> None:
+    for row in rows:
+        _heading(row["table"])
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for name, value in row["columns"].items():
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            table.add_row(f"  [dim]{name}[/]", escape(text))
+        console.print(table)
+
+
+def _print_operations(operations: Iterable[Mapping[str, Any]]) -> None:
+    for operation in operations:
+        _heading(f"operation {operation['kind']}  {operation['uuid']}")
+        line = (
+            f"  {operation['created_at']}  {_status(operation['status'])}  by {operation['actor']}"
+        )
+        if operation["status"] in UNFINISHED:
+            line += f"  at {operation['step']}, {operation['percent']} %, until {operation['deadline_at']}"
+        if operation["finished_at"]:
+            line += f"  ended {operation['finished_at']}"
+        if operation["alarmed_at"]:
+            line += f"  [red]alarm {operation['alarmed_at']}[/]"
+        console.print(line, soft_wrap=True)
+        if operation["error"]:
+            console.print(f"  [red]{escape(operation['error'])}[/]", soft_wrap=True)
+        if operation["workflow"] is not None:
+            _print_workflow(operation["workflow"])
+        else:
+            console.print("  [yellow]its workflow is not stored any more[/]")
+
+
+def _print_workflow(workflow: Mapping[str, Any]) -> None:
+    console.print(
+        f"  {workflow['name']}  {_status(workflow['status'])}  on {workflow['worker'] or 'no worker'}"
+        f"  attempts {workflow['attempts']}  {workflow['uuid']}",
+        soft_wrap=True,
+    )
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for step in workflow["steps"]:
+        duration = f"{step['duration_s']:.3f} s" if step["duration_s"] is not None else ""
+        outcome = step["error"] or step["result"] or ""
+        table.add_row(f"    {step['name']}", step["started_at"] or "", duration, escape(outcome))
+    console.print(table)
+
+
+def _print_events(events: Iterable[Mapping[str, Any]]) -> None:
+    _heading("Events")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for event in events:
+        data = json.dumps(event["data"], ensure_ascii=False) if event["data"] else ""
+        table.add_row(f"  {event['at']}", event["kind"], event["actor"], escape(data))
+    console.print(table)
+
+
+def _print_last_audit(last: Mapping[str, Any] | None) -> None:
+    _heading("Last audit")
+    if last is None:
+        console.print("  none has been run yet")
+    elif not last["findings"]:
+        console.print(f"  {last['at']}: nothing wrong with it")
+    else:
+        console.print(f"  {last['at']}")
+        console.print(_findings_table(last["findings"]))
+
+
+def _status(status: str) -> str:
+    style = STATUS_STYLES.get(status)
+    return f"[{style}]{status}[/]" if style else status
+
+
+def _call(method: str, path: str) -> dict[str, Any]:
+    """The `data` of an answer. Raises: NotRun when there is none."""
+    url, key = os.environ.get("AWAN_API_URL"), os.environ.get("AWAN_ADMIN_KEY")
+    if not url or not key:
+        raise NotRun("AWAN_API_URL and AWAN_ADMIN_KEY must be set, or stand in awan.env.")
+    try:
+        response = httpx.request(
+            method, f"{url.rstrip('/')}{path}", headers={"x-apikey": key}, timeout=CALL_TIMEOUT_S
+        )
+        body = response.json()
+    except (httpx.HTTPError, ValueError) as err:
+        raise NotRun(f"The API at {url} cannot be asked: {err}") from err
+    if not response.is_success:
+        raise NotRun(f"{method} {path}: {response.status_code} {body.get('message', '')}")
+    return dict(body["data"])
+
+
+def _complain(err: NotRun) -> NoReturn:
+    errors.print(f"[red]awan:[/] {escape(str(err))}", soft_wrap=True)
+    sys.exit(NOT_RUN)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    app.command()(audit)
+    app.command()(trace)
