@@ -52,10 +52,10 @@ class LocalVolumesOptions(EngineOptions):
 
 
 class OvnOptions(EngineOptions):
-    """OVSDB endpoints of the location's OVN, such as `tcp:10.0.0.1:6641` or `ssl:...`."""
+    """OVSDB endpoints of the location's OVN, such as `tcp:10.0.0.1:6641`; TLS is not spoken yet."""
 
-    northbound: str = Field(pattern=r"^(tcp|ssl|unix):.+")
-    southbound: str = Field(pattern=r"^(tcp|ssl|unix):.+")
+    northbound: str = Field(pattern=r"^(tcp|unix):.+")
+    southbound: str = Field(pattern=r"^(tcp|unix):.+")
 
 
 EngineKindName = Literal["hypervisor", "fabric", "volumes"]

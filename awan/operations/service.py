@@ -176,6 +176,6 @@ def get_operation(session: Session, caller: Requester, operation_id: UUID) -> Op
     return row
 
 
-def _visible(caller: Requester) -> Select[tuple[Operation]]:
+def _visible(caller: Requester) -> Select[Operation]:
     query = select(Operation)
     return query if caller.is_operator else query.where(Operation.account_id == caller.account_id)

@@ -64,7 +64,7 @@ class World:
         with get_engine().begin() as connection:
             for statement in statements:
                 literal = re.sub(r":(\w+)", self._literal, statement)
-                connection.exec_driver_sql(literal)
+                connection.execute(text(literal.replace(":", "\\:")))
 
     def _literal(self, match: re.Match[str]) -> str:
         value = self.ids.get(match[1])
