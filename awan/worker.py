@@ -26,6 +26,7 @@ STOP_MAX_S = 4.0
 STOP_COMPLETION_S = 1
 DATABASE_WAIT_S = 30.0
 ALARM_INTERVAL_S = 10.0
+HISTORY_INTERVAL_S = 3600.0
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +57,10 @@ def main() -> None:
     workers.beat(settings.worker_id)
     durable.launch(settings)
     log.info("worker started", worker=settings.worker_id)
-    tasks = [PeriodicTask("operations.alarm_overdue", ALARM_INTERVAL_S, workers.alarm_overdue)]
+    tasks = [
+        PeriodicTask("operations.alarm_overdue", ALARM_INTERVAL_S, workers.alarm_overdue),
+        PeriodicTask("operations.forget_history", HISTORY_INTERVAL_S, workers.forget_history),
+    ]
     tasks += [PeriodicTask(*task) for task in assembly.WORKER_TASKS]
     start_tasks(tasks, stopping)
     keep_alive(settings, stopping)

@@ -115,7 +115,7 @@ def _input_schemas(
             schema.setdefault("additionalProperties", False)
         known: Document = schemas.setdefault(name, schema) or {}
         if known is not schema and _core(known) != _core(schema):
-            raise ValueError(f"two different models are called {name}")
+            raise ValueError(f"an input and an output differ and are both called {name}")
     return {model: _resolved(by_model[model, "validation"], definitions) for model, _ in wanted}
 
 

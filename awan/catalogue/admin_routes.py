@@ -140,9 +140,11 @@ def create_tier(
     """Add a tier."""
     if not (body.offers_shared or body.offers_dedicated):
         raise Invalid.field("offers_shared", "A tier offers shared CPUs, dedicated ones, or both.")
-    for low, high in (("cpu_min", "cpu_max"), ("memory_gib_min", "memory_gib_max"), ("storage_gib_min", "storage_gib_max")):  # fmt: skip
-        if getattr(body, low) > getattr(body, high):
-            raise Invalid.field(low, f"The {low} must not be larger than the {high}.")
+    for limit in ("cpu", "memory_gib", "storage_gib"):
+        if getattr(body, f"{limit}_min") > getattr(body, f"{limit}_max"):
+            raise Invalid.field(
+                f"{limit}_min", f"The {limit}_min must not be larger than the {limit}_max."
+            )
     fields = body.model_dump(exclude={"location_ids", "memory_gib_min", "memory_gib_max"})
     fields["memory_mib_min"] = body.memory_gib_min * 1024
     fields["memory_mib_max"] = body.memory_gib_max * 1024

@@ -6,23 +6,20 @@ Both speak HTTP with the operator's key, like any other client.
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, NoReturn
 from uuid import UUID
 
-import httpx
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from awan.cli.http_client import OperatorClient
+
 GREEN, FINDINGS, NOT_RUN = 0, 1, 2
 POLL_S = 0.5
-# The API holds a call for the audit's end only so long; this covers that and a slow network.
-CALL_TIMEOUT_S = 60.0
 UNFINISHED = frozenset({"queued", "running"})
 STATUS_STYLES = {
     "succeeded": "green",
@@ -36,10 +33,6 @@ console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 
-class NotRun(Exception):
-    """The API could not be asked, or refused: the sentence says why."""
-
-
 def audit(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the audit's end.")] = 600.0,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
@@ -49,9 +42,10 @@ def audit(
     Exit status 0: all is well. 1: there are findings. 2: the audit could not be run.
     """
     try:
-        shown = _run_audit(timeout)
-    except NotRun as err:
-        _complain(err)
+        shown = _run_audit(OperatorClient(), timeout)
+    except typer.Exit as err:
+        # Whatever the client has said: nothing is known of the cloud, and 1 would mean findings.
+        raise typer.Exit(NOT_RUN) from err
     if as_json:
         print(json.dumps(shown, ensure_ascii=False, indent=2))
     else:
@@ -59,19 +53,23 @@ def audit(
     raise typer.Exit(GREEN if shown["is_green"] else FINDINGS)
 
 
-def _run_audit(timeout_s: float) -> dict[str, Any]:
+def _run_audit(client: OperatorClient, timeout_s: float) -> dict[str, Any]:
+    """The audit that has succeeded. Raises: typer.Exit, with the reason printed, when there is none."""
     deadline = time.monotonic() + timeout_s
-    shown = _call("POST", "/admin/audit")
+    shown: dict[str, Any] = client.call("POST", "/admin/audit")["data"]
     while shown["status"] in UNFINISHED:
         if time.monotonic() > deadline:
-            raise NotRun(
-                f"The audit {shown['uuid']} is still {shown['status']} after {timeout_s:g} s."
-            )
+            _give_up(f"audit {shown['uuid']} is still {shown['status']} after {timeout_s:g} s")
         time.sleep(POLL_S)
-        shown = _call("GET", f"/admin/audit/{shown['uuid']}")
+        shown = client.get(f"/admin/audit/{shown['uuid']}")
     if shown["is_green"] is None:
-        raise NotRun(f"The audit {shown['uuid']} {shown['status']}: {shown['error']}")
+        _give_up(f"audit {shown['uuid']} {shown['status']}: {shown['error']}")
     return shown
+
+
+def _give_up(reason: str) -> NoReturn:
+    errors.print(f"[red]awan:[/] {escape(reason)}", soft_wrap=True)
+    raise typer.Exit(NOT_RUN)
 
 
 def _print_audit(shown: Mapping[str, Any]) -> None:
@@ -100,10 +98,7 @@ def trace(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Show all that is known of one thing: rows, history, operations and their steps, findings of the last audit."""
-    try:
-        shown = _call("GET", f"/admin/trace/{uuid}")
-    except NotRun as err:
-        _complain(err)
+    shown: dict[str, Any] = OperatorClient().get(f"/admin/trace/{uuid}")
     if as_json:
         print(json.dumps(shown, ensure_ascii=False, indent=2))
         return
@@ -190,28 +185,6 @@ def _print_last_audit(last: Mapping[str, Any] | None) -> None:
 def _status(status: str) -> str:
     style = STATUS_STYLES.get(status)
     return f"[{style}]{status}[/]" if style else status
-
-
-def _call(method: str, path: str) -> dict[str, Any]:
-    """The `data` of an answer. Raises: NotRun when there is none."""
-    url, key = os.environ.get("AWAN_API_URL"), os.environ.get("AWAN_ADMIN_KEY")
-    if not url or not key:
-        raise NotRun("AWAN_API_URL and AWAN_ADMIN_KEY must be set, or stand in awan.env.")
-    try:
-        response = httpx.request(
-            method, f"{url.rstrip('/')}{path}", headers={"x-apikey": key}, timeout=CALL_TIMEOUT_S
-        )
-        body = response.json()
-    except (httpx.HTTPError, ValueError) as err:
-        raise NotRun(f"The API at {url} cannot be asked: {err}") from err
-    if not response.is_success:
-        raise NotRun(f"{method} {path}: {response.status_code} {body.get('message', '')}")
-    return dict(body["data"])
-
-
-def _complain(err: NotRun) -> NoReturn:
-    errors.print(f"[red]awan:[/] {escape(str(err))}", soft_wrap=True)
-    sys.exit(NOT_RUN)
 
 
 def register(app: typer.Typer) -> None:

@@ -38,10 +38,14 @@ class FakeOptions(EngineOptions):
 
 
 class LibvirtOptions(EngineOptions):
-    """libvirt over the uri of each node. `ovs_bridge` is the integration bridge on the nodes."""
+    """libvirt over the uri of each node. `ovs_bridge` is the integration bridge on the nodes.
+
+    `nic_offloads` null: on where the node has KVM; false for nodes whose virtual switch runs in user space.
+    """
 
     ovs_bridge: str = "br-int"
     calls_per_node: int = Field(default=8, gt=0, le=64)
+    nic_offloads: bool | None = None
 
 
 class LocalVolumesOptions(EngineOptions):
@@ -151,7 +155,10 @@ def _open(location_id: int, rows: Mapping[str, tuple[str, Mapping[str, Any]]]) -
     nodes = LibvirtNodes(calls_per_node=hypervisor.calls_per_node)
     return LocationEngines(
         hypervisor=LibvirtHypervisor(
-            nodes, pool_name=volumes.pool_name, ovs_bridge=hypervisor.ovs_bridge
+            nodes,
+            pool_name=volumes.pool_name,
+            ovs_bridge=hypervisor.ovs_bridge,
+            nic_offloads=hypervisor.nic_offloads,
         ),
         volumes=LocalVolumes(nodes, pool_name=volumes.pool_name, pool_path=volumes.pool_path),
         fabric=fabric,

@@ -13,15 +13,15 @@ from sqlalchemy.orm import Session
 from awan.accounts import Caller, quotas
 from awan.catalogue import (
     PricedItem,
-    check_location,
     current_prices,
     engines,
     find_newest_image,
     find_template,
     find_tier,
 )
-from awan.catalogue.models import OsFamily, Template, TemplateImage, Tier, TierLocation
+from awan.catalogue.models import Location, OsFamily, Template, TemplateImage, Tier, TierLocation
 from awan.catalogue.rules import instance_items, is_priced, total_monthly_minor
+from awan.catalogue.service import find_location
 from awan.credentials import SshKey, find_keys
 from awan.engines.seed import hash_password, validate_user_data
 from awan.errors import Invalid
@@ -141,11 +141,10 @@ def check_order(session: Session, caller: Caller, request: InstanceCreate) -> Or
     Raises: Invalid with all fields that are wrong.
     """
     problems = Problems()
-    try:
-        check_location(session, request.location_id)
-    except Invalid as err:
-        problems.errors.update(err.errors or {})
-    tier = _offered_tier(session, request, problems)
+    location = find_location(session, request.location_id)
+    if location is None:
+        problems.add("location_id", "The selected location is invalid.")
+    tier = _offered_tier(session, request, location, problems)
     template = find_template(session, request.template_id)
     image = find_newest_image(session, template.template_id) if template is not None else None
     if template is None or image is None:
@@ -175,12 +174,17 @@ def check_order(session: Session, caller: Caller, request: InstanceCreate) -> Or
     return Order(tier, template, image, cpu_mode, items, keys, address)
 
 
-def _offered_tier(session: Session, request: InstanceCreate, problems: Problems) -> Tier | None:
+def _offered_tier(
+    session: Session, request: InstanceCreate, location: Location | None, problems: Problems
+) -> Tier | None:
+    """The tier, if it is sold at the location; at an unknown location every tier will do."""
     tier = find_tier(session, request.tier_id)
-    if tier is None or session.get(TierLocation, (tier.tier_id, request.location_id)) is None:
-        problems.add("tier_id", "The selected tier is invalid.")
-        return None
-    return tier
+    if tier is not None and (
+        location is None or session.get(TierLocation, (tier.tier_id, location.location_id))
+    ):
+        return tier
+    problems.add("tier_id", "The selected tier is invalid.")
+    return None
 
 
 def _check_size(
@@ -217,7 +221,7 @@ def _cpu_mode(request: InstanceCreate, tier: Tier | None, problems: Problems) ->
         return CpuMode.SHARED
     is_shared = shared if shared is not None else not dedicated
     if tier is not None and not (tier.offers_shared if is_shared else tier.offers_dedicated):
-        field = "use_shared_cpu" if shared else "use_dedicated_cpu"
+        field = "use_shared_cpu" if shared or dedicated is None else "use_dedicated_cpu"
         problems.add(
             field, f"The tier does not offer {'shared' if is_shared else 'dedicated'} CPUs."
         )

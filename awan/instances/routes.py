@@ -40,22 +40,12 @@ from awan.kit.http import (
 )
 from awan.kit.pagination import PageRequest, page_info
 from awan.operations import Operation, summary
-from awan.resources import ResourceKind, get_owned
+from awan.resources import ResourceKind, in_path
 
 CONSOLE_ONLY = "The instance has no network: it can be reached by the console only."
 
 router = APIRouter(prefix="/instances", tags=["Instance"])
-
-
-def _check_path(request: Request) -> None:
-    """An unknown instance in the path comes before anything that is wrong with the body."""
-    with transaction() as session:
-        get_owned(
-            session,
-            request.state.caller,
-            ResourceKind.INSTANCE,
-            UUID(request.path_params["instance_uuid"]),
-        )
+_check_path = in_path(ResourceKind.INSTANCE, "instance_uuid")
 
 
 @router.get("", response_model=Envelope[InstancePage])
@@ -153,7 +143,7 @@ def list_instance_options(
     )
 
 
-@router.get("/{instance_uuid}", response_model=Envelope[InstanceDetail])
+@router.get("/{instance_uuid:uuid}", response_model=Envelope[InstanceDetail])
 def get_instance(instance_uuid: UUID, caller: Caller = Depends(authenticated("read"))) -> Answer:
     """Get detail instance."""
     with transaction() as session:
@@ -161,7 +151,7 @@ def get_instance(instance_uuid: UUID, caller: Caller = Depends(authenticated("re
     return answer("Virtual machine details", data)
 
 
-@router.delete("/{instance_uuid}", status_code=202, response_model=Envelope[list[str]])
+@router.delete("/{instance_uuid:uuid}", status_code=202, response_model=Envelope[list[str]])
 def delete_instance(
     instance_uuid: UUID,
     request: Request,
@@ -192,17 +182,20 @@ def delete_instance(
         )
 
 
-@router.post("/{instance_uuid}", status_code=202, response_model=Envelope[list[str]])
+@router.post("/{instance_uuid:uuid}", status_code=202, response_model=Envelope[list[str]])
 def delete_instance_by_form(
     instance_uuid: UUID,
     caller: Caller = Depends(authenticated("delete")),
     body: InstanceDeleteForm = Depends(form_body(InstanceDeleteForm, path_check=_check_path)),
 ) -> Answer:
-    """Delete instance, as a form: `_method=DELETE`. The method is applied before routing, so what comes here has none."""
+    """Delete instance, as a form with `_method=DELETE`."""
+    # The method is applied before routing: what comes here has named none.
     raise Invalid.field("_method", "The _method must be DELETE.")
 
 
-@router.post("/{instance_uuid}/start", status_code=202, response_model=Envelope[InstanceDetail])
+@router.post(
+    "/{instance_uuid:uuid}/start", status_code=202, response_model=Envelope[InstanceDetail]
+)
 def start_instance(
     instance_uuid: UUID,
     request: Request,
@@ -219,7 +212,7 @@ def start_instance(
     )
 
 
-@router.post("/{instance_uuid}/stop", status_code=202, response_model=Envelope[InstanceDetail])
+@router.post("/{instance_uuid:uuid}/stop", status_code=202, response_model=Envelope[InstanceDetail])
 def stop_instance(
     instance_uuid: UUID,
     request: Request,
@@ -236,7 +229,9 @@ def stop_instance(
     )
 
 
-@router.post("/{instance_uuid}/restart", status_code=202, response_model=Envelope[InstanceDetail])
+@router.post(
+    "/{instance_uuid:uuid}/restart", status_code=202, response_model=Envelope[InstanceDetail]
+)
 def restart_instance(
     instance_uuid: UUID,
     request: Request,
@@ -271,7 +266,7 @@ def _power(
         )
 
 
-@router.get("/{instance_uuid}/ssh-keys", response_model=Envelope[list[InstalledKey]])
+@router.get("/{instance_uuid:uuid}/ssh-keys", response_model=Envelope[list[InstalledKey]])
 def list_instance_ssh_keys(
     instance_uuid: UUID, caller: Caller = Depends(authenticated("read"))
 ) -> Answer:

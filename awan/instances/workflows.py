@@ -425,6 +425,8 @@ def note_power(target: Target) -> None:
 def mark_change_failed(session: Session, target: Target, failure: Failure) -> None:
     """A power change failed: the instance stays in the state that was seen, with the reason."""
     instance = session.get_one(Instance, target.subject_id, with_for_update=True)
+    if instance.deleted_at is not None:
+        return
     if not failure.cancelled:
         instance.status_reason = failure.message
     instance.stop_is_forced = False
@@ -440,7 +442,10 @@ def mark_delete_failed(session: Session, target: Target, failure: Failure) -> No
 
 
 def _mark(session: Session, target: Target, observed: ObservedState) -> None:
+    """What a power change that succeeded leaves. One that was overtaken by a deletion leaves nothing."""
     instance = session.get_one(Instance, target.subject_id, with_for_update=True)
+    if instance.deleted_at is not None:
+        return
     instance.observed_state = observed
     instance.status_reason = None
     instance.stop_is_forced = False

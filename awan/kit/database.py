@@ -85,6 +85,8 @@ def get_engine() -> Engine:
                 max_overflow=settings.database_pool_size,
                 pool_timeout=10,
                 pool_pre_ping=True,
+                # An error must not carry values of rows into a log.
+                hide_parameters=True,
                 connect_args={
                     "options": "-c statement_timeout=30000 -c timezone=UTC",
                     "connect_timeout": 5,

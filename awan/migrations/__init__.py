@@ -1,10 +1,10 @@
 """The schema's history. `awan migrate` brings a database to the newest revision.
 
-    python -m awan.migrations "volume gets a checksum"       writes a revision with what the models have and it lacks
-    python -m awan.migrations --replace "initial schema"     forgets all revisions and writes one (before a release only)
+    python -m awan.migrations "volume gets a checksum"       writes a revision with what the schema lacks
+    python -m awan.migrations --replace "initial schema"     forgets all revisions and writes one (before a release)
 
-Both work on a throw-away PostgreSQL of their own. The schemas `dbos` (workflow engine) and `sim` (simulated engines)
-belong to others and are left alone.
+Both work on a throw-away PostgreSQL of their own. The schemas `dbos` (workflow engine) and `sim` (simulated
+engines) belong to others and are left alone.
 """
 
 from __future__ import annotations

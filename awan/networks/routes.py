@@ -78,7 +78,7 @@ def create_public_network(
         )
 
 
-@router.delete("/{ip_uuid}", response_model=Envelope[PublicAddressView])
+@router.delete("/{ip_uuid:uuid}", response_model=Envelope[PublicAddressView])
 def delete_public_network(
     ip_uuid: UUID, caller: Caller = Depends(authenticated("delete"))
 ) -> Answer:

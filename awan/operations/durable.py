@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import ParamSpec, TypeVar
 from uuid import UUID
 
@@ -154,3 +155,15 @@ def recover(executor_ids: Sequence[str]) -> int:
     """
     return len(DBOS._recover_pending_workflows(list(executor_ids)))
 
+
+def forget_finished(before: datetime, limit: int) -> int:
+    """Deletes inputs, checkpoints and results of workflows that ended before then, at most `limit`; their number."""
+    finished = client().list_workflows(
+        status=["SUCCESS", "ERROR", "CANCELLED"],
+        completed_before=before.isoformat(),
+        limit=limit,
+        load_input=False,
+        load_output=False,
+    )
+    client().delete_workflows([workflow.workflow_id for workflow in finished])
+    return len(finished)

@@ -41,9 +41,9 @@ class Target:
 class Step:
     """One ensure-step.
 
-    `percent` is shown when the step begins. `timeout_s` bounds the retries of `EngineUnavailable`, of the step and of its undo
-    alike; a single call is bounded by its engine. With `cancellable` false a requested cancellation no longer
-    stops the plan before this step: the point of no return has been passed.
+    `percent` is shown when the step begins. `timeout_s` bounds the retries of `EngineUnavailable`, of the step and of
+    its undo alike; a single call is bounded by its engine. With `cancellable` false a requested cancellation no
+    longer stops the plan before this step: the point of no return has been passed.
     """
 
     name: str
@@ -84,7 +84,9 @@ class Plan:
     def __post_init__(self) -> None:
         names = [step.name for step in self.steps]
         if not names or len(set(names)) != len(names):
-            raise ValueError(f"{self.workflow}: a plan has at least one step, each with its own name")
+            raise ValueError(
+                f"{self.workflow}: a plan has at least one step, each with its own name"
+            )
 
 
 _registered: dict[str, Plan] = {}

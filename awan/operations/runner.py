@@ -255,9 +255,7 @@ def _succeed(plan: Plan, target: Target) -> StoredFailure | None:
     return None
 
 
-def _fail(
-    plan: Plan, target: Target, stored: StoredFailure, undo_failures: list[str]
-) -> str:
+def _fail(plan: Plan, target: Target, stored: StoredFailure, undo_failures: list[str]) -> str:
     """Ends the operation after its unwinding, whatever happens in the room's own `fail`. Gives the status."""
     failure = Failure(**stored)
     if undo_failures:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+from datetime import timedelta
 
 import structlog
 from sqlalchemy import delete, func, select, text, update
@@ -14,6 +15,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from awan.events import record
+from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.operations import durable
 from awan.operations.models import Operation, OperationStatus, Worker
@@ -21,6 +23,9 @@ from awan.operations.models import Operation, OperationStatus, Worker
 log = structlog.get_logger(__name__)
 
 OVERDUE_BATCH = 100
+# Long enough to look into what went wrong; steps and results of a workflow are of no other use once it has ended.
+HISTORY_DAYS = 14
+HISTORY_BATCH = 500
 ACTOR = "operator"
 
 # Held by a worker that says it is alive, and by another one while it takes over: never both.
@@ -132,3 +137,12 @@ def _alarm(session: Session, operation: Operation) -> None:
         kind=operation.kind,
         step=operation.step,
     )
+
+
+def forget_history() -> int:
+    """Deletes what the workflow engine keeps of long ended work; the operations themselves stay. Gives the number."""
+    before = now() - timedelta(days=HISTORY_DAYS)
+    forgotten = 0
+    while count := durable.forget_finished(before, HISTORY_BATCH):
+        forgotten += count
+    return forgotten

@@ -117,7 +117,9 @@ BUILD = register(
         steps=(
             Step("floor", _make("floor"), _remove("floor"), percent=10, timeout_s=3),
             Step("walls", _make("walls"), _remove("walls"), percent=40, timeout_s=3),
-            Step("roof", _make("roof"), _remove("roof"), percent=80, timeout_s=3, cancellable=False),
+            Step(
+                "roof", _make("roof"), _remove("roof"), percent=80, timeout_s=3, cancellable=False
+            ),
         ),
         succeed=_succeed,
         fail=_fail,
@@ -135,7 +137,11 @@ def make_plot(session: Session) -> Resource:
 
 
 def start_build(
-    session: Session, resource: Resource, *, queue_behind: bool = False, operation_id: UUID | None = None
+    session: Session,
+    resource: Resource,
+    *,
+    queue_behind: bool = False,
+    operation_id: UUID | None = None,
 ) -> Operation:
     """Begins the plan on the resource, as a service would. Not committed."""
     locked = session.scalars(

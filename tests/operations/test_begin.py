@@ -152,9 +152,7 @@ def test_the_end_of_an_earlier_operation_does_not_free_the_resource_of_a_later(
     assert seen == [second.operation_id, second.operation_id]
 
 
-def test_partitions_run_side_by_side(
-    site: Site, session: Session, worker: InProcessWorker
-) -> None:
+def test_partitions_run_side_by_side(site: Site, session: Session, worker: InProcessWorker) -> None:
     plots = [make_plot(session), make_plot(session)]
     meeting = threading.Barrier(2, timeout=10)  # both floors must be under way at once
     site.hooks["floor"] = lambda target: meeting.wait() and None

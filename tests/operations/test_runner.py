@@ -11,8 +11,7 @@ from sqlalchemy.orm import Session
 from awan.errors import EngineRejected, EngineUnavailable, QuotaExceeded
 from awan.events import Event
 from awan.kit.database import transaction
-from awan.operations import Target, request_cancel, wait_for_end
-from awan.operations import runner
+from awan.operations import Target, request_cancel, runner, wait_for_end
 from awan.settings import Settings
 from tests.operations.house import (
     PARTS,
@@ -241,5 +240,3 @@ def test_bug_in_fail_still_ends_and_alarms(
     assert operation.alarmed_at is not None
     assert read_resource(plot.resource_id).active_operation_id is None
     assert "operation.undo_failed" in events_of(operation.operation_id)
-
-

@@ -83,9 +83,7 @@ def test_killed_worker_resumes_after_restart(site: Site, session: Session, start
     first = start("one")
     wait_until("start", lambda: is_alive("one"))
     operations = [begin_build(make_plot(session)) for _ in range(5)]
-    wait_until(
-        "under way", lambda: all(read_operation(id_).step is not None for id_ in operations)
-    )
+    wait_until("under way", lambda: all(read_operation(id_).step is not None for id_ in operations))
     first.kill()
     first.wait()
     started = time.monotonic()

@@ -14,6 +14,7 @@ from awan.kit.database import get_engine, transaction
 from awan.operations import Target, durable, runner, wait_for_end, workers
 from awan.operations.models import Operation, Worker
 from awan.settings import Settings
+from awan.worker import PeriodicTask, run_alone, start_tasks
 from tests.operations import house
 from tests.operations.house import (
     PARTS,
@@ -254,3 +255,66 @@ def test_several_beats_are_one_row(settings: Settings, session: Session) -> None
     for _ in range(3):
         workers.beat("one")
     assert len(session.scalars(select(Worker)).all()) == 1
+
+
+def test_history_of_long_ended_work_is_forgotten(
+    site: Site, settings: Settings, session: Session
+) -> None:
+    old, fresh = make_plot(session), make_plot(session)
+    waiting = make_plot(session)
+    with InProcessWorker(settings):
+        ended = [wait_for_end(begin_build(plot), 10).operation_id for plot in (old, fresh)]
+        for operation_id in ended:
+            wait_for(lambda id_=operation_id: workflow_state(id_) == "SUCCESS")
+    queued = begin_build(waiting)
+    session.execute(
+        text(
+            "UPDATE dbos.workflow_status SET completed_at = completed_at - 15 * 86400000::bigint,"
+            " created_at = created_at - 15 * 86400000::bigint WHERE workflow_uuid IN (:old, :queued)"
+        ),
+        {"old": str(ended[0]), "queued": str(queued)},
+    )
+    session.commit()
+    assert workers.forget_history() == 1
+    assert workflow_state(ended[0]) is None
+    assert workflow_state(ended[1]) == "SUCCESS"
+    assert workflow_state(queued) == "ENQUEUED"
+    assert read_operation(ended[0]).status == "succeeded"
+    checkpoints = session.scalar(
+        text("SELECT count(*) FROM dbos.operation_outputs WHERE workflow_uuid = :id"),
+        {"id": str(ended[0])},
+    )
+    assert checkpoints == 0
+
+
+def test_periodic_task_runs_in_one_worker_at_a_time(settings: Settings) -> None:
+    inside, release = threading.Event(), threading.Event()
+
+    def task() -> None:
+        inside.set()
+        release.wait(10)
+
+    periodic = PeriodicTask("test.task", 1.0, task)
+    thread = threading.Thread(target=run_alone, args=(periodic,))
+    thread.start()
+    assert inside.wait(10)
+    assert not run_alone(periodic)  # another worker's turn is skipped, not queued
+    assert run_alone(PeriodicTask("test.other", 1.0, lambda: None))
+    release.set()
+    thread.join()
+    assert run_alone(periodic)
+
+
+def test_periodic_task_goes_on_after_a_failure(settings: Settings) -> None:
+    runs: list[int] = []
+    stopping = threading.Event()
+
+    def task() -> None:
+        runs.append(1)
+        if len(runs) == 1:
+            raise ZeroDivisionError
+        stopping.set()
+
+    start_tasks([PeriodicTask("test.failing", 0.01, task)], stopping)
+    assert stopping.wait(10)
+    assert len(runs) == 2

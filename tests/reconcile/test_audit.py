@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
-import httpx
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import text
 from typer.testing import CliRunner
 
+from awan.api import create_app
 from awan.catalogue.models import Location
-from awan.cli import build_app
+from awan.cli import build_app, http_client
 from awan.engines.fabric.fake import FakeFabric
 from awan.engines.registry import sim_store
 from awan.errors import EngineUnavailable
@@ -29,11 +30,10 @@ from tests.support.simulated_cloud import SimulatedCloud
 def command_line(cloud: SimulatedCloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[CliRunner]:
     """`awan`, whose HTTP calls go to the application in this process."""
 
-    def request(method: str, url: str, **arguments: Any) -> httpx.Response:
-        arguments.pop("timeout")
-        return cloud.admin.request(method, url, **arguments)
+    def connect(*, base_url: str, headers: dict[str, str], **_: Any) -> TestClient:
+        return TestClient(create_app(), base_url=base_url, headers=headers)
 
-    monkeypatch.setattr(httpx, "request", request)
+    monkeypatch.setattr(http_client.httpx, "Client", connect)
     monkeypatch.setenv("AWAN_API_URL", "http://testserver/api/v1")
     monkeypatch.setenv("AWAN_ADMIN_KEY", cloud.admin.headers["x-apikey"])
     monkeypatch.setenv("COLUMNS", "200")

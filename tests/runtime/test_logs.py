@@ -92,7 +92,7 @@ def test_lines_of_all_kinds_are_read_in_order(tmp_path: Path) -> None:
     assert [line.message[:6] for line in found] == ["older", "[7] aw", "newer", "a line"]
     assert [line.level for line in found] == ["info", "error", "error", "info"]
     assert [line for line in found if line.belongs_to("op-1")] == [found[0]]
-    assert [line.message for line in read_lines(tmp_path, ["api"])][0] == "newer"
+    assert next(line.message for line in read_lines(tmp_path, ["api"])) == "newer"
 
 
 def test_following_survives_rotation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from uuid import UUID
 from sqlalchemy import select, text
 
 from awan.engines.sim import SimFaults
-from awan.errors import EngineError, EngineRejected, EngineUnavailable
+from awan.errors import EngineRejected, EngineUnavailable
 from awan.events import Event
 from awan.kit.database import transaction
 from awan.operations import Operation, durable, wait_for_end
@@ -80,8 +80,9 @@ def survives_outage_at_each_call(case: Case[W], calls: Calls = None) -> None:
     """A call fails in a way that may pass: it is tried again and the operation succeeds."""
     with _worker(case):
         for k in _chosen(calls, _count_calls(case)):
-            error: type[EngineError] = EngineUnavailable
-            world, operation_id = _begin(case, lambda k=k: case.faults.fail_at(k, error))
+            world, operation_id = _begin(
+                case, lambda k=k: case.faults.fail_at(k, EngineUnavailable)
+            )
             _expect(operation_id, OperationStatus.SUCCEEDED, f"outage at call {k}")
             case.succeeded(world)
 
@@ -200,4 +201,6 @@ def _expect(operation_id: UUID, status: OperationStatus, what: str) -> None:
 
 
 def _describe(operation: Operation) -> str:
-    return f"{operation.status} at {operation.step}: {operation.error_type} {operation.error_detail}"
+    return (
+        f"{operation.status} at {operation.step}: {operation.error_type} {operation.error_detail}"
+    )

@@ -55,6 +55,10 @@ class SimulatedCloud:
         """Another account with a read-write key; `limits` are columns of the key."""
         return make_customer(name, **limits)
 
+    def add_image(self, template_id: int, *, has_agent: bool = True) -> UUID:
+        """A ready image of a template, from now on its newest."""
+        return _make_image(template_id, has_agent=has_agent)
+
     def order(self, **changes: Any) -> dict[str, Any]:
         """A valid body of create, with `changes`; None removes a field."""
         body: dict[str, Any] = {
@@ -192,11 +196,12 @@ def make_cloud(
     )
 
 
-def _make_image(template_id: int) -> None:
+def _make_image(template_id: int, *, has_agent: bool = True) -> UUID:
+    image_id = uuid4()
     with transaction() as session:
         session.add(
             TemplateImage(
-                image_id=uuid4(),
+                image_id=image_id,
                 template_id=template_id,
                 state="ready",
                 declared_format="qcow2",
@@ -204,6 +209,7 @@ def _make_image(template_id: int) -> None:
                 sha256="ab" * 32,
                 size_bytes=1024,
                 virtual_size_bytes=2 * 1024**3,
-                has_agent=True,
+                has_agent=has_agent,
             )
         )
+    return image_id

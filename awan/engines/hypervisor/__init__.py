@@ -46,9 +46,10 @@ class NodeFacts:
 
 @dataclass(frozen=True)
 class DiskSpec:
-    """A disk of a domain. `path` and `backing` are what the volumes engine returned; formats are explicit, never probed.
+    """A disk of a domain. `path` and `backing` are what the volumes engine returned.
 
-    `serial` is shown in the guest below /dev/disk/by-id. `target` is the SCSI target number on controller 0.
+    Formats are explicit, never probed. `serial` is shown in the guest below /dev/disk/by-id.
+    `target` is the SCSI target number on controller 0.
     """
 
     path: str

@@ -1,0 +1,30 @@
+"""`python -m benchmarks [NAME ...] [--record]`."""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks import api_scale, boot, control_plane, entry_points
+
+BENCHMARKS = {
+    "boot": boot.run,
+    "control_plane": control_plane.run,
+    "api_scale": api_scale.run,
+    "entry_points": entry_points.run,
+}
+
+
+def main() -> None:
+    """Runs the named benchmarks one after the other; without a name, all but `entry_points`."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--record", action="store_true", help="put the figures into RESULTS.md")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(BENCHMARKS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    for name in arguments.names or [name for name in BENCHMARKS if name != "entry_points"]:
+        BENCHMARKS[name](record=arguments.record)
+
+
+if __name__ == "__main__":
+    main()

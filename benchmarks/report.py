@@ -1,0 +1,82 @@
+"""Figures of a benchmark, as a table for people."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: what, how much, and what it should be."""
+
+    what: str
+    value: str
+    goal: str = ""
+
+
+def percentile(values: Sequence[float], p: float) -> float:
+    """The smallest value that at least `p` percent of the values do not exceed (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(len(ordered) * p / 100) - 1)]
+
+
+def spread(values: Sequence[float], unit: str = "s", digits: int = 2) -> str:
+    """Median with minimum and maximum."""
+    return (
+        f"{percentile(values, 50):.{digits}f} {unit}"
+        f" (min {min(values):.{digits}f}, max {max(values):.{digits}f}, n={len(values)})"
+    )
+
+
+def machine() -> str:
+    """The machine in one line: CPU, cores, memory, acceleration, load when asked."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3
+    flags = Path("/proc/cpuinfo").read_text()
+    acceleration = "KVM possible" if "vmx" in flags or "svm" in flags.split() else "no KVM (TCG)"
+    qemu = subprocess.run(
+        ["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=False
+    ).stdout.partition("\n")[0]
+    load = os.getloadavg()[0]
+    return (
+        f"{model}, {os.cpu_count()} cores, {memory_gib:.0f} GiB, {acceleration};"
+        f" {qemu or 'no QEMU'}; load when started {load:.1f}"
+    )
+
+
+def publish(title: str, command: str, rows: Sequence[Row], *, record: bool) -> None:
+    """Prints the table; with `record` it replaces the section of this title in RESULTS.md."""
+    lines = [
+        f"## {title}",
+        "",
+        f"`{command}` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. {machine()}",
+        "",
+        "| what | measured | goal |",
+        "| --- | --- | --- |",
+        *(f"| {row.what} | {row.value} | {row.goal} |" for row in rows),
+        "",
+    ]
+    text = "\n".join(lines)
+    print(text)
+    if record:
+        sections = RESULTS.read_text() if RESULTS.exists() else "# Results\n\n"
+        head, *parts = sections.split("\n## ")
+        kept = [part for part in parts if not part.startswith(f"{title}\n")]
+        joined = "\n## ".join([head.rstrip("\n") + "\n", *(p.rstrip("\n") + "\n" for p in kept)])
+        RESULTS.write_text(joined + "\n" + text)
