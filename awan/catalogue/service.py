@@ -83,6 +83,18 @@ def find_tier(session: Session, tier_id: int) -> Tier | None:
     return tier if tier is not None and tier.is_enabled else None
 
 
+def is_offered(session: Session, tier_id: int, location_id: int) -> bool:
+    """Whether the tier is offered in the location."""
+    return (
+        session.scalar(
+            select(TierLocation.tier_id).where(
+                TierLocation.tier_id == tier_id, TierLocation.location_id == location_id
+            )
+        )
+        is not None
+    )
+
+
 def current_prices(session: Session, tier_id: int, currency: str) -> dict[Component, PriceTag]:
     """The prices of a tier that are valid now, by component."""
     rows = session.scalars(
@@ -157,6 +169,18 @@ def image_source(session: Session, image_id: UUID) -> ImageSource:
 
 def engines(session: Session, location_id: int) -> LocationEngines:
     """The opened engines of a location. Raises: Unavailable while one is not configured."""
+    return open_engines(location_id, _engine_rows(session, location_id))
+
+
+def volumes_driver(session: Session, location_id: int) -> str:
+    """The name of the driver that keeps a location's disks; no engine is opened.
+
+    Raises: Unavailable while an engine of the location is not configured.
+    """
+    return _engine_rows(session, location_id)[EngineKind.VOLUMES][0]
+
+
+def _engine_rows(session: Session, location_id: int) -> dict[str, tuple[str, dict[str, Any]]]:
     rows = {
         row.kind: (row.driver, row.options)
         for row in session.scalars(
@@ -166,7 +190,7 @@ def engines(session: Session, location_id: int) -> LocationEngines:
     missing = {kind.value for kind in EngineKind} - set(rows)
     if missing:
         raise Unavailable(f"The location has no {' and no '.join(sorted(missing))} engine yet.")
-    return open_engines(location_id, rows)
+    return rows
 
 
 def configured_locations(session: Session) -> list[int]:

@@ -14,6 +14,7 @@ from uuid import UUID
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from awan.cli.http_client import OperatorClient
@@ -118,13 +119,17 @@ def _heading(text: str) -> None:
 
 
 def _print_rows(rows: Iterable[Mapping[str, Any]]) -> None:
+    """One paragraph for each row, those of a table together."""
+    table = None
     for row in rows:
-        _heading(row["table"])
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for name, value in row["columns"].items():
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            table.add_row(f"  [dim]{name}[/]", escape(text))
-        console.print(table)
+        if row["table"] != table:
+            table = row["table"]
+            _heading(table)
+        pairs = (
+            f"[dim]{name}=[/]{escape(value if isinstance(value, str) else json.dumps(value))}"
+            for name, value in row["columns"].items()
+        )
+        console.print(Padding("  ".join(pairs), (0, 0, 0, 2)))
 
 
 def _print_operations(operations: Iterable[Mapping[str, Any]]) -> None:

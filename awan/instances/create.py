@@ -14,14 +14,13 @@ from awan.accounts import Caller, quotas
 from awan.catalogue import (
     PricedItem,
     current_prices,
-    engines,
     find_newest_image,
     find_template,
     find_tier,
 )
-from awan.catalogue.models import Location, OsFamily, Template, TemplateImage, Tier, TierLocation
+from awan.catalogue.models import OsFamily, Template, TemplateImage, Tier
 from awan.catalogue.rules import instance_items, is_priced, total_monthly_minor
-from awan.catalogue.service import find_location
+from awan.catalogue.service import find_location, is_offered, volumes_driver
 from awan.credentials import SshKey, find_keys
 from awan.engines.seed import hash_password, validate_user_data
 from awan.errors import Invalid
@@ -112,7 +111,7 @@ def create_instance(
         node_id=node.node_id,
         image_id=order.image.image_id,
         size_gib=request.storage,
-        engine=engines(session, request.location_id).drivers["volumes"],
+        engine=volumes_driver(session, request.location_id),
         operation_id=operation_id,
     )
     if request.use_public_ip:
@@ -174,17 +173,12 @@ def check_order(session: Session, caller: Caller, request: InstanceCreate) -> Or
     return Order(tier, template, image, cpu_mode, items, keys, address)
 
 
-def _offered_tier(
-    session: Session, request: InstanceCreate, location: Location | None, problems: Problems
-) -> Tier | None:
-    """The tier, if it is sold at the location; at an unknown location every tier will do."""
+def _offered_tier(session: Session, request: InstanceCreate, problems: Problems) -> Tier | None:
     tier = find_tier(session, request.tier_id)
-    if tier is not None and (
-        location is None or session.get(TierLocation, (tier.tier_id, location.location_id))
-    ):
-        return tier
-    problems.add("tier_id", "The selected tier is invalid.")
-    return None
+    if tier is None or not is_offered(session, tier.tier_id, request.location_id):
+        problems.add("tier_id", "The selected tier is invalid.")
+        return None
+    return tier
 
 
 def _check_size(

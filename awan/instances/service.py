@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import RowMapping, case, exists, func, literal, select
+from sqlalchemy import RowMapping, and_, case, exists, func, literal, select
 from sqlalchemy.orm import Session
 
 from awan.accounts import Caller
@@ -102,6 +102,13 @@ def _status_column() -> Any:
         ),
         (Instance.observed_state == ObservedState.RUNNING, literal("running")),
         (Instance.observed_state == ObservedState.STOPPED, literal("stopped")),
+        (
+            and_(
+                Instance.desired_state == DesiredState.DELETED,
+                Instance.observed_state == ObservedState.DELETED,
+            ),
+            literal("terminated"),
+        ),
         else_=literal("error"),
     )
 

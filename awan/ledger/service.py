@@ -16,18 +16,27 @@ from awan.ledger.models import LockedPrice, UsageSpan
 
 def lock_prices(session: Session, resource_id: UUID, items: Iterable[PricedItem]) -> None:
     """Remembers at which prices the resource was sold; later changes of the catalogue do not touch it."""
-    for item in items:
-        values = {
+    rows = [
+        {
+            "resource_id": resource_id,
+            "component": item.tag.component,
             "price_id": item.tag.price_id,
             "currency": item.tag.currency,
             "monthly_minor": item.tag.monthly_minor,
             "quantity": item.quantity,
         }
-        session.execute(
-            insert(LockedPrice)
-            .values(resource_id=resource_id, component=item.tag.component, **values)
-            .on_conflict_do_update(index_elements=["resource_id", "component"], set_=values)
+        for item in items
+    ]
+    query = insert(LockedPrice).values(rows)
+    session.execute(
+        query.on_conflict_do_update(
+            index_elements=["resource_id", "component"],
+            set_={
+                name: query.excluded[name]
+                for name in ("price_id", "currency", "monthly_minor", "quantity")
+            },
         )
+    )
 
 
 def locked_prices(session: Session, resource_id: UUID) -> Sequence[LockedPrice]:

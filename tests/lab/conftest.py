@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from lab import LabInfo
 from tests.support import lab_cloud
 from tests.support.lab_cloud import LabCloud
 
@@ -15,6 +16,12 @@ def lab_cloud_session(request: pytest.FixtureRequest) -> Iterator[LabCloud]:
     """The cloud; started at the first use, ended with the run."""
     yield lab_cloud.shared(request.config)
     lab_cloud.stop_shared(request.config)
+
+
+@pytest.fixture(scope="session")
+def lab_info(lab_cloud_session: LabCloud) -> LabInfo:
+    """Addresses and names of the cloud's location."""
+    return lab_cloud_session.info
 
 
 @pytest.fixture

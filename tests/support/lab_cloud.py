@@ -46,7 +46,7 @@ PASSWORD = "Correct-Horse-7"
 GENEROUS = 1_000_000
 STATE_ROOT = Path("/var/lib/awan")
 OWNER_FILE = "owner"
-STOP_GRACE_S = 10
+STOP_GRACE_S = 30
 FINAL = ("succeeded", "failed", "cancelled")
 UNUSED_ADDRESS = "free"
 

@@ -1,0 +1,97 @@
+"""The operations of the public API, letter for letter as `operations.json` has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from awan.api import PREFIX, create_app
+from tests.support.in_process_worker import InProcessWorker
+from tests.support.simulated_cloud import SimulatedCloud
+from tests.support.ssh_keys import ED25519_KEYS
+
+OPERATIONS: dict[int, dict[str, Any]] = {
+    operation["no"]: operation
+    for operation in json.loads(Path(__file__).with_name("operations.json").read_text())
+}
+Walk = Callable[..., httpx.Response]
+
+
+@pytest.fixture
+def walk(cloud: SimulatedCloud, worker: InProcessWorker) -> Walk:
+    """`walk(no, body, query, **path)` calls an operation and checks status, message and the kind of its data."""
+
+    def call(
+        no: int, status: int, body: Any = None, *, query: Any = None, **path: object
+    ) -> httpx.Response:
+        operation = OPERATIONS[no]
+        answer = cloud.customer.http.request(
+            operation["method"], operation["path"].format(**path), data=body, params=query
+        )
+        assert answer.status_code == status, f"{no}: {answer.text}"
+        assert answer.json()["message"] == operation["message"], no
+        kind = {"list": list, "object": dict}[operation["data"]]
+        assert type(answer.json()["data"]) is kind, no
+        walked.add(no)
+        if "operation" in answer.json():
+            uuid = answer.json()["operation"]["uuid"]
+            assert answer.headers["x-operation-id"] == uuid
+            assert cloud.wait(uuid)["status"] == "succeeded", no
+        return answer
+
+    walked: set[int] = set()
+    call.walked = walked  # type: ignore[attr-defined]
+    return call
+
+
+def test_every_operation_answers_as_the_contract_says(cloud: SimulatedCloud, walk: Walk) -> None:
+    where = {"location_id": cloud.location_id}
+    walk(1, 200)
+    walk(74, 200, query={"location": cloud.location_id})
+    walk(75, 200)
+    walk(76, 200, query=where)
+    walk(77, 200, tier_id=cloud.tier_id)
+    key = walk(71, 201, {"title": "laptop", "key": ED25519_KEYS[0]}).json()["data"]
+    assert [row["id"] for row in walk(70, 200).json()["data"]] == [key["id"]]
+    assert walk(73, 200).json()["data"] == [{"id": key["id"], "title": "laptop"}]
+    address = walk(59, 201, where).json()["data"]
+    assert [row["uuid"] for row in walk(57, 200, query=where).json()["data"]] == [address["uuid"]]
+    assert walk(58, 200).json()["data"]["page"]["total"] == 1
+    walk(62, 200, ip_uuid=address["uuid"])
+    order = cloud.order(hostname="web-1", ssh_keys=[key["id"]], use_public_ip="true")
+    uuid = walk(3, 202, order).json()["data"]["uuid"]
+    assert walk(2, 200).json()["data"]["data"][0]["uuid"] == uuid
+    assert walk(4, 200, instance_uuid=uuid).json()["data"]["status"] == "Running"
+    assert [row["id"] for row in walk(48, 200, instance_uuid=uuid).json()["data"]] == [key["id"]]
+    assert walk(13, 200, query=where).json()["data"] == []
+    walk(11, 202, instance_uuid=uuid)
+    walk(10, 202, instance_uuid=uuid)
+    walk(12, 202, instance_uuid=uuid)
+    delete = {"_method": "DELETE", "remove_ip": "true", "remove_block_storage": "false"}
+    walk(9, 202, delete, instance_uuid=uuid)
+    walk(72, 200, ssh_id=key["id"])
+    assert walk.walked == set(OPERATIONS)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("no", sorted(OPERATIONS))
+def test_the_document_has_the_operation(no: int, openapi: dict[str, Any]) -> None:
+    """Same method and path, and every parameter that the contract names."""
+    operation = OPERATIONS[no]
+    found = openapi["paths"][f"{PREFIX}{operation['path']}"][operation["method"].lower()]
+    known = {parameter["name"] for parameter in found.get("parameters", [])}
+    if "requestBody" in found:
+        media = found["requestBody"]["content"]["application/x-www-form-urlencoded"]
+        name = media["schema"]["$ref"].rpartition("/")[2]
+        known |= set(openapi["components"]["schemas"][name]["properties"])
+    assert set(operation["parameters"]) - {"x-apikey"} <= known
+
+
+@pytest.fixture(scope="module")
+def openapi() -> dict[str, Any]:
+    """The document of the whole API."""
+    return create_app().openapi()

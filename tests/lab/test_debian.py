@@ -1,0 +1,95 @@
+"""A Debian guest as a customer uses it: login by key and by password, user data, addresses, the disk, the seed."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+
+from tests.support import lab_inspection
+from tests.support.lab_cloud import PASSWORD, LabCloud, until
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(1500)]
+
+MARKER = "wanted-by-the-customer"
+USER_DATA = f"""#cloud-config
+write_files:
+  - path: /etc/marker
+    content: {MARKER}
+runcmd:
+  - [sh, -c, "tr a-z A-Z < /etc/marker > /var/lib/marker"]
+"""
+GIB = 1 << 30
+
+
+def test_everything_that_was_ordered_is_there(cloud: LabCloud) -> None:
+    shown = cloud.create_instance(template="debian-12", hostname="web-1", user_data=USER_DATA)
+    uuid, four = shown["uuid"], shown["ip_address"]
+    six = shown["public_network"]["ipv6_address"]
+    cloud.ssh_when_up(four, "true", timeout_s=700)
+    assert cloud.ssh(four, "cloud-init status --wait", timeout_s=600).stdout.endswith("done\n")
+    assert cloud.wait_ready(uuid)["ready_at"]
+
+    def says(command: str) -> str:
+        done = cloud.ssh(four, command)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert says("hostname") == "web-1"
+    assert says("uname -s -m") == "Linux x86_64"
+    assert says("sudo id -un") == "root"
+    addresses = {
+        address["local"]
+        for address in json.loads(says("ip -j address show dev eth0"))[0]["addr_info"]
+    }
+    assert {four, six} <= addresses
+    assert says(". /etc/os-release; echo $ID $VERSION_ID") == "debian 12"
+    # growpart and resize2fs: what is missing of 20 GiB are the file system's own tables.
+    assert int(says("df --block-size=1 --output=size / | tail -1")) > 19 * GIB
+    assert says("cat /etc/marker /var/lib/marker").split() == [MARKER, MARKER.upper()]
+    assert cloud.ssh(six, "id -un").stdout == "budi\n"
+    assert cloud.ssh(four, "id -un", password=PASSWORD).stdout == "budi\n"
+    assert cloud.ssh(four, "id -un", password="Wrong-Horse-7").returncode == 255
+    assert cloud.ssh(four, "id -un", user="root").returncode == 255
+
+    check_only_the_scrubbed_seed_is_left(cloud, uuid, four)
+    cloud.assert_green()
+
+    cloud.change(uuid, "stop")
+    assert cloud.show(uuid)["status"] == "Stopped"
+    node = lab_inspection.node_of(cloud.lab, uuid)
+    assert "(shutdown)" in lab_inspection.virsh(cloud.lab, node, "domstate", "--reason", uuid)
+    cloud.assert_green()
+    cloud.change(uuid, "start")
+    again = cloud.show(uuid)
+    assert (again["status"], again["ip_address"]) == ("Running", four)
+    assert cloud.ssh_when_up(four, "hostname", timeout_s=700) == "web-1\n"
+    assert says("sudo cat /etc/marker") == MARKER
+    assert cloud.delete_instance(uuid)["status"] == "succeeded"
+    assert cloud.is_gone(uuid)
+
+
+def check_only_the_scrubbed_seed_is_left(cloud: LabCloud, uuid: str, address: str) -> None:
+    """After the first boot neither the node nor the guest's CD has login or user data any more."""
+    node = lab_inspection.node_of(cloud.lab, uuid)
+    scrubbed = f"seed-{uuid}-2.iso"
+
+    def seeds() -> bool:
+        files = lab_inspection.files_on(cloud.lab, node)
+        return [name for name in files if name.startswith("seed-")] == [scrubbed]
+
+    until(seeds, 60, "the first seed is still there")
+    content = lab_inspection.download(cloud.lab, node, scrubbed)
+    assert b"web-1" in content
+    encoded = base64.b64encode(USER_DATA.encode())[:40]
+    for secret in (b"$6$", PASSWORD.encode(), MARKER.encode(), encoded, b"ssh-ed25519", b"budi"):
+        assert secret not in content
+    for name in lab_inspection.files_on(cloud.lab, node):
+        if not name.startswith("image-"):
+            path = f"{lab_inspection.POOL_PATH}/{name}"
+            as_nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+            assert cloud.lab.node_exec(node, [*as_nobody, "cat", path], check=False).returncode
+    read_cd = "sudo mount -o ro /dev/sr0 /mnt && cat /mnt/user-data; sudo umount /mnt"
+    done = cloud.ssh(address, read_cd)
+    assert (done.returncode, done.stdout) == (0, ""), done
