@@ -173,12 +173,17 @@ def check_order(session: Session, caller: Caller, request: InstanceCreate) -> Or
     return Order(tier, template, image, cpu_mode, items, keys, address)
 
 
-def _offered_tier(session: Session, request: InstanceCreate, problems: Problems) -> Tier | None:
+def _offered_tier(
+    session: Session, request: InstanceCreate, location: Location | None, problems: Problems
+) -> Tier | None:
+    """The tier, if it is sold at the location; at an unknown location every tier will do."""
     tier = find_tier(session, request.tier_id)
-    if tier is None or not is_offered(session, tier.tier_id, request.location_id):
-        problems.add("tier_id", "The selected tier is invalid.")
-        return None
-    return tier
+    if tier is not None and (
+        location is None or is_offered(session, tier.tier_id, location.location_id)
+    ):
+        return tier
+    problems.add("tier_id", "The selected tier is invalid.")
+    return None
 
 
 def _check_size(

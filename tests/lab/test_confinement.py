@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import pytest
 
-from awan.runtime.postgres import find_bin_dir
+from awan.runtime.postgres import find_binaries
 from tests.support import lab_inspection
 from tests.support.lab_cloud import LabCloud, until
 
@@ -61,9 +61,7 @@ def test_secrets_are_found_nowhere(cloud: LabCloud) -> None:
         assert cloud.ssh_when_up(four, "id -un", password=marker) == "budi\n"
         node = lab_inspection.node_of(cloud.lab, uuid)
         old_seed = f"seed-{uuid}-1.iso"
-        until(
-            lambda: old_seed not in lab_inspection.files_on(cloud.lab, node), 60, "the old seed"
-        )
+        until(lambda: old_seed not in lab_inspection.files_on(cloud.lab, node), 60, "the old seed")
     # The test's own ssh is given the password in its environment, never as an argument.
     assert not on_command_lines
     written = {**early, **everything_written(cloud, uuid)}
@@ -77,7 +75,9 @@ def everything_written(cloud: LabCloud, uuid: str) -> dict[str, bytes]:
     """Logs, database, definitions and answers: name -> content."""
     node = lab_inspection.node_of(cloud.lab, uuid)
     written = {
-        "domain": lab_inspection.virsh(cloud.lab, node, "dumpxml", "--security-info", uuid).encode(),
+        "domain": lab_inspection.virsh(
+            cloud.lab, node, "dumpxml", "--security-info", uuid
+        ).encode(),
         "northbound": lab_inspection.database_dump(cloud.lab, "OVN_Northbound").encode(),
         "southbound": lab_inspection.database_dump(cloud.lab, "OVN_Southbound").encode(),
         "database": dump_database(cloud),
@@ -87,8 +87,8 @@ def everything_written(cloud: LabCloud, uuid: str) -> dict[str, bytes]:
         for path in folder.rglob("*"):
             if path.is_file():
                 written[str(path)] = path.read_bytes()
-    for path in (f"/instances/{uuid}", "/instances", f"/operations?resource={uuid}", "/events"):
-        written[path] = cloud.client.get(path).content
+    for route in (f"/instances/{uuid}", "/instances", f"/operations?resource={uuid}", "/events"):
+        written[route] = cloud.client.get(route).content
     written["trace"] = cloud.admin.get(f"/admin/trace/{uuid}").content
     assert b"awan-" in written["domain"]
     assert uuid.encode() in written["database"]
@@ -98,7 +98,7 @@ def everything_written(cloud: LabCloud, uuid: str) -> dict[str, bytes]:
 def dump_database(cloud: LabCloud) -> bytes:
     """All rows of the control plane's database as SQL."""
     url = cloud.plane.environment()["AWAN_DATABASE_URL"]
-    dump = [str(find_bin_dir() / "pg_dump"), "--data-only", f"--dbname={url}"]
+    dump = [str(find_binaries() / "pg_dump"), "--data-only", f"--dbname={url}"]
     return subprocess.run(dump, capture_output=True, check=True).stdout
 
 
