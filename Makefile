@@ -34,13 +34,16 @@ lint: ## ruff, types, import contract
 	@.venv/bin/lint-imports
 
 check: lint ## lint and the fast tests
-	@$(PYTHON) -m pytest -q -m "not lab and not slow"
+	@$(PYTHON) -m pytest -q -n 2 -m "not lab and not faults"
 
 test: ## all suites, in one run
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -q -n 2 --dist loadgroup
 
 faults: ## the full counts of crashes and faults, with a printed seed
 	@$(PYTHON) -m pytest tests/faults --full
+
+fuzz: ## 100,000 random calls over the whole API, with a printed seed
+	@$(PYTHON) -m pytest tests/fuzz --full
 
 one: ## one test: make one T=tests/runtime/test_postgres.py
 	@$(PYTHON) -m pytest -p no:randomly -x -vv $(T)

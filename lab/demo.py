@@ -187,16 +187,18 @@ class Demo:
         if self.slot_path.exists():
             return Lab(int(self.slot_path.read_text())).up(report)
         slot = int(os.environ.get("AWAN_LAB_SLOT", "0"))
+        # Recorded first, so that `down` also ends a location that came up only in part.
+        self.slot_path.write_text(f"{slot}\n")
         try:
-            info = Lab(slot).up(report)
+            return Lab(slot).up(report)
         except SlotTaken as err:
+            self.slot_path.unlink()
             if "AWAN_LAB_SLOT" in os.environ:
                 raise
             slot = acquire_free_slot(outlives_caller=True)
             self.console.print(f"  {err}; using slot {slot}", soft_wrap=True)
-            info = Lab(slot).up(report)
-        self.slot_path.write_text(f"{slot}\n")
-        return info
+            self.slot_path.write_text(f"{slot}\n")
+            return Lab(slot).up(report)
 
     def _bring_up_plane(self) -> None:
         self.plane.up(self.clock.done)

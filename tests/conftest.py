@@ -36,6 +36,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="full counts instead of samples")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs real engines runs one after the other in one test process, and is begun first, beside the rest.
+
+    Needs `--dist loadgroup`. Without xdist it only comes first.
+    """
+    for item in items:
+        if item.get_closest_marker("lab") or item.get_closest_marker("faults"):
+            item.add_marker(pytest.mark.xdist_group("engines"))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 def _start_server(config: pytest.Config) -> str:
     if SERVER_KEY not in config.stash:
         config.stash[SERVER_KEY] = DatabaseServer()

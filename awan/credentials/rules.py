@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
 KEY_BYTES_MAX = 8 * 1024
 RSA_BITS_MIN = 2048
+TITLE_MAX = 64
 PLAIN_TYPES = frozenset(
     {"ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"}
 )
@@ -26,6 +27,14 @@ class ParsedKey:
     line: str
     type: str
     fingerprint: str
+
+
+def check_title(text: str) -> str:
+    """The title without spaces around it. Raises: ValueError with a sentence for the user."""
+    title = text.strip()
+    if not 1 <= len(title) <= TITLE_MAX or not title.isprintable():
+        raise ValueError(f"The title must have 1 to {TITLE_MAX} printable characters.")
+    return title
 
 
 def parse_public_key(text: str) -> ParsedKey:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from awan.credentials.models import SshKey
+from awan.credentials.rules import TITLE_MAX, check_title
 from awan.kit.http import Timestamp
 
 
@@ -13,8 +16,8 @@ class SshKeyCreate(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    title: str = Field(
-        min_length=1, max_length=64, description="Title of ssh, unique in the account."
+    title: Annotated[str, AfterValidator(check_title)] = Field(
+        min_length=1, max_length=TITLE_MAX, description="Title of ssh, unique in the account."
     )
     key: str = Field(min_length=1, max_length=8192, description="One OpenSSH public key line.")
 

@@ -41,30 +41,29 @@ def add_key(session: Session, caller: Caller, title: str, text: str) -> SshKey:
             raise Invalid.field("key", f'This key is stored already, as "{key.title}".')
     quotas.take(session, caller.account_id, ssh_keys=1)
     resource_id = new_id()
+    create(
+        session,
+        kind=ResourceKind.SSH_KEY,
+        resource_id=resource_id,
+        account_id=caller.account_id,
+        name=title,
+        location_id=None,
+        operation_id=None,
+        name_field="title",
+    )
+    key = SshKey(
+        resource_id=resource_id,
+        account_id=caller.account_id,
+        title=title,
+        key=parsed.line,
+        type=parsed.type,
+        fingerprint=parsed.fingerprint,
+    )
+    session.add(key)
     try:
-        create(
-            session,
-            kind=ResourceKind.SSH_KEY,
-            resource_id=resource_id,
-            account_id=caller.account_id,
-            name=title,
-            location_id=None,
-            operation_id=None,
-        )
-        key = SshKey(
-            resource_id=resource_id,
-            account_id=caller.account_id,
-            title=title,
-            key=parsed.line,
-            type=parsed.type,
-            fingerprint=parsed.fingerprint,
-        )
-        session.add(key)
         session.flush()
     except IntegrityError as err:
-        raise Invalid.field(
-            "title", "The title or the key has just been stored by another call."
-        ) from err
+        raise Invalid.field("key", "This key has just been stored by another call.") from err
     record(
         session,
         kind="ssh_key.created",

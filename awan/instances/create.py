@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from awan.accounts import Caller, quotas
@@ -18,7 +17,7 @@ from awan.catalogue import (
     find_template,
     find_tier,
 )
-from awan.catalogue.models import OsFamily, Template, TemplateImage, Tier
+from awan.catalogue.models import Location, OsFamily, Template, TemplateImage, Tier
 from awan.catalogue.rules import instance_items, is_priced, total_monthly_minor
 from awan.catalogue.service import find_location, is_offered, volumes_driver
 from awan.credentials import SshKey, find_keys
@@ -284,18 +283,16 @@ def _check_address(
 def _insert_resource(
     session: Session, caller: Caller, request: InstanceCreate, instance_id: UUID, operation_id: UUID
 ) -> Resource:
-    try:
-        return create(
-            session,
-            kind=ResourceKind.INSTANCE,
-            resource_id=instance_id,
-            account_id=caller.account_id,
-            name=request.hostname,
-            location_id=request.location_id,
-            operation_id=operation_id,
-        )
-    except IntegrityError as err:
-        raise Invalid.field("hostname", HOSTNAME_TAKEN) from err
+    return create(
+        session,
+        kind=ResourceKind.INSTANCE,
+        resource_id=instance_id,
+        account_id=caller.account_id,
+        name=request.hostname,
+        location_id=request.location_id,
+        operation_id=operation_id,
+        name_field="hostname",
+    )
 
 
 def _insert_instance(

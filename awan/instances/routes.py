@@ -79,10 +79,10 @@ def list_instances(
 def _statuses(text: str | None) -> list[str] | None:
     if text is None:
         return None
-    wanted = [part.strip().lower() for part in text.split(",") if part.strip()]
+    wanted = [part.strip().lower() for part in text.split(",")]
     if unknown := [status for status in wanted if status not in STATUSES]:
         raise Invalid.field(
-            "statuses", f"Unknown status {unknown[0]}; there are {', '.join(STATUSES)}."
+            "statuses", f'Unknown status "{unknown[0]}"; there are {", ".join(STATUSES)}.'
         )
     return wanted
 

@@ -51,7 +51,7 @@ from awan.operations import (
     register,
     waiting_workflow,
 )
-from awan.resources import Resource, retire
+from awan.resources import Resource, lock, retire
 from awan.settings import get_settings
 from awan.volumes import Volume, mark_deleted, mark_ready, note_image, volumes_of
 
@@ -63,6 +63,8 @@ SECRET_GENERATION, SCRUBBED_GENERATION = 1, 2
 PORT_UP_TIMEOUT_S = 30.0
 READY_ROUND_S = 15.0
 READY_POLL_S = 1.0
+# A guest that is kept stopped costs one checkpoint in this time.
+READY_IDLE_MAX_S = 3600.0
 SYSTEM_ACTOR = "system:first_boot"
 
 log = structlog.get_logger(__name__)
@@ -330,6 +332,7 @@ def mark_create_failed(session: Session, target: Target, failure: Failure) -> No
     instance.observed_state = ObservedState.ERROR
     instance.status_reason = failure.message
     instance.updated_at = now()
+    _forget_secrets(session, instance)
     _give_back(
         session,
         instance,
@@ -368,6 +371,17 @@ def _give_back(
     actor: str,
 ) -> None:
     """Gives back all that admission took. What a failed creation gave back already is not given twice."""
+    # Locks are taken in the same order everywhere: quota, node, address.
+    if instance.holds_quota:
+        instance.holds_quota = False
+        quotas.give_back(
+            session,
+            instance.account_id,
+            instances=1,
+            vcpus=instance.vcpus,
+            memory_gib=instance.memory_mib // 1024,
+            storage_gib=instance.storage_gib,
+        )
     close_spans(session, instance.instance_id, at=now(), operation_id=operation_id)
     mark_deleted(session, instance.instance_id)
     release(session, instance.instance_id)
@@ -379,16 +393,6 @@ def _give_back(
         actor=actor,
         operation_id=operation_id,
     )
-    if instance.holds_quota:
-        instance.holds_quota = False
-        quotas.give_back(
-            session,
-            instance.account_id,
-            instances=1,
-            vcpus=instance.vcpus,
-            memory_gib=instance.memory_mib // 1024,
-            storage_gib=instance.storage_gib,
-        )
 
 
 def _forget_secrets(session: Session, instance: Instance) -> None:
@@ -529,12 +533,13 @@ RESTART = register(
 def first_boot(instance_id: str) -> None:
     """Waits until a new guest is usable, then lets billing begin and takes the secrets out of its seed.
 
-    Rounds of 15 s; a round in which the instance is stopped, or an operation runs on it, does not count towards
-    the time after which a silent guest alarms. Ends when the instance is deleted.
+    Time in which the instance is stopped, or an operation runs on it, does not count towards the time after which a
+    silent guest alarms. Ends when the instance is deleted.
     """
-    running_s = 0.0
-    while running_s < get_settings().ready_timeout_s:
-        sign = durable_step("wait_round", wait_round, instance_id)
+    left_s = get_settings().ready_timeout_s
+    while left_s > 0:
+        round_s = min(left_s, READY_ROUND_S)
+        sign = durable_step("wait_round", wait_round, instance_id, round_s)
         if sign == "gone":
             return
         if sign not in ("busy", "stopped", GuestSign.NONE):
@@ -542,23 +547,28 @@ def first_boot(instance_id: str) -> None:
             durable_step("scrub_seed", scrub_seed, instance_id)
             return
         if sign == GuestSign.NONE:
-            running_s += READY_ROUND_S
+            left_s -= round_s
     durable_step("mark_ready", mark_guest_ready, instance_id, GuestSign.NONE)
 
 
-def wait_round(instance_id: str) -> str:
-    """One round of waiting: the sign that was seen, or why there was none ("gone", "busy", "stopped", "none").
+def wait_round(instance_id: str, round_s: float) -> str:
+    """Waits for `round_s` of running time, or an hour in all; the sign that was seen, or why there was none.
 
-    A guest whose image has an agent is believed only when the agent answers; other guests when they send packets.
+    None of them: "gone", "busy", "stopped" or "none". A guest whose image has an agent is believed only when the
+    agent answers; other guests when they send packets.
     """
-    end = time.monotonic() + READY_ROUND_S
-    state: str = GuestSign.NONE
-    while time.monotonic() < end:
+    end = time.monotonic() + READY_IDLE_MAX_S
+    running_s = 0.0
+    while True:
+        began_at = time.monotonic()
         state = _sign(UUID(instance_id))
         if state not in ("busy", "stopped", GuestSign.NONE):
             return state
-        time.sleep(READY_POLL_S)
-    return state
+        if running_s >= round_s or began_at >= end:
+            return state
+        time.sleep(min(READY_POLL_S, round_s))
+        if state == GuestSign.NONE:
+            running_s += time.monotonic() - began_at
 
 
 def _sign(instance_id: UUID) -> str:
@@ -587,6 +597,8 @@ def _image_has_agent(session: Session, image_id: UUID) -> bool:
 def mark_guest_ready(instance_id: str, sign: str) -> None:
     """The instance is usable (or 15 minutes have passed, with an alarm): charging starts now. Twice is once."""
     with transaction() as session:
+        # Spans refer to the resource: it is locked before the instance, as by every change.
+        lock(session, UUID(instance_id))
         instance = session.get_one(Instance, UUID(instance_id), with_for_update=True)
         if instance.desired_state == DesiredState.DELETED or instance.ready_at is not None:
             return

@@ -50,6 +50,8 @@ def locked_prices(session: Session, resource_id: UUID) -> Sequence[LockedPrice]:
 
 def monthly_prices(session: Session, resource_ids: Sequence[UUID]) -> dict[UUID, tuple[int, str]]:
     """Resource id -> what it costs a month in minor units, and the currency, in one query."""
+    if not resource_ids:
+        return {}
     rows = session.execute(
         select(
             LockedPrice.resource_id,

@@ -80,15 +80,21 @@ def create_public_network(
 
 @router.delete("/{ip_uuid:uuid}", response_model=Envelope[PublicAddressView])
 def delete_public_network(
-    ip_uuid: UUID, caller: Caller = Depends(authenticated("delete"))
+    ip_uuid: UUID, request: Request, caller: Caller = Depends(authenticated("delete"))
 ) -> Answer:
     """Delete public network. It rests before another account can get it."""
     with transaction() as session:
-        data = _view(session, caller, ip_uuid)
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            return replay(call.earlier, _released(session, caller, ip_uuid))
         service.release_address(session, caller, ip_uuid)
-    return answer(
-        "Public Network successfully removed", data.model_copy(update={"status": "releasing"})
-    )
+        data = _released(session, caller, ip_uuid)
+        return call.keep(answer("Public Network successfully removed", data), ip_uuid)
+
+
+def _released(session: Session, caller: Caller, resource_id: UUID) -> PublicAddressView:
+    row = service.get_released_row(session, caller.account_id, resource_id)
+    return _views(session, [row])[0].model_copy(update={"status": "releasing"})
 
 
 def _view(session: Session, caller: Caller, resource_id: UUID) -> PublicAddressView:
@@ -97,8 +103,8 @@ def _view(session: Session, caller: Caller, resource_id: UUID) -> PublicAddressV
 
 
 def _views(session: Session, rows: list[RowMapping]) -> list[PublicAddressView]:
-    prices = monthly_prices(session, [row["Address"].resource_id for row in rows])
-    return [PublicAddressView.of(row, prices[row["Address"].resource_id]) for row in rows]
+    prices = monthly_prices(session, [row["uuid"] for row in rows])
+    return [PublicAddressView.of(row, prices[row["uuid"]]) for row in rows]
 
 
 @admin_router.post("", status_code=201, response_model=Envelope[PoolView])

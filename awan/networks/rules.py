@@ -18,10 +18,8 @@ def usable_addresses(
     return (address for address in network.hosts() if address not in excluded)
 
 
-def parse_pool(
-    cidr: str, gateway: str
-) -> tuple[IPv4Network | IPv6Network, IPv4Address | IPv6Address]:
-    """The prefix and its gateway. Raises: ValueError with a sentence when they do not go together."""
+def parse_prefix(cidr: str) -> IPv4Network | IPv6Network:
+    """The prefix of a pool. Raises: ValueError with a sentence when it is none."""
     try:
         network = ip_network(cidr)
     except ValueError:
@@ -32,10 +30,18 @@ def parse_pool(
         raise ValueError(f"An IPv4 pool has a prefix length from {POOL_PREFIX_MIN} to 30.")
     if network.version == 6 and network.prefixlen != 64:
         raise ValueError("An IPv6 pool is an on-link /64.")
-    address = type(network.network_address)(gateway)
+    return network
+
+
+def parse_gateway(network: IPv4Network | IPv6Network, gateway: str) -> IPv4Address | IPv6Address:
+    """The router's address in the prefix. Raises: ValueError with a sentence when it is none."""
+    try:
+        address = type(network.network_address)(gateway)
+    except ValueError:
+        address = network.network_address
     if address not in network or address in (network.network_address, network.broadcast_address):
         raise ValueError("The gateway must be a host address of the prefix.")
-    return network, address
+    return address
 
 
 def ipv6_of(network: IPv6Network, nic_id: UUID) -> IPv6Address:

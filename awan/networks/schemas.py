@@ -71,7 +71,7 @@ class PublicAddressView(BaseModel):
             else None
         )
         return cls(
-            uuid=address.resource_id,
+            uuid=row["uuid"],
             ip_address=str(address.inet),
             version=address.family,
             gateway=str(pool.gateway),
@@ -81,7 +81,7 @@ class PublicAddressView(BaseModel):
             status=address.state,
             price_per_hour=display_hourly(monthly_minor, currency),
             price_per_month=monthly_minor,
-            created_at=address.allocated_at,
+            created_at=row["created_at"],
         )
 
 

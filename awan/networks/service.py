@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import RowMapping, and_, delete, func, or_, select, update
+from sqlalchemy import RowMapping, and_, cast, delete, func, null, or_, select, update
+from sqlalchemy.dialects.postgresql import INET
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -24,10 +25,12 @@ from awan.kit.ids import derived_id, derived_mac, new_id
 from awan.kit.pagination import PageRequest
 from awan.ledger import close_spans, lock_prices, open_spans
 from awan.networks.models import Address, AddressState, Nic, NicRole, Pool
-from awan.networks.rules import ipv6_of, parse_pool, switch_name, usable_addresses
+from awan.networks.rules import ipv6_of, parse_gateway, parse_prefix, switch_name, usable_addresses
 from awan.resources import ResourceKind, create, retire
 from awan.resources.models import Resource
 from awan.settings import get_settings
+
+T = TypeVar("T")
 
 NO_ADDRESS = "The location has no free public address at the moment."
 
@@ -46,20 +49,13 @@ def create_pool(
 ) -> Pool:
     """A public prefix; for IPv4 a row for every address that may be sold.
 
-    Raises: Invalid (prefix, gateway, dns), Conflict when it overlaps a pool of any location.
+    Raises: Invalid (prefix, gateway, servers, reserved addresses), Conflict when it overlaps a pool of any location.
     """
     location = check_location(session, location_id)
-    try:
-        network, router = parse_pool(cidr, gateway)
-    except ValueError as err:
-        raise Invalid.field("cidr", str(err)) from err
-    try:
-        servers = [ip_address(server) for server in dns_servers]
-        excluded = [IPv4Address(address) for address in reserved]
-    except ValueError as err:
-        raise Invalid.field(
-            "dns_servers", "Servers and reserved addresses must be IP addresses."
-        ) from err
+    network = _parsed("cidr", lambda: parse_prefix(cidr))
+    router = _parsed("gateway", lambda: parse_gateway(network, gateway))
+    servers = _parsed("dns_servers", lambda: [ip_address(server) for server in dns_servers])
+    excluded = _parsed("reserved", lambda: [IPv4Address(address) for address in reserved])
     for pool in session.scalars(select(Pool)):
         if pool.family == network.version and pool.cidr.overlaps(network):
             raise Conflict(f"The prefix overlaps the pool {pool.cidr}.")
@@ -92,6 +88,14 @@ def create_pool(
     )
     session.flush()
     return pool
+
+
+def _parsed(field: str, parse: Callable[[], T]) -> T:
+    """What `parse` gives; what it says against its text becomes a refusal of the field."""
+    try:
+        return parse()
+    except ValueError as err:
+        raise Invalid.field(field, str(err)) from err
 
 
 def list_pools(session: Session) -> list[tuple[Pool, dict[str, int]]]:
@@ -172,7 +176,7 @@ def allocate(
             detail=f"location {location_id}: no takeable address in any enabled IPv4 pool",
         )
     resource_id = new_id()
-    create(
+    resource = create(
         session,
         kind=ResourceKind.PUBLIC_IP,
         resource_id=resource_id,
@@ -188,7 +192,7 @@ def allocate(
     address.operation_id = operation_id
     address.previous_account_id = None
     address.quarantined_until = None
-    address.allocated_at = now()
+    address.allocated_at = resource.created_at
     lock_prices(
         session, resource_id, [PricedItem(_ip_price(session, caller.currency, location_id), 1)]
     )
@@ -247,38 +251,45 @@ def bill_address(
 def find_owned_address(
     session: Session, account_id: UUID, resource_id: UUID, *, location_id: int | None = None
 ) -> Address | None:
-    """The account's address with this public uuid, its row locked; None when absent, foreign or elsewhere."""
+    """The account's address with this public uuid; None when absent, foreign or elsewhere. Nothing is locked."""
     query = (
         select(Address)
         .join(Pool)
         .where(Address.resource_id == resource_id, Address.account_id == account_id)
-        .with_for_update(of=Address)
     )
     if location_id is not None:
         query = query.where(Pool.location_id == location_id)
     return session.scalars(query).first()
 
 
-def release_address(session: Session, caller: Caller, resource_id: UUID) -> Address:
+def release_address(session: Session, caller: Caller, resource_id: UUID) -> None:
     """Gives a free address back to the pool, by way of quarantine. Raises: NotFound, Conflict while attached."""
+    # Locks are taken in the same order everywhere: quota, node, address.
+    quotas.give_back(session, caller.account_id, public_ips=1)
     address = find_owned_address(session, caller.account_id, resource_id)
-    if address is None:
+    if address is None or not _lock_owned(session, address):
         raise NotFound("Public network not found.")
     if address.state != AddressState.FREE:
         raise Conflict("The address is attached to an instance; detach it first.")
     _give_back(session, address, actor=caller.actor, operation_id=None)
-    return address
+
+
+def _lock_owned(session: Session, address: Address) -> bool:
+    """Locks the row and reads it anew; whether it still belongs to whom it belonged to before."""
+    owner = address.account_id, address.resource_id
+    session.refresh(address, with_for_update=True)
+    return (address.account_id, address.resource_id) == owner
 
 
 def _give_back(
     session: Session, address: Address, *, actor: str, operation_id: UUID | None
 ) -> None:
+    """Takes a locked address from its owner, whose quota was given back before."""
     account_id, resource_id = address.account_id, address.resource_id
     assert account_id is not None
     assert resource_id is not None
     close_spans(session, resource_id, at=now(), operation_id=operation_id)
     retire(session, resource_id)
-    quotas.give_back(session, account_id, public_ips=1)
     address.state = AddressState.QUARANTINE
     address.previous_account_id = account_id
     address.quarantined_until = now() + timedelta(seconds=get_settings().address_quarantine_s)
@@ -302,7 +313,7 @@ def create_public_nic(
 
     Raises: Invalid when the address is in use.
     """
-    if address.state != AddressState.FREE:
+    if not _lock_owned(session, address) or address.state != AddressState.FREE:
         raise Invalid.field("public_network", "The selected public network is in use.")
     assert address.account_id is not None
     pool = session.get_one(Pool, address.pool_id)
@@ -350,7 +361,8 @@ def release_nics(
 ) -> None:
     """Ends the cards of an instance. Its IPv4 addresses stay the owner's unless they go too.
 
-    An address goes when `release_ips`, or when the operation `made_by` allocated it (a creation that failed).
+    The caller has locked the account's quota. An address goes when `release_ips`, or when the operation `made_by`
+    allocated it (a creation that failed).
     """
     for nic in session.scalars(
         select(Nic).where(Nic.instance_id == instance_id, Nic.deleted_at.is_(None))
@@ -364,6 +376,7 @@ def release_nics(
                 continue
             address.state, address.nic_id = AddressState.FREE, None
             if release_ips or (made_by is not None and address.operation_id == made_by):
+                quotas.give_back(session, nic.account_id, public_ips=1)
                 _give_back(session, address, actor=actor, operation_id=operation_id)
             else:
                 bill_address(session, address, actor=actor, operation_id=operation_id)
@@ -417,7 +430,9 @@ def _addresses(session: Session, nic_id: UUID) -> tuple[Address | None, Address 
 
 
 def public_addresses(session: Session, instance_ids: Sequence[UUID]) -> dict[UUID, list[Address]]:
-    """Instance id -> its addresses, IPv4 first, in one query."""
+    """Instance id -> its addresses, IPv4 first, in one query; in none when no instance is given."""
+    if not instance_ids:
+        return {}
     rows = session.execute(
         select(Nic.instance_id, Address)
         .join(Address, Address.nic_id == Nic.nic_id)
@@ -456,6 +471,37 @@ def get_owned_row(session: Session, account_id: UUID, resource_id: UUID) -> RowM
     return row
 
 
+def get_released_row(session: Session, account_id: UUID, resource_id: UUID) -> RowMapping:
+    """An address that the account has given back, as it was, in the form of `list_addresses`. Raises: NotFound."""
+    row = (
+        session.execute(
+            select(
+                Address,
+                Pool,
+                Location,
+                Resource.resource_id.label("uuid"),
+                Resource.created_at,
+                null().label("instance_id"),
+                null().label("hostname"),
+            )
+            .join(Pool, Pool.pool_id == Address.pool_id)
+            .join(Location, Location.location_id == Pool.location_id)
+            .join(Resource, Resource.location_id == Pool.location_id)
+            .where(
+                Resource.resource_id == resource_id,
+                Resource.account_id == account_id,
+                Resource.kind == ResourceKind.PUBLIC_IP,
+                Address.inet == cast(Resource.name, INET),
+            )
+        )
+        .mappings()
+        .first()
+    )
+    if row is None:
+        raise NotFound("Public network not found.")
+    return row
+
+
 def _owned(account_id: UUID) -> Any:
     host = select(Resource).where(Resource.resource_id == Nic.instance_id).correlate(Nic)
     return (
@@ -463,6 +509,8 @@ def _owned(account_id: UUID) -> Any:
             Address,
             Pool,
             Location,
+            Address.resource_id.label("uuid"),
+            Address.allocated_at.label("created_at"),
             Nic.instance_id,
             host.with_only_columns(Resource.name).scalar_subquery().label("hostname"),
         )

@@ -29,6 +29,7 @@ SCHEMA = "dbos"
 OPERATIONS_QUEUE = "operations"
 WAITS_QUEUE = "waits"
 # A waiting workflow holds a thread; a bound keeps them from taking those of the operations.
+WAITS_POLLING_FACTOR = 10
 WAITS_CONCURRENCY = 1000
 # A workflow that ended its worker this often is not started again; its operation's deadline alarms.
 RECOVERIES_MAX = 50
@@ -136,7 +137,8 @@ def launch(
     DBOS.register_queue(
         WAITS_QUEUE,
         worker_concurrency=WAITS_CONCURRENCY,
-        polling_interval_sec=settings.queue_polling_s,
+        # Nobody waits for the begin of a wait; each look costs several queries.
+        polling_interval_sec=WAITS_POLLING_FACTOR * settings.queue_polling_s,
         on_conflict="always_update",
     )
 

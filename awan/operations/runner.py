@@ -197,8 +197,10 @@ def _failure_of(step: Step, err: Exception) -> StoredFailure:
     """The two texts of a failure: a sentence for the customer, the exact words for the operator."""
     detail = f"{step.name}: {type(err).__name__}: {err}"
     if isinstance(err, Refused):
-        type_, message = err.type, err.message
-        detail = f"{step.name}: {getattr(err, 'detail', None) or err.message}"
+        # Where single fields are wrong, their sentences are the reason; the message only says that some are.
+        reasons = [sentence for sentences in (err.errors or {}).values() for sentence in sentences]
+        type_, message = err.type, " ".join(reasons) or err.message
+        detail = f"{step.name}: {getattr(err, 'detail', None) or message}"
     elif isinstance(err, EngineUnavailable):
         type_ = "UNAVAILABLE"
         message = "The infrastructure did not answer in time. Please try again later."

@@ -30,6 +30,7 @@ def line_of(public: ed25519.Ed25519PublicKey | rsa.RSAPublicKey | ec.EllipticCur
         (line_of(ec.generate_private_key(ec.SECP521R1()).public_key()), "ecdsa-sha2-nistp521"),
         (line_of(rsa.generate_private_key(65537, 2048).public_key()), "ssh-rsa"),
     ],
+    ids=["ed25519", "nistp256", "nistp384", "nistp521", "rsa"],
 )
 def test_the_usual_keys(line: str, kind: str, tmp_path: Path) -> None:
     parsed = parse_public_key(f"  {line}   me @ laptop \n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import LiteralString
 from uuid import UUID
 
 import pytest
@@ -14,6 +13,7 @@ from awan.instances.models import Instance
 from awan.kit.database import transaction
 from awan.settings import Settings
 from tests.support import proofs
+from tests.support.holdings import assert_counts, engine_state
 from tests.support.simulated_cloud import SimulatedCloud
 
 REMOVE = {"remove_ip": True, "remove_block_storage": False}
@@ -25,34 +25,6 @@ class World:
 
     cloud: SimulatedCloud
     uuid: str = ""
-
-
-def engine_state(cloud: SimulatedCloud) -> dict[str, list[tuple[object, ...]]]:
-    """What the simulated engines hold, beside images."""
-    store = sim_store()
-
-    def rows(query: LiteralString) -> list[tuple[object, ...]]:
-        return [tuple(row.values()) for row in store.fetch_all(query)]
-
-    return {
-        "domains": rows("SELECT uuid, power FROM sim.domain ORDER BY uuid"),
-        "ports": rows("SELECT name FROM sim.fabric_port ORDER BY name"),
-        "files": rows("SELECT name FROM sim.volume WHERE name NOT LIKE 'image-%' ORDER BY name"),
-    }
-
-
-def assert_counts(cloud: SimulatedCloud, instances: int) -> None:
-    """So many instances hold domain, port, disk, seed, address, room and quota; nothing more is held."""
-    state = engine_state(cloud)
-    assert len(state["domains"]) == instances, state
-    assert len(state["ports"]) == instances, state
-    assert len(state["files"]) == 2 * instances, state
-    account = cloud.customer.http.get("/account").json()["data"]
-    assert account["quotas"]["instances"]["used"] == instances, account
-    assert account["quotas"]["public_ips"]["used"] == instances, account
-    nodes = cloud.admin.get("/admin/nodes").json()["data"]
-    assert sum(node["memory_mib_used"] for node in nodes) == 1024 * instances
-    assert sum(node["disk_gib_used"] for node in nodes) == 20 * instances
 
 
 def start_create(world: World) -> UUID:

@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from awan.networks.models import ADDRESS_MOVES, AddressState
-from awan.networks.rules import POOL_PREFIX_MIN, ipv6_of, parse_pool, usable_addresses
+from awan.networks.rules import (
+    POOL_PREFIX_MIN,
+    ipv6_of,
+    parse_gateway,
+    parse_prefix,
+    usable_addresses,
+)
 
 
 @st.composite
@@ -41,7 +47,7 @@ def test_a_pool_is_parsed_as_it_was_written(
     pool: tuple[IPv4Network, IPv4Address, set[IPv4Address]],
 ) -> None:
     network, gateway, _ = pool
-    assert parse_pool(str(network), str(gateway)) == (network, gateway)
+    assert (parse_prefix(str(network)), parse_gateway(network, str(gateway))) == (network, gateway)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +70,7 @@ def test_a_pool_is_parsed_as_it_was_written(
 )
 def test_what_is_no_pool(cidr: str, gateway: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
-        parse_pool(cidr, gateway)
+        parse_gateway(parse_prefix(cidr), gateway)
 
 
 @given(st.uuids(), st.integers(0, 2**64 - 1))

@@ -308,7 +308,7 @@ class LabCloud:
 
     def upload_key(self, client: httpx.Client) -> int:
         """The id of our SSH key in a customer's account; stored at the first use."""
-        for row in client.get("/ssh-keys?limit=100").json()["data"]["data"]:
+        for row in client.get("/ssh-keys").json()["data"]:
             if row["title"] == "lab":
                 return int(row["id"])
         public = self.private_key.with_suffix(".pub").read_text()
@@ -536,8 +536,8 @@ def lift_rate_limits(plane: ControlPlane) -> None:
 
 def stop(cloud: LabCloud) -> None:
     """Ends the control plane and the slot, and removes their files."""
-    cloud.client.close()
-    cloud.admin.close()
+    for client in (cloud.client, cloud.admin, *cloud.tenants):
+        client.close()
     _end(cloud.lab, cloud.plane, cloud.directory)
 
 

@@ -8,7 +8,11 @@ from types import TracebackType
 from typing import Self
 
 import uvicorn
+from anyio import to_thread
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
+
+from awan.api import THREADS_MAX
 
 START_S = 20.0
 
@@ -17,9 +21,19 @@ class LiveApi:
     """`with LiveApi(create_app()) as live: httpx.get(live.url + "/instances")`. `url` ends in `/api/v1`."""
 
     def __init__(self, app: FastAPI) -> None:
-        # The port is the system's choice; the log is the application's own.
+        async def served(scope: Scope, receive: Receive, send: Send) -> None:
+            to_thread.current_default_thread_limiter().total_tokens = THREADS_MAX
+            await app(scope, receive, send)
+
+        # The application's own lifespan would close the connections of the whole process at its end.
         config = uvicorn.Config(
-            app, host="127.0.0.1", port=0, log_config=None, access_log=False, backlog=1024
+            served,
+            host="127.0.0.1",
+            port=0,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            backlog=1024,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, name="live-api", daemon=True)

@@ -443,7 +443,13 @@ def _run_qemu_img(
             timeout=timeout_s,
             pass_fds=fds,
             cwd="/",
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+            # One heap: glibc otherwise reserves 64 MiB of address space for each thread, and a
+            # conversion with its thread pool now and then fails at the limit of `--as`.
+            env={
+                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+                "LC_ALL": "C",
+                "MALLOC_ARENA_MAX": "1",
+            },
             user=sandbox[0] if sandbox else None,
             group=sandbox[1] if sandbox else None,
             extra_groups=[] if sandbox else None,

@@ -1,0 +1,127 @@
+"""Faults on real engines. After each test the lab is healed, the engines hold nothing and the audit is green.
+
+Moments are random: the seed is printed at the end, and AWAN_FAULTS_SEED repeats it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, fields
+
+import pytest
+
+from tests.support import lab_cloud
+from tests.support.lab_cloud import LabCloud
+
+SEED = int(os.environ.get("AWAN_FAULTS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
+SAMPLE_KILLS, FULL_KILLS = 2, 10
+SAMPLED_FAULTS = ("libvirtd", "postgres", "frozen_worker")
+
+
+@dataclass(frozen=True)
+class FaultRow:
+    """One fault and what came of it. Times in seconds from the fault; `moment` from the accepted request."""
+
+    operation: str
+    fault: str
+    moment: str
+    step: str
+    restarted: str
+    resumed: str
+    ended: str
+    outcome: str
+
+
+ROWS = pytest.StashKey[list[FaultRow]]()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`--full` asks for all kills instead of a sample."""
+    if "kill_number" in metafunc.fixturenames:
+        count = FULL_KILLS if metafunc.config.getoption("full") else SAMPLE_KILLS
+        metafunc.parametrize("kill_number", range(count))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without `--full` only some of the faults are tried."""
+    if config.getoption("full"):
+        return
+    left_out = [
+        item
+        for item in items
+        if (mark := item.get_closest_marker("fault")) and mark.args[0] not in SAMPLED_FAULTS
+    ]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The mark by which faults are chosen for the sample."""
+    config.addinivalue_line("markers", "fault(name): which part fails; some are left to --full")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of all faults, with the seed that repeats them."""
+    rows = terminalreporter.config.stash.get(ROWS, [])
+    if not rows:
+        return
+    table = [["n", *(field.name for field in fields(FaultRow))]]
+    table += [[str(number), *astuple(row)] for number, row in enumerate(rows, 1)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    terminalreporter.section(f"faults, AWAN_FAULTS_SEED={SEED}")
+    for cells in table:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        terminalreporter.line(line.rstrip())
+
+
+@pytest.fixture(scope="session")
+def lab_cloud_session(request: pytest.FixtureRequest) -> Iterator[LabCloud]:
+    """The cloud; started at the first use, ended with the run."""
+    yield lab_cloud.shared(request.config)
+    lab_cloud.stop_shared(request.config)
+
+
+@pytest.fixture
+def cloud(lab_cloud_session: LabCloud) -> Iterator[LabCloud]:
+    """The cloud without instances; healed and emptied after the test."""
+    yield lab_cloud_session
+    lab_cloud_session.heal()
+    lab_cloud_session.delete_all()
+    lab_cloud_session.assert_nothing_left()
+    lab_cloud_session.assert_green()
+
+
+@dataclass(frozen=True)
+class Durations:
+    """How long an undisturbed create and delete take here and now, from the accepted request, in seconds."""
+
+    create_s: float
+    delete_s: float
+
+
+@pytest.fixture(scope="session")
+def durations(lab_cloud_session: LabCloud) -> Durations:
+    """Measured once, so that random moments fall into the work and not beside it."""
+    cloud = lab_cloud_session
+    cloud.delete_instance(cloud.create_instance()["uuid"])  # uploads the image
+    started = time.monotonic()
+    uuid = cloud.create_instance()["uuid"]
+    created = time.monotonic()
+    assert cloud.delete_instance(uuid)["status"] == "succeeded"
+    return Durations(created - started, time.monotonic() - created)
+
+
+@pytest.fixture
+def moments(request: pytest.FixtureRequest) -> random.Random:
+    """Random numbers of this test alone, whatever runs before it."""
+    return random.Random(f"{SEED} {request.node.name}")
+
+
+@pytest.fixture
+def rows(request: pytest.FixtureRequest) -> list[FaultRow]:
+    """The table; a test adds a row for each fault."""
+    return request.config.stash.setdefault(ROWS, [])

@@ -1,0 +1,210 @@
+"""Deleting an instance, from whatever state it is in, and what is left of it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from sqlalchemy import update
+
+from awan.engines.registry import sim_store
+from awan.instances.models import Instance
+from awan.kit.database import transaction
+from awan.ledger import spans_of
+from awan.resources import Resource
+from tests.support.holdings import assert_counts, engine_state
+from tests.support.in_process_worker import InProcessWorker
+from tests.support.simulated_cloud import SimulatedCloud
+
+REMOVE = {"remove_ip": True, "remove_block_storage": False}
+HELD_S = 0.6
+# Step of the creation -> the engine's call that it waits for.
+CALL_OF_STEP = {
+    "image": ("volumes", "ensure_image"),
+    "volume": ("volumes", "create_from_image"),
+    "seed": ("volumes", "ensure_seed"),
+    "port": ("fabric", "ensure_port"),
+    "domain": ("hypervisor", "ensure_defined"),
+    "power": ("hypervisor", "ensure_running"),
+    "port_up": ("fabric", "wait_port_up"),
+}
+
+
+def delete(cloud: SimulatedCloud, uuid: str, **changes: Any) -> httpx.Response:
+    """Asks for the deletion."""
+    return cloud.customer.http.request("DELETE", f"/instances/{uuid}", json={**REMOVE, **changes})
+
+
+def assert_deleted(cloud: SimulatedCloud, uuid: str, operation: str) -> None:
+    """The deletion ended well, nothing is held, and nothing was charged beyond now."""
+    assert cloud.wait(operation)["status"] == "succeeded"
+    assert cloud.customer.http.get(f"/instances/{uuid}").status_code == 404
+    assert cloud.customer.http.get("/instances").json()["data"]["page"]["total"] == 0
+    assert_counts(cloud, 0)
+    with transaction() as session:
+        instance = session.get_one(Instance, UUID(uuid))
+        assert (instance.observed_state, instance.holds_quota) == ("deleted", False)
+        assert instance.password_secret_id is instance.user_data_secret_id is None
+        assert all(span.closed_at is not None for span in spans_of(session, UUID(uuid)))
+
+
+def wait_for_step(cloud: SimulatedCloud, operation: str, step: str) -> None:
+    """Returns while the operation is in the step."""
+    deadline = time.monotonic() + 15
+    while cloud.admin.get(f"/operations/{operation}").json()["data"]["step"] != step:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("worker")
+def test_while_it_is_created_at_every_step(cloud: SimulatedCloud) -> None:
+    """The creation stops at its next step, undoes what it did, and the deletion follows."""
+    for step, (engine, verb) in CALL_OF_STEP.items():
+        sim_store().set_latency(HELD_S, engine=engine, verb=verb)
+        created = cloud.create()
+        uuid, creation = created["data"]["uuid"], created["operation"]["uuid"]
+        wait_for_step(cloud, creation, step)
+        answer = delete(cloud, uuid)
+        assert answer.status_code == 202, answer.text
+        shown = cloud.customer.http.get(f"/instances/{uuid}").json()["data"]
+        assert shown["status"] == "Terminating"
+        assert shown["active_operation"]["kind"] == "instance.delete"
+        sim_store().execute("DELETE FROM sim.setting")
+        assert_deleted(cloud, uuid, answer.json()["operation"]["uuid"])
+        ended = cloud.wait(creation)["status"]
+        # In the last step there is no boundary left at which it could stop.
+        assert ended == ("succeeded" if step == "port_up" else "cancelled"), step
+        with transaction() as session:
+            assert list(spans_of(session, UUID(uuid))) == []
+
+
+def test_while_its_creation_still_waits(cloud: SimulatedCloud, worker: InProcessWorker) -> None:
+    worker.stop()
+    created = cloud.create()
+    answer = delete(cloud, created["data"]["uuid"])
+    worker.start()
+    assert_deleted(cloud, created["data"]["uuid"], answer.json()["operation"]["uuid"])
+    assert cloud.wait(created["operation"]["uuid"])["status"] == "cancelled"
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("state", ["running", "stopped", "error", "stopping"])
+def test_from_every_state(cloud: SimulatedCloud, state: str) -> None:
+    http = cloud.customer.http
+    if state == "error":
+        sim_store().faults.fail_at(4)
+        created = cloud.create()
+        assert cloud.wait(created["operation"]["uuid"])["status"] == "failed"
+        sim_store().faults.clear()
+        uuid = created["data"]["uuid"]
+    else:
+        uuid = cloud.create_running()["uuid"]
+    if state in ("stopped", "stopping"):
+        if state == "stopping":
+            sim_store().set_latency(HELD_S, engine="hypervisor", verb="ensure_stopped")
+        operation = http.post(f"/instances/{uuid}/stop").json()["operation"]["uuid"]
+        if state == "stopped":
+            cloud.wait(operation)
+        else:
+            wait_for_step(cloud, operation, "power")
+    shown = http.get(f"/instances/{uuid}").json()["data"]["state"]
+    assert shown == state
+    answer = delete(cloud, uuid)
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["message"] == "Virtual machine is on terminating process"
+    assert answer.json()["data"] == []
+    assert_deleted(cloud, uuid, answer.json()["operation"]["uuid"])
+
+
+def test_twice_and_in_both_forms(cloud: SimulatedCloud, worker: InProcessWorker) -> None:
+    uuid = cloud.create_running()["uuid"]
+    worker.stop()
+    form = {"_method": "delete", "remove_ip": "1", "remove_block_storage": "0"}
+    first = cloud.customer.http.post(f"/instances/{uuid}", data=form)
+    assert first.status_code == 202, first.text
+    second = cloud.customer.http.request("DELETE", f"/instances/{uuid}", params=REMOVE)
+    assert (second.status_code, second.json()["type"]) == (409, "INVALID_OPERATION")
+    worker.start()
+    assert_deleted(cloud, uuid, first.json()["operation"]["uuid"])
+    third = cloud.customer.http.request("DELETE", f"/instances/{uuid}", params=REMOVE)
+    unknown = cloud.customer.http.request("DELETE", f"/instances/{uuid4()}", params=REMOVE)
+    assert third.status_code == 404
+    assert third.content == unknown.content
+
+
+def test_a_protected_instance_stays(cloud: SimulatedCloud) -> None:
+    uuid = cloud.create()["data"]["uuid"]
+    with transaction() as session:
+        session.execute(update(Resource).values(is_protected=True))
+    refused = delete(cloud, uuid)
+    assert (refused.status_code, refused.json()["type"]) == (409, "INVALID_OPERATION")
+    assert "protected" in refused.json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({}, {"remove_ip", "remove_block_storage"}),
+        ({"remove_ip": True}, {"remove_block_storage"}),
+        ({"remove_ip": "maybe", "remove_block_storage": True}, {"remove_ip"}),
+        ({**REMOVE, "now": True}, {"now"}),
+    ],
+)
+def test_both_flags_are_wanted(cloud: SimulatedCloud, body: Any, fields: set[str]) -> None:
+    uuid = cloud.create()["data"]["uuid"]
+    for answer in (
+        cloud.customer.http.request("DELETE", f"/instances/{uuid}", json=body),
+        cloud.customer.http.post(f"/instances/{uuid}", json={**body, "_method": "DELETE"}),
+    ):
+        assert answer.status_code == 422, answer.text
+        assert set(answer.json()["errors"]) == fields
+    no_method = cloud.customer.http.post(f"/instances/{uuid}", json=REMOVE)
+    assert set(no_method.json()["errors"]) == {"_method"}
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("remove_ip", [True, False])
+def test_the_address_goes_or_stays(cloud: SimulatedCloud, remove_ip: bool) -> None:
+    """A kept address is free, still the customer's, and still billed."""
+    http, running = cloud.customer.http, cloud.create_running()
+    answer = delete(cloud, running["uuid"], remove_ip=remove_ip)
+    cloud.wait(answer.json()["operation"]["uuid"])
+    rows = http.get("/networks/public").json()["data"]["data"]
+    used = http.get("/account").json()["data"]["quotas"]
+    assert used["instances"]["used"] == 0
+    assert used["public_ips"]["used"] == (0 if remove_ip else 1)
+    address = UUID(running["public_network"]["uuid"])
+    with transaction() as session:
+        open_spans = [span for span in spans_of(session, address) if span.closed_at is None]
+    if remove_ip:
+        assert rows == []
+        assert open_spans == []
+    else:
+        assert [(row["uuid"], row["status"], row["instance"]) for row in rows] == [
+            (str(address), "free", None)
+        ]
+        assert [span.component for span in open_spans] == ["public_ip"]
+        again = cloud.create_running(public_network=str(address))
+        assert again["ip_address"] == running["ip_address"]
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_deletion_that_fails_can_be_asked_for_again(cloud: SimulatedCloud) -> None:
+    uuid = cloud.create_running()["uuid"]
+    sim_store().execute("ALTER TABLE sim.domain RENAME TO domain_away")
+    try:
+        answer = delete(cloud, uuid)
+        ended = cloud.wait(answer.json()["operation"]["uuid"])
+    finally:
+        sim_store().execute("ALTER TABLE sim.domain_away RENAME TO domain")
+    assert ended["status"] == "failed"
+    assert ended["error"]["type"] == "INTERNAL"
+    shown = cloud.customer.http.get(f"/instances/{uuid}").json()["data"]
+    assert (shown["status"], shown["status_reason"]) == ("Error", ended["error"]["message"])
+    assert cloud.customer.http.post(f"/instances/{uuid}/start").status_code == 409
+    answer = delete(cloud, uuid)
+    assert_deleted(cloud, uuid, answer.json()["operation"]["uuid"])
+    assert engine_state(cloud)["files"] == []

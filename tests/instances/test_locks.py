@@ -1,0 +1,111 @@
+"""Locks are taken in one order everywhere (resource, instance, quota, node, address), so that none wait in a circle.
+
+Each case lets one change run into a row that is held, and looks whether it holds what comes later in the order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+
+from awan.instances.workflows import mark_guest_ready
+from awan.kit.database import get_engine
+from tests.support.in_process_worker import InProcessWorker
+from tests.support.simulated_cloud import SimulatedCloud
+
+ORDER = ["resource", "instance", "quota", "node", "address"]
+REMOVE = {"remove_ip": True, "remove_block_storage": False}
+
+
+@contextmanager
+def held(table: str) -> Iterator[Connection]:
+    """All rows of the table are locked by somebody else meanwhile."""
+    with get_engine().connect() as connection:
+        connection.execute(text(f"SELECT 1 FROM {table} FOR UPDATE"))
+        yield connection
+        connection.rollback()
+
+
+def wait_for_waiters(holder: Connection, count: int = 1) -> None:
+    """Returns when somebody waits for the holder's lock."""
+    query = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+    )
+    deadline = time.monotonic() + 15
+    while (holder.scalar(query) or 0) < count:
+        assert time.monotonic() < deadline, "nobody waits"
+        time.sleep(0.01)
+
+
+def assert_free(table: str) -> None:
+    """No row of the table is locked."""
+    with get_engine().connect() as connection:
+        connection.execute(text(f"SELECT 1 FROM {table} FOR UPDATE NOWAIT"))
+        connection.rollback()
+
+
+def check(table: str, change: Callable[[], Any]) -> Any:
+    """While the change waits for a row of the table, it holds none of a table that comes later."""
+    with ThreadPoolExecutor(1) as pool:
+        with held(table) as holder:
+            running: Future[Any] = pool.submit(change)
+            wait_for_waiters(holder)
+            for later in ORDER[ORDER.index(table) + 1 :]:
+                assert_free(later)
+        return running.result(timeout=20)
+
+
+@pytest.fixture
+def address(cloud: SimulatedCloud) -> str:
+    """A free address of the customer."""
+    body = {"location_id": cloud.location_id}
+    return str(cloud.customer.http.post("/networks/public", json=body).json()["data"]["uuid"])
+
+
+@pytest.mark.parametrize("table", ["quota", "node"])
+@pytest.mark.parametrize("brings_address", [True, False])
+def test_create(cloud: SimulatedCloud, address: str, table: str, brings_address: bool) -> None:
+    body = cloud.order(public_network=address if brings_address else None)
+    answer = check(table, lambda: cloud.customer.http.post("/instances", json=body))
+    assert answer.status_code == 202, answer.text
+
+
+def test_release_of_an_address(cloud: SimulatedCloud, address: str) -> None:
+    path = f"/networks/public/{address}"
+    assert check("quota", lambda: cloud.customer.http.delete(path)).status_code == 200
+
+
+@pytest.mark.parametrize("table", ["quota", "node"])
+def test_end_of_a_deletion(cloud: SimulatedCloud, worker: InProcessWorker, table: str) -> None:
+    uuid = cloud.create_running()["uuid"]
+    worker.stop()
+    answer = cloud.customer.http.request("DELETE", f"/instances/{uuid}", json=REMOVE)
+    operation = answer.json()["operation"]["uuid"]
+
+    def carry_out() -> Any:
+        worker.start()
+        return None
+
+    check(table, carry_out)
+    assert cloud.wait(operation)["status"] == "succeeded"
+
+
+def test_a_guest_that_becomes_ready(cloud: SimulatedCloud) -> None:
+    uuid = cloud.create()["data"]["uuid"]
+    check("resource", lambda: mark_guest_ready(uuid, "agent"))
+    assert cloud.customer.http.get(f"/instances/{uuid}").json()["data"]["ready_at"]
+
+
+def test_a_deletion_is_accepted(cloud: SimulatedCloud) -> None:
+    uuid = cloud.create()["data"]["uuid"]
+    path = f"/instances/{uuid}"
+    answer = check(
+        "resource", lambda: cloud.customer.http.request("DELETE", path, json=REMOVE)
+    )
+    assert answer.status_code == 202
