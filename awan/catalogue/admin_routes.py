@@ -10,12 +10,15 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from awan.accounts import Caller, operator
+from awan.accounts import Caller, idempotent, operator, replay
+from awan.accounts.idempotency import IdempotentCall
 from awan.catalogue import images, present, service
 from awan.catalogue.models import (
+    Component,
     EngineKind,
     Location,
     LocationEngine,
+    Price,
     Size,
     Template,
     Tier,
@@ -65,14 +68,18 @@ admin_router = APIRouter()
 
 @admin_router.post("/locations", status_code=201, response_model=Envelope[AdminLocationView])
 def create_location(
+    request: Request,
     caller: Caller = Depends(operator("write")),
     body: LocationCreate = Depends(form_body(LocationCreate)),
 ) -> Answer:
     """Add a location."""
     with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            return replay(call.earlier, _location(session, _again(session, Location, call)))
         location = service.create_location(session, caller, body.model_dump())
         view = _location(session, location)
-    return answer("Location created", view, status=201)
+        return call.keep(answer("Location created", view, status=201), location.location_id)
 
 
 @admin_router.get("/locations", response_model=Envelope[list[AdminLocationView]])
@@ -134,6 +141,7 @@ def _location(session: Session, row: Location) -> AdminLocationView:
 
 @admin_router.post("/tiers", status_code=201, response_model=Envelope[TierView])
 def create_tier(
+    request: Request,
     caller: Caller = Depends(operator("write")),
     body: TierCreate = Depends(form_body(TierCreate)),
 ) -> Answer:
@@ -149,9 +157,11 @@ def create_tier(
     fields["memory_mib_min"] = body.memory_gib_min * 1024
     fields["memory_mib_max"] = body.memory_gib_max * 1024
     with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            return replay(call.earlier, _tier(session, _again(session, Tier, call)))
         tier = service.create_tier(session, caller, fields, body.location_ids)
-        view = _tier(session, tier)
-    return answer("Tier created", view, status=201)
+        return call.keep(answer("Tier created", _tier(session, tier), status=201), tier.tier_id)
 
 
 @admin_router.get("/tiers", response_model=Envelope[list[TierView]])
@@ -190,31 +200,42 @@ def _tier(session: Session, tier: Tier) -> TierView:
 )
 def set_price(
     tier_id: PathId,
+    request: Request,
     caller: Caller = Depends(operator("write")),
     body: PriceSet = Depends(form_body(PriceSet)),
 ) -> Answer:
     """Set a price from now on. What was sold before keeps its price."""
     with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            return replay(call.earlier, _price(_again(session, Price, call)))
         price = service.set_price(
             session, caller, tier_id, body.component, body.currency, body.monthly_minor
         )
-    view = AdminPriceView(
-        component=price.component,
-        unit=COMPONENT_UNITS[body.component],
-        currency=price.currency,
-        price_per_month=price.monthly_minor,
-        price_per_hour=display_hourly(price.monthly_minor, price.currency),
+        return call.keep(answer("Price set", _price(price), status=201), price.price_id)
+
+
+def _price(row: Price) -> AdminPriceView:
+    return AdminPriceView(
+        component=row.component,
+        unit=COMPONENT_UNITS[Component(row.component)],
+        currency=row.currency,
+        price_per_month=row.monthly_minor,
+        price_per_hour=display_hourly(row.monthly_minor, row.currency),
     )
-    return answer("Price set", view, status=201)
 
 
 @admin_router.post("/sizes", status_code=201, response_model=Envelope[SizeTemplateView])
 def create_size(
+    request: Request,
     caller: Caller = Depends(operator("write")),
     body: SizeCreate = Depends(form_body(SizeCreate)),
 ) -> Answer:
     """Add a size template."""
     with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            return replay(call.earlier, _size(session, caller, _again(session, Size, call)))
         size = service.create_size(
             session,
             caller,
@@ -225,10 +246,16 @@ def create_size(
                 "storage_gib": body.storage,
             },
         )
-        views = present.show_sizes(session, caller.currency)
-    return answer(
-        "Size template created", next(v for v in views if v.id == size.size_id), status=201
-    )
+        view = _size(session, caller, size)
+        return call.keep(answer("Size template created", view, status=201), size.size_id)
+
+
+def _size(session: Session, caller: Caller, row: Size) -> SizeTemplateView:
+    views = present.show_sizes(session, caller.currency)
+    found = next((view for view in views if view.id == row.size_id), None)
+    if found is None:
+        raise NotFound("Size template not found.")
+    return found
 
 
 @admin_router.delete("/sizes/{size_id}", response_model=Envelope[None])
@@ -242,14 +269,18 @@ def disable_size(size_id: PathId, caller: Caller = Depends(operator("write"))) -
 
 @admin_router.post("/templates", status_code=201, response_model=Envelope[TemplateView])
 def create_template(
+    request: Request,
     caller: Caller = Depends(operator("write")),
     body: TemplateCreate = Depends(form_body(TemplateCreate)),
 ) -> Answer:
     """Add a template; it is offered as soon as it has an image."""
     with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            return replay(call.earlier, _template(session, _again(session, Template, call)))
         template = service.create_template(session, caller, body.model_dump())
         view = _template(session, template)
-    return answer("Template created", view, status=201)
+        return call.keep(answer("Template created", view, status=201), template.template_id)
 
 
 @admin_router.get("/templates", response_model=Envelope[list[TemplateView]])
@@ -335,6 +366,12 @@ def delete_image(image_uuid: UUID, caller: Caller = Depends(operator("write"))) 
     with transaction() as session:
         images.delete_image(session, caller, image_uuid)
     return answer("Image removed", None)
+
+
+def _again(session: Session, model: type[Row], call: IdempotentCall) -> Row:
+    """The row that an earlier call with the same key made."""
+    assert call.earlier is not None
+    return session.get_one(model, int(call.earlier.resource_id or 0))
 
 
 def _get(session: Session, model: type[Row], key: int, missing: str) -> Row:

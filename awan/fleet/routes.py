@@ -7,7 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends
 from sqlalchemy.orm import Session
 
-from awan.accounts import Caller, operator
+from awan.accounts import Caller, idempotent, operator
 from awan.errors import Conflict
 from awan.fleet import service
 from awan.fleet.capacity import capacity
@@ -15,7 +15,15 @@ from awan.fleet.models import Node
 from awan.fleet.schemas import NodeCreate, NodeView, TierCapacity
 from awan.fleet.workflows import ADD, PROBE
 from awan.kit.database import transaction
-from awan.kit.http import Answer, EmptyForm, Envelope, OperationView, answer, form_body
+from awan.kit.http import (
+    Answer,
+    EmptyForm,
+    Envelope,
+    OperationView,
+    Request,
+    answer,
+    form_body,
+)
 from awan.operations import Operation, begin, summary, wait_for_end
 from awan.operations.models import OperationStatus
 from awan.settings import get_settings
@@ -25,20 +33,29 @@ admin_router = APIRouter()
 
 @admin_router.post("/nodes", status_code=201, response_model=Envelope[NodeView])
 def add_node(
-    caller: Caller = Depends(operator("write")), body: NodeCreate = Depends(form_body(NodeCreate))
+    request: Request,
+    caller: Caller = Depends(operator("write")),
+    body: NodeCreate = Depends(form_body(NodeCreate)),
 ) -> Answer:
     """Add a hypervisor: it is probed (libvirt, chassis, pool) before anything is placed on it."""
     with transaction() as session:
-        node = service.insert_node(session, caller, **body.model_dump())
-        operation = begin(
-            session,
-            caller=caller,
-            plan=ADD,
-            resource=None,
-            resource_kind="node",
-            subject_id=node.node_id,
-        )
-    return _after_probe(operation, node.node_id, "Node added", 201)
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            node_id = UUID(call.earlier.resource_id)
+            operation = session.get_one(Operation, call.earlier.operation_id)
+        else:
+            node_id = service.insert_node(session, caller, **body.model_dump()).node_id
+            operation = begin(
+                session,
+                caller=caller,
+                plan=ADD,
+                resource=None,
+                resource_kind="node",
+                subject_id=node_id,
+            )
+            shown = OperationView(**summary(operation))
+            call.keep(answer("Node added", None, status=201, operation=shown), node_id)
+    return _after_probe(operation, node_id, "Node added", 201)
 
 
 @admin_router.get("/nodes", response_model=Envelope[list[NodeView]])

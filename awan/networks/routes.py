@@ -109,13 +109,18 @@ def _views(session: Session, rows: list[RowMapping]) -> list[PublicAddressView]:
 
 @admin_router.post("", status_code=201, response_model=Envelope[PoolView])
 def create_pool(
-    caller: Caller = Depends(operator("write")), body: PoolCreate = Depends(form_body(PoolCreate))
+    request: Request,
+    caller: Caller = Depends(operator("write")),
+    body: PoolCreate = Depends(form_body(PoolCreate)),
 ) -> Answer:
     """Add a public prefix to a location."""
     with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            pool = session.get_one(Pool, int(call.earlier.resource_id or 0))
+            return replay(call.earlier, _pool(session, pool))
         pool = service.create_pool(session, caller, **body.model_dump())
-        view = _pool(session, pool)
-    return answer("Pool created", view, status=201)
+        return call.keep(answer("Pool created", _pool(session, pool), status=201), pool.pool_id)
 
 
 @admin_router.get("", response_model=Envelope[list[PoolView]])
