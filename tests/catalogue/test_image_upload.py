@@ -22,7 +22,9 @@ def qcow2(path: Path, *options: str) -> bytes:
     return path.read_bytes()
 
 
-def upload(cloud: SimulatedCloud, content: bytes, image_format: str = "qcow2") -> tuple[str, str, str]:
+def upload(
+    cloud: SimulatedCloud, content: bytes, image_format: str = "qcow2"
+) -> tuple[str, str, str]:
     """Operation's status, image's state and refusal."""
     answer = cloud.admin.post(
         f"/admin/templates/{cloud.template_id}/images",

@@ -137,16 +137,31 @@ def test_prices_may_be_cached_by_the_customer(cloud: SimulatedCloud) -> None:
     [
         ("POST", "/admin/locations", {"name": "X", "code": "X!", "country": "ID"}, {"code"}),
         ("POST", "/admin/locations", {"name": "X", "code": "x1", "country": "Id"}, {"country"}),
-        ("POST", "/admin/tiers", {"name": "T", "cpu_model": "x", "cpu_min": 4, "cpu_max": 2}, {"cpu_min"}),
+        (
+            "POST",
+            "/admin/tiers",
+            {"name": "T", "cpu_model": "x", "cpu_min": 4, "cpu_max": 2},
+            {"cpu_min"},
+        ),
         (
             "POST",
             "/admin/tiers",
             {"name": "T", "cpu_model": "x", "offers_shared": False},
             {"offers_shared"},
         ),
-        ("POST", "/admin/tiers", {"name": "T", "cpu_model": "x", "location_ids": [999]}, {"location_ids"}),
+        (
+            "POST",
+            "/admin/tiers",
+            {"name": "T", "cpu_model": "x", "location_ids": [999]},
+            {"location_ids"},
+        ),
         ("POST", "/admin/tiers/1/prices", {"component": "gold", "monthly_minor": 1}, {"component"}),
-        ("POST", "/admin/tiers/1/prices", {"component": "memory", "monthly_minor": -1}, {"monthly_minor"}),
+        (
+            "POST",
+            "/admin/tiers/1/prices",
+            {"component": "memory", "monthly_minor": -1},
+            {"monthly_minor"},
+        ),
         (
             "POST",
             "/admin/tiers/1/prices",

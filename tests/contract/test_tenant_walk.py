@@ -43,7 +43,9 @@ FILTERS = {
 }
 # Names that look like ids and name nothing of an account.
 SHARED_FIELDS = {"location_id", "tier_id", "template_id", "location", "vswitch", "kind"}
-LOOKS_LIKE_AN_ID = re.compile(r"(^|_)(id|ids|uuid|uuids|key|keys|network|networks|resource|before)$")
+LOOKS_LIKE_AN_ID = re.compile(
+    r"(^|_)(id|ids|uuid|uuids|key|keys|network|networks|resource|before)$"
+)
 NO_IDS = {"key"}  # the text of an SSH key
 
 Route = tuple[str, str, dict[str, Any]]
@@ -143,9 +145,7 @@ def test_without_a_key_every_route_is_401(cloud: SimulatedCloud, document: dict[
     assert len(bodies) == 1
 
 
-def test_customers_find_nothing_below_admin(
-    tenants: Tenants, document: dict[str, Any]
-) -> None:
+def test_customers_find_nothing_below_admin(tenants: Tenants, document: dict[str, Any]) -> None:
     before, http = contents(), tenants.intruder.http
     unknown = http.get("/admin/no-such-thing")
     assert unknown.status_code == 404
@@ -173,9 +173,7 @@ def test_a_foreign_id_in_the_path_is_as_unknown_as_any(
             kind, unknown = OWNED_IN_PATH[key]
             foreign = tenants.things[kind]
             answers = [
-                tenants.intruder.http.request(
-                    method, path.replace(f"{{{name}}}", value), json=body
-                )
+                tenants.intruder.http.request(method, path.replace(f"{{{name}}}", value), json=body)
                 for value in (foreign, unknown)
             ]
             assert answers[0].status_code == 404, f"{method} {path}: {answers[0].text}"
@@ -206,17 +204,24 @@ def test_a_foreign_id_in_a_field_is_as_unknown_as_any(
             kind, unknown = known[name]
             values = (tenants.things[kind], unknown)
             if where == "query":
-                answers = [tenants.intruder.http.request(method, path, params={name: value}) for value in values]
+                answers = [
+                    tenants.intruder.http.request(method, path, params={name: value})
+                    for value in values
+                ]
             else:
                 assert path == "/instances", f"{method} {path}: how is {name} given?"
                 bodies = [
                     tenants.cloud.order(hostname="x", **{name: [v] if name == "ssh_keys" else v})
                     for v in values
                 ]
-                answers = [tenants.intruder.http.request(method, path, json=body) for body in bodies]
+                answers = [
+                    tenants.intruder.http.request(method, path, json=body) for body in bodies
+                ]
             expected = 422 if name in OWNED_IN_FIELDS else 200
             assert answers[0].status_code == expected, f"{method} {path} {name}: {answers[0].text}"
-            if name == "before":  # the intruder's own older events, and none before the first of all
+            if (
+                name == "before"
+            ):  # the intruder's own older events, and none before the first of all
                 assert not_leaking(tenants, answers[0])
             else:
                 assert answers[0].content == answers[1].content, f"{method} {path} {name}"
@@ -253,7 +258,5 @@ def not_leaking(tenants: Tenants, answer: httpx.Response) -> bool:
     addresses = [row["ip_address"] for row in http.get("/networks/public").json()["data"]["data"]]
     assert len(addresses) == 2
     secrets = ["owners-", str(tenants.owner.account_id), *addresses]
-    secrets += [
-        value for kind, value in tenants.things.items() if kind not in ("ssh_key", "event")
-    ]
+    secrets += [value for kind, value in tenants.things.items() if kind not in ("ssh_key", "event")]
     return not any(secret in answer.text for secret in secrets)

@@ -99,7 +99,9 @@ def test_many_at_once_store_one(cloud: SimulatedCloud, same: str) -> None:
         for number in range(8)
     ]
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda body: cloud.customer.http.post("/ssh-keys", json=body), bodies))
+        answers = list(
+            pool.map(lambda body: cloud.customer.http.post("/ssh-keys", json=body), bodies)
+        )
     assert sorted(answer.status_code for answer in answers) == [201] + [422] * 7
     assert {tuple(a.json()["errors"]) for a in answers if a.status_code == 422} == {(same,)}
     assert cloud.customer.http.get("/account").json()["data"]["quotas"]["ssh_keys"]["used"] == 1

@@ -77,9 +77,7 @@ def test_what_is_no_node_is_not_kept(
 def test_a_host_that_was_exchanged_is_refused(cloud: SimulatedCloud) -> None:
     node = cloud.node_ids[0]
     with transaction() as session:
-        session.execute(
-            update(Node).where(Node.node_id == node).values(libvirt_host_uuid=uuid4())
-        )
+        session.execute(update(Node).where(Node.node_id == node).values(libvirt_host_uuid=uuid4()))
     assert cloud.admin.post(f"/admin/nodes/{node}/probe").status_code == 409
 
 

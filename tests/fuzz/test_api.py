@@ -79,7 +79,9 @@ def target(cloud: SimulatedCloud, worker: Any) -> Iterator[Target]:
     instances = [cloud.create_running()["uuid"] for _ in range(3)]
     victim = post(operator, "/admin/accounts", name="Victim")["uuid"]
     spare = {
-        "location_id": [post(operator, "/admin/locations", name="S", code="spare", country="ID")["id"]],
+        "location_id": [
+            post(operator, "/admin/locations", name="S", code="spare", country="ID")["id"]
+        ],
         "tier_id": [post(operator, "/admin/tiers", name="S", cpu_model="x")["id"]],
         "template_id": [post(operator, "/admin/templates", name="S", version="1")["id"]],
         "size_id": [post(operator, "/admin/sizes", title="S", cpu=1, memory=1, storage=20)["id"]],
@@ -108,7 +110,9 @@ def target(cloud: SimulatedCloud, worker: Any) -> Iterator[Target]:
         "ip_uuid": [
             post(http, "/networks/public", location_id=cloud.location_id)["uuid"] for _ in range(3)
         ],
-        "ssh_id": [post(http, "/ssh-keys", title=f"k{n}", key=ED25519_KEYS[n])["id"] for n in range(3)],
+        "ssh_id": [
+            post(http, "/ssh-keys", title=f"k{n}", key=ED25519_KEYS[n])["id"] for n in range(3)
+        ],
         "key_id": [post(http, "/api-keys", name=f"k{n}")["id"] for n in range(3)],
         "uuid": operations,
         "resource": instances,
@@ -212,7 +216,9 @@ def test_every_route_bears_whatever_is_sent(
     while (left := total - target.statuses.total()) > 0:
         each = min(ROUND_CALLS, max(1, left // len(operations)))
         for operation in operations:
-            for name, words in bombard(target, operation, each, seed + target.statuses.total()).items():
+            for name, words in bombard(
+                target, operation, each, seed + target.statuses.total()
+            ).items():
                 if name not in failures:
                     failures[name] = words
                     with capsys.disabled():

@@ -67,7 +67,8 @@ def test_charging_begins_when_the_guest_is_usable_and_ends_when_the_deletion_is_
         accepted_at = session.get_one(Operation, operation).created_at
     assert all(span.closed_by_operation_id == operation for span in closed)
     assert all(
-        span.closed_at and abs((span.closed_at - accepted_at).total_seconds()) < 1 for span in closed
+        span.closed_at and abs((span.closed_at - accepted_at).total_seconds()) < 1
+        for span in closed
     )
     worker.start()
     cloud.wait(str(operation))
@@ -156,7 +157,9 @@ def test_a_ready_guests_seed_holds_no_secret(cloud: SimulatedCloud) -> None:
         time.sleep(0.05)
     assert_counts(cloud, 1)
     drives = sim_store().fetch_all("SELECT live -> 'disks' AS disks FROM sim.domain")[0]["disks"]
-    assert [disk["path"].rpartition("/")[2] for disk in drives if disk["device"] == "cdrom"] == seeds
+    assert [
+        disk["path"].rpartition("/")[2] for disk in drives if disk["device"] == "cdrom"
+    ] == seeds
     with transaction() as session:
         instance = session.get_one(Instance, UUID(uuid))
         assert instance.user_data_secret_id is None
@@ -170,7 +173,9 @@ def seeds_of(cloud: SimulatedCloud, uuid: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("worker")
-@pytest.mark.parametrize(("has_agent", "sign"), [(True, "none"), (True, "traffic"), (False, "none")])
+@pytest.mark.parametrize(
+    ("has_agent", "sign"), [(True, "none"), (True, "traffic"), (False, "none")]
+)
 def test_a_silent_guest_alarms(
     cloud: SimulatedCloud, monkeypatch: pytest.MonkeyPatch, has_agent: bool, sign: str
 ) -> None:

@@ -55,9 +55,7 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-def shop(
-    _process_settings: Settings, _seeded: tuple[SimulatedCloud, Snapshot]
-) -> Iterator[Shop]:
+def shop(_process_settings: Settings, _seeded: tuple[SimulatedCloud, Snapshot]) -> Iterator[Shop]:
     """One shop for all refusals: they change nothing."""
     cloud, snapshot = _seeded
     snapshot.put_back()
@@ -77,13 +75,11 @@ def shop(
     priced = {"cpu_shared": 1, "memory": 1, "storage": 1, "public_ip": 1, "cpu_dedicated": 1}
 
     def tier(name: str, where: list[int], prices: dict[str, int], **more: Any) -> int:
-        made = post(
-            operator, "/admin/tiers", name=name, cpu_model="x", location_ids=where, **more
-        )["id"]
+        made = post(operator, "/admin/tiers", name=name, cpu_model="x", location_ids=where, **more)[
+            "id"
+        ]
         for component, minor in prices.items():
-            post(
-                operator, f"/admin/tiers/{made}/prices", component=component, monthly_minor=minor
-            )
+            post(operator, f"/admin/tiers/{made}/prices", component=component, monthly_minor=minor)
         return int(made)
 
     here = [cloud.location_id]
@@ -151,6 +147,7 @@ def text_of(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+# fmt: off
 ID_CASES: list[Any] = [MISSING, "abc", "1 ", "", None, 0, -1, 2**31, 2**63, 2**80, "1.0", "١"]
 CASES: list[tuple[str, Any, str]] = [
     *((name, value, name) for name in ("location_id", "tier_id", "template_id") for value in ID_CASES),
@@ -166,7 +163,7 @@ CASES: list[tuple[str, Any, str]] = [
         for value in (
             MISSING, "", None, "-a", "a-", "a..b", ".a", "a.", "1234", "12.34", "a b", "a_b", "ä",
             "a" * 64, "a." * 32 + "b", "a\n", "a\x00", "taken", "TAKEN", "../x", "a/b",
-        )  # fmt: skip
+        )
     ),
     *(("cpu", value, "cpu") for value in (MISSING, "", None, 0, -1, 17, "2.0", "1e1", "+1", 10**30)),
     *(("memory", value, "memory") for value in (MISSING, "", None, 0, -1, 65, 2048, "1.5", 10**30)),
@@ -179,14 +176,14 @@ CASES: list[tuple[str, Any, str]] = [
         for value in (
             MISSING, "", None, "Root", "1a", "-a", "a" * 31, "daemon", "www-data", "nobody", "sshd",
             "systemd-network", "a b", "a:b", "ü", "a\n", "$(id)",
-        )  # fmt: skip
+        )
     ),
     *(
         ("password", value, "password")
         for value in (
             MISSING, "", None, "Short-7", "a" * 62 + "A1x", "all-lower-7", "ALL-UPPER-7", "No-Digits-",
             "With:Colon-7", "Ünicode-Aa7", "Control\x07-Aa7", "Newline-\nAa7", "Nul-\x00Aa77",
-        )  # fmt: skip
+        )
     ),
     *(
         ("use_public_ip", value, "use_public_ip")
@@ -222,7 +219,7 @@ CASES: list[tuple[str, Any, str]] = [
     ("flavour", "vanilla", "flavour"),
     ("lock", None, "lock"),
     ("instance_id", "x", "instance_id"),
-]  # fmt: skip
+]
 # What only JSON can say.
 JSON_CASES: list[tuple[str, Any, str]] = [
     *((name, value, name) for name in ("location_id", "tier_id", "template_id", "cpu", "memory", "storage")
@@ -242,7 +239,8 @@ JSON_CASES: list[tuple[str, Any, str]] = [
     ("ssh_keys", [[1]], "ssh_keys.0"),
     ("ssh_keys", [True], "ssh_keys.0"),
     ("hostname", "a\ud800", "hostname"),
-]  # fmt: skip
+]
+# fmt: on
 COMBINATIONS: list[tuple[dict[str, Any], str]] = [
     ({"use_public_ip": False, "public_network": "@my_address"}, "public_network"),
     ({"use_shared_cpu": True, "use_dedicated_cpu": True}, "use_shared_cpu"),
@@ -308,7 +306,9 @@ def test_foreign_ids_are_refused_in_the_words_of_unknown_ones(shop: Shop) -> Non
         ("public_network", "@their_address", "@unknown_address"),
         ("ssh_keys", ["@their_key"], [2**40]),
     ):
-        bodies = [http.post("/instances", json=shop.order({name: value})) for value in (foreign, unknown)]
+        bodies = [
+            http.post("/instances", json=shop.order({name: value})) for value in (foreign, unknown)
+        ]
         assert bodies[0].content == bodies[1].content
         assert bodies[0].status_code == bodies[1].status_code == 422
 

@@ -42,7 +42,11 @@ def test_stop_start_restart_delete(cloud: SimulatedCloud) -> None:
     act("stop", "Stopped")
     act("start", "Running")
     act("restart", "Running")
-    body: dict[str, Any] = {"_method": "DELETE", "remove_ip": "true", "remove_block_storage": "false"}
+    body: dict[str, Any] = {
+        "_method": "DELETE",
+        "remove_ip": "true",
+        "remove_block_storage": "false",
+    }
     answer = cloud.customer.http.post(f"/instances/{uuid}", data=body)
     assert answer.status_code == 202, answer.text
     assert answer.json()["data"] == []

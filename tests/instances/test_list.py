@@ -53,7 +53,9 @@ ORDERS = [
 ]
 
 
-def settle(uuid: str, observed: ObservedState, desired: DesiredState = DesiredState.RUNNING) -> None:
+def settle(
+    uuid: str, observed: ObservedState, desired: DesiredState = DesiredState.RUNNING
+) -> None:
     """The instance is idle in a state, as after an operation of long ago."""
     key = UUID(uuid)
     with transaction() as session:
@@ -136,8 +138,9 @@ def test_details(cloud: SimulatedCloud, uuids: list[str]) -> None:
     assert detail["tier_detail"]["id"] == cloud.tier_id
     assert detail["template_detail"]["os_family"] == "linux"
     assert detail["cost_detail"]["per_month"] == 4 * 30000 + 8 * 30000 + 20 * 1250
-    assert sum(item["price_per_month"] for item in detail["cost_detail"]["items"]) == (
-        detail["cost_detail"]["per_month"]
+    assert (
+        sum(item["price_per_month"] for item in detail["cost_detail"]["items"])
+        == (detail["cost_detail"]["per_month"])
     )
     assert detail["cost_detail"]["per_hour"] == "534.72"
     assert detail["public_network"]["ip_address"] == detail["ip_address"]
@@ -161,9 +164,7 @@ def test_details(cloud: SimulatedCloud, uuids: list[str]) -> None:
         ("nothing", []),
     ],
 )
-def test_search(
-    cloud: SimulatedCloud, uuids: list[str], search: str, expected: list[str]
-) -> None:
+def test_search(cloud: SimulatedCloud, uuids: list[str], search: str, expected: list[str]) -> None:
     assert names(cloud, search=search) == expected
 
 

@@ -105,7 +105,5 @@ def test_a_guest_that_becomes_ready(cloud: SimulatedCloud) -> None:
 def test_a_deletion_is_accepted(cloud: SimulatedCloud) -> None:
     uuid = cloud.create()["data"]["uuid"]
     path = f"/instances/{uuid}"
-    answer = check(
-        "resource", lambda: cloud.customer.http.request("DELETE", path, json=REMOVE)
-    )
+    answer = check("resource", lambda: cloud.customer.http.request("DELETE", path, json=REMOVE))
     assert answer.status_code == 202

@@ -33,7 +33,11 @@ def storm(cloud: SimulatedCloud) -> Iterator[Storm]:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         headers = {"x-apikey": cloud.customer.http.headers["x-apikey"]}
         with httpx.Client(
-            base_url=live.url, headers=headers, timeout=CALL_TIMEOUT_S, limits=limits, trust_env=False
+            base_url=live.url,
+            headers=headers,
+            timeout=CALL_TIMEOUT_S,
+            limits=limits,
+            trust_env=False,
         ) as client:
 
             def run(
@@ -65,7 +69,12 @@ def count(model: Any, *conditions: Any) -> int:
 def allow_instances(cloud: SimulatedCloud, most: int) -> None:
     """Sets the customer's quota."""
     path = f"/admin/accounts/{cloud.customer.account_id}"
-    body = {"instances_max": most, "vcpus_max": 1000, "memory_gib_max": 1000, "public_ips_max": 1000}
+    body = {
+        "instances_max": most,
+        "vcpus_max": 1000,
+        "memory_gib_max": 1000,
+        "public_ips_max": 1000,
+    }
     assert cloud.admin.patch(path, json=body).is_success
 
 
@@ -87,7 +96,9 @@ def test_fifty_creations_against_room_for_three(cloud: SimulatedCloud, storm: St
     """Two nodes of which one takes two more, the other one; afterwards everything is used and nothing lost."""
     allow_instances(cloud, 50)
     with transaction() as session:
-        for node, room in zip(session.scalars(select(Node).order_by(Node.name)), (2, 1), strict=True):
+        for node, room in zip(
+            session.scalars(select(Node).order_by(Node.name)), (2, 1), strict=True
+        ):
             node.memory_mib = room * 1024
     bodies = [cloud.order() for _ in range(50)]
     answers = storm(50, lambda client, n: client.post("/instances", json=bodies[n]))
@@ -170,10 +181,10 @@ def test_one_idempotency_key_for_a_hundred(cloud: SimulatedCloud, storm: Storm) 
     assert count(Instance) == 1
     repeat = cloud.customer.http.post("/instances", data=body, headers=headers)
     assert repeat.status_code == 202
-    assert repeat.json()["operation"] == next(a for a in answers if a.is_success).json()["operation"]
-    other = cloud.customer.http.post(
-        "/instances", json={**body, "cpu": 2}, headers=headers
+    assert (
+        repeat.json()["operation"] == next(a for a in answers if a.is_success).json()["operation"]
     )
+    other = cloud.customer.http.post("/instances", json={**body, "cpu": 2}, headers=headers)
     assert (other.status_code, other.json()["type"]) == (409, "IDEMPOTENCY_CONFLICT")
     assert count(Instance) == 1
 

@@ -182,8 +182,7 @@ def test_the_price_is_the_one_it_was_taken_at(cloud: SimulatedCloud) -> None:
 def test_repeats_under_one_key_have_one_effect(cloud: SimulatedCloud) -> None:
     http, body = cloud.customer.http, {"location_id": cloud.location_id}
     first, second = (
-        http.post("/networks/public", json=body, headers={"Idempotency-Key": "a"})
-        for _ in range(2)
+        http.post("/networks/public", json=body, headers={"Idempotency-Key": "a"}) for _ in range(2)
     )
     assert first.json() == second.json()
     path = f"/networks/public/{first.json()['data']['uuid']}"
@@ -215,16 +214,22 @@ def test_addresses_move_only_as_they_may(cloud: SimulatedCloud, worker: InProces
         mine, http = take(cloud), cloud.customer.http
         uuid = cloud.create_running(public_network=mine["uuid"])["uuid"]
         keep = {"remove_ip": False, "remove_block_storage": False}
-        cloud.wait(http.request("DELETE", f"/instances/{uuid}", json=keep).json()["operation"]["uuid"])
+        cloud.wait(
+            http.request("DELETE", f"/instances/{uuid}", json=keep).json()["operation"]["uuid"]
+        )
         assert http.delete(f"/networks/public/{mine['uuid']}").is_success
         uuid = cloud.create_running()["uuid"]
         drop = {"remove_ip": True, "remove_block_storage": False}
-        cloud.wait(http.request("DELETE", f"/instances/{uuid}", json=drop).json()["operation"]["uuid"])
+        cloud.wait(
+            http.request("DELETE", f"/instances/{uuid}", json=drop).json()["operation"]["uuid"]
+        )
         with transaction() as session:
             session.execute(update(Address).values(quarantined_until=now() - timedelta(seconds=1)))
             end_quarantines(session)
         with get_engine().connect() as connection:
-            moves = {tuple(row) for row in connection.execute(text("SELECT * FROM sim.address_move"))}
+            moves = {
+                tuple(row) for row in connection.execute(text("SELECT * FROM sim.address_move"))
+            }
     finally:
         with get_engine().begin() as connection:
             connection.execute(text("DROP TRIGGER note_move ON address"))
@@ -259,8 +264,6 @@ def test_a_pool_goes_when_nobody_has_an_address_of_it(cloud: SimulatedCloud) -> 
     assert cloud.customer.http.delete(f"/networks/public/{mine['uuid']}").is_success
     assert cloud.admin.delete(f"/admin/pools/{cloud.pool_id}").status_code == 200
     assert cloud.admin.delete(f"/admin/pools/{cloud.pool_id}").status_code == 404
-    refused = cloud.customer.http.post(
-        "/networks/public", json={"location_id": cloud.location_id}
-    )
+    refused = cloud.customer.http.post("/networks/public", json={"location_id": cloud.location_id})
     assert refused.status_code == 503
     assert cloud.customer.http.delete(f"/networks/public/{uuid4()}").status_code == 404

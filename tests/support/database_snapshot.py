@@ -13,7 +13,7 @@ from tests.support.database_server import TABLES
 class Snapshot:
     """The rows of all tables at the moment it was taken.
 
-    `url` is a superuser's: only one may switch triggers and foreign keys off, so that tables can be filled in any order.
+    `url` is a superuser's: only one may switch foreign keys off, so that tables can be filled in any order.
     """
 
     def __init__(self, url: str) -> None:

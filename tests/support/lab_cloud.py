@@ -242,14 +242,14 @@ class LabCloud:
     ) -> str:
         """The command's output, once the guest lets us in and the command succeeds."""
 
-        def logged_in() -> str | None:
+        def logged_in() -> subprocess.CompletedProcess[str] | None:
             try:
                 done = self.ssh(address, command, **login)
             except subprocess.TimeoutExpired:
                 return None
-            return done.stdout if done.returncode == 0 else None
+            return done if done.returncode == 0 else None
 
-        return until(logged_in, timeout_s, f"no SSH at {address}")
+        return until(logged_in, timeout_s, f"no SSH at {address}").stdout
 
     def worker_pid(self) -> int:
         """The worker's process, waited for when it is just being restarted."""

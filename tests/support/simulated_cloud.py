@@ -106,9 +106,7 @@ def make_customer(name: str = "Tenant", **limits: Any) -> Customer:
     """An account with a read-write key whose rate limits do not get in a test's way."""
     with transaction() as session:
         account = create_account(session, name=name)
-        key, text = create_key(
-            session, account.account_id, name="test", scope=KeyScope.READ_WRITE
-        )
+        key, text = create_key(session, account.account_id, name="test", scope=KeyScope.READ_WRITE)
         key.reads_per_minute = limits.get("reads_per_minute", 1_000_000)
         key.writes_per_minute = limits.get("writes_per_minute", 1_000_000)
     return Customer(account.account_id, _client(text))
@@ -146,7 +144,7 @@ def make_operator_client() -> TestClient:
 def make_cloud(
     *, nodes: int = 2, pool: str = "198.51.100.0/24", gateway: str = "198.51.100.1", **fake: Any
 ) -> SimulatedCloud:
-    """Location, engines, tier with prices, pools, template and nodes. A worker must be running (it probes the nodes)."""
+    """Location, engines, tier with prices, pools, template, nodes. A worker must be running: it probes the nodes."""
     admin = make_operator_client()
 
     def post(path: str, **body: Any) -> dict[str, Any]:
@@ -154,7 +152,9 @@ def make_cloud(
         assert answer.status_code in (200, 201), f"{path}: {answer.text}"
         return dict(answer.json()["data"])
 
-    location = post("/admin/locations", name="Jakarta 1", code="jkt1", country="ID", is_default=True)
+    location = post(
+        "/admin/locations", name="Jakarta 1", code="jkt1", country="ID", is_default=True
+    )
     for kind in ("hypervisor", "volumes", "fabric"):
         answer = admin.put(
             f"/admin/locations/{location['id']}/engines/{kind}",
@@ -172,7 +172,12 @@ def make_cloud(
         post(f"/admin/tiers/{tier['id']}/prices", component=component, monthly_minor=monthly)
     post("/admin/sizes", title="Starter", cpu=1, memory=1, storage=30)
     pool_row = post("/admin/pools", location_id=location["id"], cidr=pool, gateway=gateway)
-    post("/admin/pools", location_id=location["id"], cidr="2001:db8:0:1::/64", gateway="2001:db8:0:1::1")
+    post(
+        "/admin/pools",
+        location_id=location["id"],
+        cidr="2001:db8:0:1::/64",
+        gateway="2001:db8:0:1::1",
+    )
     template = post("/admin/templates", name="Debian", version="12", memory_mib_min=512)
     _make_image(template["id"])
     node_ids = [
