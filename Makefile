@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 AWAN := .venv/bin/awan
 
-.PHONY: help demo up down sim sim-down lint check test faults packets fuzz one shell map bench lock openapi fmt apidocs
+.PHONY: help demo up down sim sim-down lint check test faults packets fuzz one shell map bench lock openapi fmt
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,7 +34,7 @@ lint: ## ruff, types, import contract
 	@.venv/bin/lint-imports
 
 check: lint ## lint and the fast tests
-	@$(PYTHON) -m pytest -q -n 2 -m "not lab and not faults"
+	@$(PYTHON) -m pytest -q -n 2 -m "not lab and not faults and not fuzz"
 
 test: ## all suites, in one run
 	@$(PYTHON) -m pytest -q -n 2 --dist loadgroup
@@ -44,6 +44,9 @@ faults: ## the full counts of crashes and faults, with a printed seed
 
 fuzz: ## 100,000 random calls over the whole API, with a printed seed
 	@$(PYTHON) -m pytest tests/fuzz --full
+
+packets: ## forged and rogue packets on real ports, both hypervisors
+	@$(PYTHON) -m pytest -q tests/engines/fabric_contract/test_packets.py
 
 one: ## one test: make one T=tests/runtime/test_postgres.py
 	@$(PYTHON) -m pytest -p no:randomly -x -vv $(T)

@@ -31,6 +31,7 @@ from awan.accounts.access import Caller
 from awan.accounts.models import IdempotencyKey
 from awan.errors import IdempotencyConflict, Invalid
 from awan.kit.http import Answer, OperationView, answer
+from awan.kit.secrets import keyed_digest
 
 HEADER = "Idempotency-Key"
 KEY_MAX_CHARACTERS = 255
@@ -148,6 +149,9 @@ def _earlier(session: Session, caller: Caller, key: str, digest: bytes) -> Earli
 
 
 def _request_sha256(request: Request) -> bytes:
-    """Hash of method, path and parsed body: the same call as form or as JSON is the same call."""
+    """Keyed hash of method, path and parsed body: the same call as form or as JSON is the same call.
+
+    Keyed, because a body can hold a password that a plain hash would let a reader of the database guess.
+    """
     said = [request.method, request.url.path, getattr(request.state, "parsed_body", None)]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).digest()
+    return keyed_digest("idempotency", json.dumps(said, sort_keys=True).encode())

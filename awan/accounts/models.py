@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, Index, LargeBinary, text
+from sqlalchemy import ForeignKey, LargeBinary, text
 from sqlalchemy.dialects.postgresql import ARRAY, CIDR
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -47,19 +47,6 @@ class Account(Base):
     kind: Mapped[str] = mapped_column(server_default="customer")
     state: Mapped[str] = mapped_column(server_default="active")
     currency: Mapped[str] = mapped_column(server_default="IDR")
-    created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
-
-
-class AccountUser(Base):
-    """A person of an account. Sign-in belongs to the web panel; here a person is a contact and an actor."""
-
-    __tablename__ = "account_user"
-    __table_args__ = (Index("uq_account_user_email", text("lower(email)"), unique=True),)
-
-    user_id: Mapped[UUID] = mapped_column(primary_key=True)
-    account_id: Mapped[UUID] = mapped_column(ForeignKey("account.account_id"), index=True)
-    email: Mapped[str]
-    name: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
 
 

@@ -334,6 +334,7 @@ async def upload_image(
 
     Refused are files with a backing file, an external data file, another format than declared, or absurd sizes.
     """
+    await run_in_threadpool(_check_template, template_id)
     image_id = new_id()
     path = images.incoming_path(image_id)
     await save_body(request, path, max_bytes=get_settings().image_upload_max_bytes)
@@ -342,6 +343,11 @@ async def upload_image(
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+
+
+def _check_template(template_id: int) -> None:
+    with transaction() as session:
+        _get(session, Template, template_id, "Template not found.")
 
 
 def _begin_import(caller: Caller, template_id: int, image_id: UUID, query: ImageUpload) -> Answer:

@@ -113,6 +113,7 @@ def check_upload(target: Target) -> None:
     with transaction() as session:
         image = session.get_one(TemplateImage, target.subject_id)
         if image.sha256 is not None:
+            path.unlink(missing_ok=True)
             return
         declared: VolumeFormat = "raw" if image.declared_format == "raw" else "qcow2"
     check_image(

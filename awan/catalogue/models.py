@@ -78,7 +78,6 @@ class LocationEngine(Base):
     kind: Mapped[str] = mapped_column(primary_key=True)
     driver: Mapped[str]
     options: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
-    secret_id: Mapped[UUID | None] = mapped_column(ForeignKey("secret.secret_id"))
 
 
 class Tier(Base):
@@ -109,7 +108,6 @@ class Tier(Base):
     cpu_overcommit_percent: Mapped[int] = mapped_column(server_default="400")
     memory_overcommit_percent: Mapped[int] = mapped_column(server_default="100")
     storage_overcommit_percent: Mapped[int] = mapped_column(server_default="100")
-    bills_stopped: Mapped[bool] = mapped_column(server_default=text("true"))
     is_enabled: Mapped[bool] = mapped_column(server_default=text("true"))
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
 

@@ -84,6 +84,34 @@ def list_tiers() -> None:
     console.print(table)
 
 
+@tiers.command("add")
+def add_tier(
+    name: Annotated[str, typer.Argument(help="Name, such as 'Cloud Compute'.")],
+    cpu_model: Annotated[str, typer.Option(help="What customers are told of the CPU.")],
+    location: Annotated[list[int], typer.Option(help="Id of a location; may be repeated.")],
+    dedicated: Annotated[bool, typer.Option(help="Offer dedicated CPUs.")] = False,
+    shared: Annotated[bool, typer.Option(help="Offer shared CPUs.")] = True,
+    cpu_max: Annotated[int, typer.Option(help="Most vCPUs of an instance.")] = 16,
+    memory_gib_max: Annotated[int, typer.Option(help="Most memory of an instance.")] = 64,
+    storage_gib_max: Annotated[int, typer.Option(help="Largest root disk.")] = 1000,
+    cpu_overcommit: Annotated[int, typer.Option(help="vCPUs per 100 hardware threads.")] = 400,
+) -> None:
+    """Add a tier; set its prices with `awan tier price`."""
+    body = {
+        "name": name,
+        "cpu_model": cpu_model,
+        "location_ids": location,
+        "offers_dedicated": dedicated,
+        "offers_shared": shared,
+        "cpu_max": cpu_max,
+        "memory_gib_max": memory_gib_max,
+        "storage_gib_max": storage_gib_max,
+        "cpu_overcommit_percent": cpu_overcommit,
+    }
+    row = OperatorClient().call("POST", "/admin/tiers", body)["data"]
+    console.print(f"tier {row['id']}")
+
+
 @tiers.command("price")
 def set_price(
     tier: Annotated[int, typer.Argument(help="Id of the tier.")],
@@ -144,6 +172,12 @@ def add_pool(
     console.print(f"pool {row['id']}: {row['addresses'].get('available', 'a /64 of')} addresses")
 
 
+@pools.command("remove")
+def remove_pool(pool: Annotated[int, typer.Argument(help="Id of the pool.")]) -> None:
+    """Remove a prefix of which no customer has an address."""
+    console.print(OperatorClient().call("DELETE", f"/admin/pools/{pool}")["message"])
+
+
 @templates.command("list")
 def list_templates() -> None:
     """List templates and their images."""
@@ -190,6 +224,12 @@ def import_image(
     )
     client.follow(answer["operation"])
     console.print(f"template {template}: image {answer['data']['uuid']} is ready")
+
+
+@templates.command("remove-image")
+def remove_image(image: Annotated[str, typer.Argument(help="Uuid of the image.")]) -> None:
+    """Take an image that no instance is based on out of use."""
+    console.print(OperatorClient().call("DELETE", f"/admin/images/{image}")["message"])
 
 
 @templates.command("build")

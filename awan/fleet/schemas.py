@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from awan.fleet.models import Node
+from awan.fleet.rules import check_libvirt_uri
 from awan.kit.http import Timestamp
 
 
@@ -19,7 +20,7 @@ class NodeCreate(BaseModel):
 
     location_id: int = Field(ge=1)
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")
-    libvirt_uri: str = Field(pattern=r"^(qemu|fake)(\+[a-z]+)?://\S+$", max_length=255)
+    libvirt_uri: Annotated[str, AfterValidator(check_libvirt_uri)] = Field(max_length=255)
     ovn_system_id: str | None = Field(
         None, max_length=255, description="Else matched by host name."
     )

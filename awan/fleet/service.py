@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import and_, case, delete, func, or_, select, update
+from sqlalchemy import and_, case, delete, func, or_, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -167,9 +167,14 @@ def remove_node(session: Session, caller: Caller, node_id: UUID) -> Node:
     node = session.get(Node, node_id, with_for_update=True)
     if node is None or node.state == NodeState.REMOVED:
         raise NotFound("Node not found.")
-    placed = session.scalar(select(func.count()).where(Placement.node_id == node_id)) or 0
-    if placed:
-        raise Conflict(f"{placed} instances are placed on the node; move or delete them first.")
+    # Also one whose creation failed: its deletion will still ask the node. Instances belong to a room above, so this
+    # asks by name.
+    held = session.scalar(
+        text("SELECT count(*) FROM instance WHERE node_id = :node AND deleted_at IS NULL"),
+        {"node": node_id},
+    )
+    if held:
+        raise Conflict(f"{held} instances are placed on the node; move or delete them first.")
     node.state = NodeState.REMOVED
     session.execute(delete(NodeTier).where(NodeTier.node_id == node_id))
     record(

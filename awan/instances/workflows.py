@@ -4,7 +4,7 @@ instance.create   image -> volume -> seed -> port -> domain -> power -> port up
 instance.delete   domain gone -> ports gone -> seeds gone -> volumes gone            (no undo: it only goes forward)
 instance.start    ports -> power -> port up
 instance.stop     power off
-instance.restart  power cycle -> port up
+instance.restart  power off -> power on -> port up
 instance.first_boot (queue `waits`)   wait for the guest -> ready, billing starts -> scrubbed seed
 
 Names are derived from the instance and the operation that created it, so each step can be run again.
@@ -63,6 +63,8 @@ SECRET_GENERATION, SCRUBBED_GENERATION = 1, 2
 PORT_UP_TIMEOUT_S = 30.0
 READY_ROUND_S = 15.0
 READY_POLL_S = 1.0
+SILENT_ROUND_S = 3600.0
+SILENT_POLL_S = 30.0
 # A guest that is kept stopped costs one checkpoint in this time.
 READY_IDLE_MAX_S = 3600.0
 SYSTEM_ACTOR = "system:first_boot"
@@ -198,17 +200,6 @@ def power_off(target: Target) -> None:
     )
 
 
-def power_cycle(target: Target) -> None:
-    """The domain was stopped and runs again, in a new process of the hypervisor."""
-    it = read_situation(target.subject_id)
-    it.engines.hypervisor.restart(
-        it.node,
-        it.instance.instance_id,
-        grace_s=get_settings().stop_grace_s,
-        force=it.instance.stop_is_forced,
-    )
-
-
 def remove_domain(target: Target) -> None:
     """The domain is gone."""
     undo_define_domain(target)
@@ -327,11 +318,16 @@ def wait_for_first_boot(session: Session, target: Target) -> None:
 
 
 def mark_create_failed(session: Session, target: Target, failure: Failure) -> None:
-    """Nothing is left on the engines: the room, the address and the quota go back; the reason stays."""
+    """Nothing is left on the engines: the room, the address and the quota go back; the reason stays.
+
+    Where an undo could not be finished, everything is kept until a deletion has removed what is left.
+    """
     instance = session.get_one(Instance, target.subject_id, with_for_update=True)
     instance.observed_state = ObservedState.ERROR
     instance.status_reason = failure.message
     instance.updated_at = now()
+    if failure.left_over:
+        return
     _forget_secrets(session, instance)
     _give_back(
         session,
@@ -519,7 +515,8 @@ RESTART = register(
         workflow="instance.restart.v1",
         kind="instance.restart",
         steps=(
-            Step("power", power_cycle, note_power, percent=10, timeout_s=120),
+            Step("power_off", power_off, note_power, percent=10, timeout_s=120),
+            Step("power_on", power_on, note_power, percent=50),
             Step("port_up", wait_for_ports, percent=80),
         ),
         succeed=mark_running,
@@ -533,40 +530,43 @@ RESTART = register(
 def first_boot(instance_id: str) -> None:
     """Waits until a new guest is usable, then lets billing begin and takes the secrets out of its seed.
 
-    Time in which the instance is stopped, or an operation runs on it, does not count towards the time after which a
-    silent guest alarms. Ends when the instance is deleted.
+    Time in which the instance is stopped, an operation runs on it, or its node does not answer, does not count
+    towards the time after which a silent guest alarms and is billed. Such a guest is waited for all the same, since
+    its seed may still be needed until it gives a sign. Ends when the instance is deleted.
     """
     left_s = get_settings().ready_timeout_s
-    while left_s > 0:
-        round_s = min(left_s, READY_ROUND_S)
+    while True:
+        round_s = min(left_s, READY_ROUND_S) if left_s > 0 else SILENT_ROUND_S
         sign = durable_step("wait_round", wait_round, instance_id, round_s)
         if sign == "gone":
             return
-        if sign not in ("busy", "stopped", GuestSign.NONE):
+        if sign in (GuestSign.AGENT, GuestSign.TRAFFIC):
             durable_step("mark_ready", mark_guest_ready, instance_id, sign)
             durable_step("scrub_seed", scrub_seed, instance_id)
             return
-        if sign == GuestSign.NONE:
+        if sign == GuestSign.NONE and left_s > 0:
             left_s -= round_s
-    durable_step("mark_ready", mark_guest_ready, instance_id, GuestSign.NONE)
+            if left_s <= 0:
+                durable_step("mark_ready", mark_guest_ready, instance_id, GuestSign.NONE)
 
 
 def wait_round(instance_id: str, round_s: float) -> str:
     """Waits for `round_s` of running time, or an hour in all; the sign that was seen, or why there was none.
 
-    None of them: "gone", "busy", "stopped" or "none". A guest whose image has an agent is believed only when the
-    agent answers; other guests when they send packets.
+    None of them: "gone", "busy", "stopped", "unreachable" or "none". A guest whose image has an agent is believed
+    only when the agent answers; other guests when they send packets.
     """
+    poll_s = READY_POLL_S if round_s <= READY_ROUND_S else SILENT_POLL_S
     end = time.monotonic() + READY_IDLE_MAX_S
     running_s = 0.0
     while True:
         began_at = time.monotonic()
         state = _sign(UUID(instance_id))
-        if state not in ("busy", "stopped", GuestSign.NONE):
+        if state in ("gone", GuestSign.AGENT, GuestSign.TRAFFIC):
             return state
         if running_s >= round_s or began_at >= end:
             return state
-        time.sleep(min(READY_POLL_S, round_s))
+        time.sleep(min(poll_s, round_s))
         if state == GuestSign.NONE:
             running_s += time.monotonic() - began_at
 
@@ -586,7 +586,7 @@ def _sign(instance_id: UUID) -> str:
     try:
         sign = hypervisor.guest_sign(node, instance_id)
     except EngineError:
-        return GuestSign.NONE
+        return "unreachable"
     return GuestSign.NONE if has_agent and sign is GuestSign.TRAFFIC else sign
 
 
@@ -638,26 +638,30 @@ def scrub_seed(instance_id: str) -> None:
     Same instance-id, hostname and network, so that cloud-init goes on working at later boots. An operation may
     run at the same time: a deletion that has passed its own removal of seeds is cleaned up after.
     """
-    with transaction() as session:
-        instance = session.get_one(Instance, UUID(instance_id), with_for_update=True)
-        if instance.desired_state != DesiredState.DELETED:
-            instance.seed_generation = SCRUBBED_GENERATION
-            if instance.user_data_secret_id is not None:
-                delete_secret(session, instance.user_data_secret_id)
-                instance.user_data_secret_id = None
     it = read_situation(UUID(instance_id))
     volumes, subject = it.engines.volumes, it.instance.instance_id
     if it.instance.desired_state != DesiredState.DELETED:
-        seed = _seed_handle(it)
+        iso = render_scrubbed_seed(_seed_spec(it))
+        seed = volumes.ensure_seed(it.node, subject, SCRUBBED_GENERATION, iso)
         try:
             it.engines.hypervisor.ensure_media(it.node, subject, SEED_TARGET, seed.path)
         except EngineRejected:
             if not _is_being_deleted(subject):
                 raise
         else:
+            _note_scrubbed(subject)
             volumes.delete_seeds(it.node, subject, keep=SCRUBBED_GENERATION)
     if _is_being_deleted(subject):
         volumes.delete_seeds(it.node, subject)
+
+
+def _note_scrubbed(instance_id: UUID) -> None:
+    with transaction() as session:
+        instance = session.get_one(Instance, instance_id, with_for_update=True)
+        instance.seed_generation = SCRUBBED_GENERATION
+        if instance.user_data_secret_id is not None:
+            delete_secret(session, instance.user_data_secret_id)
+            instance.user_data_secret_id = None
 
 
 def _is_being_deleted(instance_id: UUID) -> bool:

@@ -6,6 +6,7 @@ by putting a new line on top. Workflows get a secret's id, never its text.
 
 from __future__ import annotations
 
+import hmac
 import os
 import secrets as random_source
 from datetime import datetime
@@ -60,6 +61,12 @@ def _keys(path: Path) -> dict[str, bytes]:
     if not keys or any(len(key) != 32 for key in keys.values()):
         raise ValueError(f"{path} must hold lines '<key id> <64 hex digits>'")
     return keys
+
+
+def keyed_digest(purpose: str, data: bytes) -> bytes:
+    """HMAC-SHA256 of `data` under the newest key: comparable by us, of no use to who only reads the database."""
+    key = next(iter(_keys(get_settings().secret_key_file).values()))
+    return hmac.digest(key, purpose.encode() + b"\0" + data, "sha256")
 
 
 def put_secret(

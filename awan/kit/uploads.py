@@ -21,7 +21,7 @@ async def save_body(request: Request, path: Path, *, max_bytes: int) -> int:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise PayloadTooLarge(f"The file is larger than {max_bytes} bytes.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     size, buffer = 0, bytearray()
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

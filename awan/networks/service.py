@@ -32,6 +32,8 @@ from awan.settings import get_settings
 
 T = TypeVar("T")
 
+# Two pools that are made at once must see each other, or both could hold one address.
+POOLS_LOCK_ID = 0x6177616E706F6F6C
 NO_ADDRESS = "The location has no free public address at the moment."
 
 
@@ -56,6 +58,7 @@ def create_pool(
     router = _parsed("gateway", lambda: parse_gateway(network, gateway))
     servers = _parsed("dns_servers", lambda: [ip_address(server) for server in dns_servers])
     excluded = _parsed("reserved", lambda: [IPv4Address(address) for address in reserved])
+    session.execute(select(func.pg_advisory_xact_lock(POOLS_LOCK_ID)))
     for pool in session.scalars(select(Pool)):
         if pool.family == network.version and pool.cidr.overlaps(network):
             raise Conflict(f"The prefix overlaps the pool {pool.cidr}.")

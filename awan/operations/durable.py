@@ -153,7 +153,7 @@ def recover(executor_ids: Sequence[str]) -> int:
 
     Through the queue a workflow keeps its place and its partition stays one at a time. DBOS offers this to its own
     control plane only, hence the private name; its public `resume_workflows` starts workflows beside the queue, so
-    that two of one partition would run at once. `tests/operations/test_durable.py` holds this to what we rely on.
+    that two of one partition would run at once. `tests/operations/test_workers.py` holds this to what we rely on.
     """
     return len(DBOS._recover_pending_workflows(list(executor_ids)))
 

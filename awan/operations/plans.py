@@ -56,12 +56,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a plan was unwound: `message` is the customer's sentence, `detail` the operator's words."""
+    """Why a plan was unwound: `message` is the customer's sentence, `detail` the operator's words.
+
+    `left_over`: an undo could not be finished, so engines may still hold what the plan made. The room must then
+    keep what stands for it (rows, addresses, room, quota) until a later change has removed it.
+    """
 
     type: str
     message: str
     detail: str
     cancelled: bool
+    left_over: bool = False
 
 
 @dataclass(frozen=True)

@@ -230,7 +230,7 @@ def _undo_step(step: Step, target: Target) -> str | None:
                 attempts += 1
                 delay_s = RETRY_FIRST_S * attempts
             if attempts >= UNDO_ATTEMPTS_MAX:
-                log.exception("undo failed", step=step.name)
+                log.exception("undo failed", step=step.name, alarm=True)
                 return f"undo of {step.name}: {type(err).__name__}: {err}"
             log.warning("undo is tried again", step=step.name, error=str(err), delay_s=delay_s)
             time.sleep(delay_s)
@@ -262,7 +262,11 @@ def _fail(plan: Plan, target: Target, stored: StoredFailure, undo_failures: list
     failure = Failure(**stored)
     if undo_failures:
         failure = Failure(
-            failure.type, failure.message, "; ".join([failure.detail, *undo_failures]), False
+            failure.type,
+            failure.message,
+            "; ".join([failure.detail, *undo_failures]),
+            cancelled=False,
+            left_over=True,
         )
     status = OperationStatus.CANCELLED if failure.cancelled else OperationStatus.FAILED
     ending = _Ending(status, failure, tuple(undo_failures))

@@ -133,6 +133,7 @@ def _alarm(session: Session, operation: Operation) -> None:
     )
     log.error(
         "operation is overdue",
+        alarm=True,
         operation=str(operation.operation_id),
         kind=operation.kind,
         step=operation.step,

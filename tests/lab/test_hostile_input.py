@@ -102,7 +102,7 @@ HOSTILE_IMAGES: list[tuple[str, str, Callable[[Path], Path], str]] = [
     ("vmdk as raw", "raw", vmdk, "vmdk"),
     ("vmdk as qcow2", "qcow2", vmdk, "qcow2"),
     ("qcow2 as raw", "raw", qcow2, "qcow"),
-    ("absurd size", "qcow2", lambda path: qcow2(path, size="2E"), "large"),
+    ("absurd size", "qcow2", lambda path: qcow2(path, size="32T"), "large"),
 ]
 
 

@@ -221,8 +221,9 @@ class LibvirtHypervisor:
         return outcome
 
     def ensure_absent(self, node: NodeEndpoint, instance_id: UUID) -> None:
-        power = self._find_power(node, instance_id)
-        if power is None:
+        if self._find_power(node, instance_id) is None and not self._is_known_after_calls(
+            node, instance_id
+        ):
             return
         # Cut also when it seems off: whatever starts it meanwhile is ended before the definition.
         self._cut_power(node, instance_id)
@@ -243,6 +244,14 @@ class LibvirtHypervisor:
         if self._find_power(node, instance_id) is not None:
             what = f"remove {instance_id} from {node.name}"
             raise EngineUnavailable(ENGINE, what, "the domain was started again meanwhile")
+
+    def _is_known_after_calls(self, node: NodeEndpoint, instance_id: UUID) -> bool:
+        """Whether the domain exists once no other call on it is in flight: a late `define` may still land."""
+
+        def look(conn: Connection) -> bool:
+            return _find(conn, instance_id) is not None
+
+        return self._call(node, "look again", look, instance_id)
 
     def find_domain(self, node: NodeEndpoint, instance_id: UUID) -> DomainFacts | None:
         def find(conn: Connection) -> DomainFacts | None:

@@ -190,7 +190,6 @@ def upgrade() -> None:
         sa.Column(
             "storage_overcommit_percent", sa.BigInteger(), server_default="100", nullable=False
         ),
-        sa.Column("bills_stopped", sa.Boolean(), server_default=sa.text("true"), nullable=False),
         sa.Column("is_enabled", sa.Boolean(), server_default=sa.text("true"), nullable=False),
         sa.Column(
             "created_at",
@@ -217,29 +216,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("executor_id", name=op.f("pk_worker")),
     )
     op.create_index(op.f("ix_worker_seen_at"), "worker", ["seen_at"], unique=False)
-    op.create_table(
-        "account_user",
-        sa.Column("user_id", sa.Uuid(), nullable=False),
-        sa.Column("account_id", sa.Uuid(), nullable=False),
-        sa.Column("email", sa.Text(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column(
-            "created_at",
-            sa.DateTime(timezone=True),
-            server_default=sa.text("now()"),
-            nullable=False,
-        ),
-        sa.ForeignKeyConstraint(
-            ["account_id"], ["account.account_id"], name=op.f("fk_account_user_account_id")
-        ),
-        sa.PrimaryKeyConstraint("user_id", name=op.f("pk_account_user")),
-    )
-    op.create_index(
-        op.f("ix_account_user_account_id"), "account_user", ["account_id"], unique=False
-    )
-    op.create_index(
-        "uq_account_user_email", "account_user", [sa.literal_column("lower(email)")], unique=True
-    )
     op.create_table(
         "api_key",
         sa.Column("key_id", sa.Text(), nullable=False),
@@ -302,15 +278,11 @@ def upgrade() -> None:
             server_default=sa.text("'{}'::jsonb"),
             nullable=False,
         ),
-        sa.Column("secret_id", sa.Uuid(), nullable=True),
         sa.CheckConstraint(
             "kind IN ('hypervisor', 'fabric', 'volumes')", name=op.f("ck_location_engine_kind")
         ),
         sa.ForeignKeyConstraint(
             ["location_id"], ["location.location_id"], name=op.f("fk_location_engine_location_id")
-        ),
-        sa.ForeignKeyConstraint(
-            ["secret_id"], ["secret.secret_id"], name=op.f("fk_location_engine_secret_id")
         ),
         sa.PrimaryKeyConstraint("location_id", "kind", name=op.f("pk_location_engine")),
     )
@@ -1099,9 +1071,6 @@ def downgrade() -> None:
     op.drop_table("idempotency_key")
     op.drop_index(op.f("ix_api_key_account_id"), table_name="api_key")
     op.drop_table("api_key")
-    op.drop_index("uq_account_user_email", table_name="account_user")
-    op.drop_index(op.f("ix_account_user_account_id"), table_name="account_user")
-    op.drop_table("account_user")
     op.drop_index(op.f("ix_worker_seen_at"), table_name="worker")
     op.drop_table("worker")
     op.drop_table("tier")

@@ -1,0 +1,27 @@
+"""What an acceptable address of a hypervisor is. Pure."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qsl, urlsplit
+
+SCHEMES = frozenset({"qemu+tls", "qemu+ssh", "qemu+tcp", "fake"})
+# Parameters that name files of keys or say how a certificate is checked more strictly; none runs a program.
+PARAMETERS = frozenset(
+    {"keyfile", "known_hosts", "known_hosts_verify", "pkipath", "tls_priority", "socket"}
+)
+
+
+def check_libvirt_uri(uri: str) -> str:
+    """A libvirt URI of a remote QEMU, unchanged.
+
+    Refused are transports and parameters by which libvirt would run a program of the caller's choice on the worker
+    (`qemu+ext`, `command`, `netcat`, `proxy`), and those that switch a check off (`no_verify`).
+    Raises: ValueError. Source: libvirt.org/uri.html, "Remote URI parameters".
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in SCHEMES or not parts.hostname:
+        raise ValueError("The URI must be qemu+tls://, qemu+ssh:// or qemu+tcp:// with a host.")
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in PARAMETERS or (name == "known_hosts_verify" and value == "ignore"):
+            raise ValueError(f"The URI parameter {name} is not allowed.")
+    return uri
