@@ -25,6 +25,7 @@ from awan.runtime.postgres import SUPERUSER
 from awan.settings import Settings, get_settings
 from tests.support.database_server import DatabaseServer, ServerAddress, empty
 from tests.support.database_snapshot import Snapshot
+from tests.support.fault_report import pytest_terminal_summary as pytest_terminal_summary
 from tests.support.in_process_worker import InProcessWorker, wait_until_idle
 from tests.support.simulated_cloud import SimulatedCloud, make_cloud
 
@@ -36,16 +37,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="full counts instead of samples")
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs real engines runs one after the other in one test process, and is begun first, beside the rest.
+    """What needs real engines runs in one test process, beside the rest: one lab for all of it.
 
-    Needs `--dist loadgroup`. Without xdist it only comes first.
+    Needs `--dist loadgroup`, which also begins with the largest group. First, because xdist reads the marks early.
     """
     for item in items:
         if item.get_closest_marker("lab") or item.get_closest_marker("faults"):
             item.add_marker(pytest.mark.xdist_group("engines"))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
 def _start_server(config: pytest.Config) -> str:

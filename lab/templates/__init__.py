@@ -10,6 +10,8 @@ agent, started only when the seed has been applied, written to disk, and SSH is 
 `guest-ping` therefore means that the user of the seed can log in and that the seed may be replaced.
 
 The seed is an ISO 9660 CD with the volume id `cidata` (user-data, meta-data, network-config).
+`dsmode: local` in meta-data makes Debian's cloud-init apply all of it in one run before the network
+instead of two, an eighth of the time to the first login; Awan Tiny does not care.
 For Awan Tiny the cloud-config in user-data must be JSON after its `#cloud-config` line (which is
 valid YAML, so one writer serves both); it may be one part of a MIME multipart message. The guest
 knows hostname, fqdn, manage_etc_hosts, preserve_hostname, ssh_pwauth, disable_root and of `users`
@@ -18,7 +20,6 @@ name, hashed_passwd, lock_passwd, shell, sudo and ssh_authorized_keys, and ignor
 
 import fcntl
 import hashlib
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -149,7 +150,7 @@ def _workspace(out: Path) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     # The package manager's sandbox user must be able to enter it, hence not mkdtemp's 0700.
     with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="awan-template-") as folder:
-        os.chmod(folder, 0o755)
+        Path(folder).chmod(0o701)
         try:
             yield Path(folder)
         finally:

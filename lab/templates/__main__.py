@@ -31,7 +31,9 @@ def main() -> int:
         print(f"error: {err}", file=sys.stderr)
         return 1
     print(f"{built.path}\n  {built.name} {built.version}, sha256 {built.sha256}")
-    print(f"  {built.path.stat().st_size / 2**20:.0f} MiB for {built.virtual_size_bytes / 2**20:.0f}")
+    print(
+        f"  {built.path.stat().st_size / 2**20:.0f} MiB for {built.virtual_size_bytes / 2**20:.0f}"
+    )
     return 0
 
 

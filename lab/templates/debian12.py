@@ -37,6 +37,10 @@ _DISABLED_UNITS = (
     *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer"),
     *("e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer"),
 )
+# cloud-init writes 10-cloud-init-<interface>.network; by itself networkd ignores the MTU that DHCP
+# offers, and an overlay network then drops full-sized packets.
+_USE_OFFERED_MTU = "[DHCPv4]\nUseMTU=true\n"
+_INTERFACES_MAX = 8
 # What must be made anew in every guest, and what only the build needed.
 _REMOVED = ("etc/ssh/ssh_host_*", "var/lib/apt/lists/*", "var/cache/apt/*.bin", "var/log/*.log")
 
@@ -79,6 +83,10 @@ def _configure(root: Path) -> None:
         else:
             shutil.copyfile(source, target)
             target.chmod(0o755 if source.stat().st_mode & 0o100 else 0o644)
+    for index in range(_INTERFACES_MAX):
+        drop_ins = root / f"etc/systemd/network/10-cloud-init-eth{index}.network.d"
+        drop_ins.mkdir()
+        (drop_ins / "mtu.conf").write_text(_USE_OFFERED_MTU)
     run(["chroot", root, "systemctl", "enable", *_ENABLED_UNITS])
     run(["chroot", root, "systemctl", "disable", *_DISABLED_UNITS])
     run(["chroot", root, "update-initramfs", "-u"])

@@ -23,8 +23,10 @@ _EXT4_FEATURES = "^64bit,^metadata_csum,^orphan_file"
 
 @contextmanager
 def _loop_device(image: Path, offset_bytes: int) -> Iterator[Path]:
-    """A loop device over the part of `image` behind the offset (kernels may lack loop partitions)."""
-    device = Path(run(["losetup", "--find", "--show", "--offset", str(offset_bytes), image]).strip())
+    """A loop device over `image` from the offset on (a kernel may lack loop partitions)."""
+    device = Path(
+        run(["losetup", "--find", "--show", "--offset", str(offset_bytes), image]).strip()
+    )
     try:
         yield device
     finally:
@@ -75,9 +77,11 @@ def make_bootable_qcow2(
         image.write(_MBR.read_bytes()[:440])
     with _loop_device(raw, _PARTITION_START_BYTES) as device:
         run(
-            ["mkfs.ext4", "-q", "-L", label, "-O", _EXT4_FEATURES, "-b", "4096", "-I", "256"]
-            + ["-m", str(reserved_percent), "-E", "lazy_itable_init=0,nodiscard"]
-            + ["-d", str(root), str(device)]
+            [
+                *("mkfs.ext4", "-q", "-L", label, "-O", _EXT4_FEATURES, "-b", "4096", "-I", "256"),
+                *("-m", str(reserved_percent), "-E", "lazy_itable_init=0,nodiscard"),
+                *("-d", root, device),
+            ]
         )
         with _mounted(device, work / "mnt") as mounted:
             run(["extlinux", "--install", mounted / "boot" / "extlinux"])

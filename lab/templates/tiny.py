@@ -181,7 +181,8 @@ def _libraries(packages: Path, program: Path) -> set[Path]:
 
 def _merged(path: Path) -> Path:
     """/lib/x as /usr/lib/x: the layout of the tree, whatever name the linker prints."""
-    return path if path.parts[1] not in ("bin", "sbin", "lib", "lib64") else Path("/usr", *path.parts[1:])
+    outside_usr = path.parts[1] in ("bin", "sbin", "lib", "lib64")
+    return Path("/usr", *path.parts[1:]) if outside_usr else path
 
 
 def _resolve(packages: Path, path: Path) -> Path:

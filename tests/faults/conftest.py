@@ -5,37 +5,24 @@ Moments are random: the seed is printed at the end, and AWAN_FAULTS_SEED repeats
 
 from __future__ import annotations
 
-import os
 import random
 import time
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 
-from tests.support import lab_cloud
+from tests.support import fault_report, lab_cloud
+from tests.support.fault_report import FaultRow
 from tests.support.lab_cloud import LabCloud
 
-SEED = int(os.environ.get("AWAN_FAULTS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
 SAMPLE_KILLS, FULL_KILLS = 2, 10
 SAMPLED_FAULTS = ("libvirtd", "postgres", "frozen_worker")
 
 
-@dataclass(frozen=True)
-class FaultRow:
-    """One fault and what came of it. Times in seconds from the fault; `moment` from the accepted request."""
-
-    operation: str
-    fault: str
-    moment: str
-    step: str
-    restarted: str
-    resumed: str
-    ended: str
-    outcome: str
-
-
-ROWS = pytest.StashKey[list[FaultRow]]()
+def pytest_configure(config: pytest.Config) -> None:
+    """The mark by which faults are chosen for the sample."""
+    config.addinivalue_line("markers", "fault(name): which part fails; some are left to --full")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -57,25 +44,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """The mark by which faults are chosen for the sample."""
-    config.addinivalue_line("markers", "fault(name): which part fails; some are left to --full")
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table of all faults, with the seed that repeats them."""
-    rows = terminalreporter.config.stash.get(ROWS, [])
-    if not rows:
-        return
-    table = [["n", *(field.name for field in fields(FaultRow))]]
-    table += [[str(number), *astuple(row)] for number, row in enumerate(rows, 1)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    terminalreporter.section(f"faults, AWAN_FAULTS_SEED={SEED}")
-    for cells in table:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        terminalreporter.line(line.rstrip())
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +75,9 @@ class Durations:
 def durations(lab_cloud_session: LabCloud) -> Durations:
     """Measured once, so that random moments fall into the work and not beside it."""
     cloud = lab_cloud_session
-    cloud.delete_instance(cloud.create_instance()["uuid"])  # uploads the image
+    for _ in cloud.info.nodes:  # the image is uploaded to each of them
+        cloud.create_instance()
+    cloud.delete_all()
     started = time.monotonic()
     uuid = cloud.create_instance()["uuid"]
     created = time.monotonic()
@@ -118,10 +88,10 @@ def durations(lab_cloud_session: LabCloud) -> Durations:
 @pytest.fixture
 def moments(request: pytest.FixtureRequest) -> random.Random:
     """Random numbers of this test alone, whatever runs before it."""
-    return random.Random(f"{SEED} {request.node.name}")
+    return random.Random(f"{fault_report.SEED} {request.node.name}")
 
 
 @pytest.fixture
-def rows(request: pytest.FixtureRequest) -> list[FaultRow]:
-    """The table; a test adds a row for each fault."""
-    return request.config.stash.setdefault(ROWS, [])
+def note(request: pytest.FixtureRequest) -> Callable[[FaultRow], None]:
+    """Adds a line to the table at the end of the run."""
+    return fault_report.reporter(request)

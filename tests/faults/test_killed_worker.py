@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
-from tests.faults.conftest import Durations, FaultRow
+from tests.faults.conftest import Durations
 from tests.support import lab_inspection
+from tests.support.fault_report import FaultRow
 from tests.support.lab_cloud import FINAL, LabCloud, until
 
 pytestmark = [pytest.mark.lab, pytest.mark.faults, pytest.mark.timeout(900)]
@@ -47,9 +49,11 @@ def kill_and_follow(cloud: LabCloud, operation: str, moment_s: float, began: flo
     at_kill = cloud.operation(operation)
     assert at_kill is not None
     restarted_s = until(
-        lambda: time.monotonic() - killed
-        if cloud.plane.statuses()["worker"].pid not in (0, worker)
-        else None,
+        lambda: (
+            time.monotonic() - killed
+            if cloud.plane.statuses()["worker"].pid not in (0, worker)
+            else None
+        ),
         30,
         "the supervisor did not start the worker",
     )
@@ -83,7 +87,12 @@ def patience_s() -> float:
     return RESUMED_MAX_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
-def show(operation: str, it: Recovery, outcome: str) -> FaultRow:
+def assert_resumed_in_time(it: Recovery) -> None:
+    """The work went on soon after the worker was started again."""
+    assert it.resumed_s is None or it.resumed_s <= it.restarted_s + patience_s()
+
+
+def show(operation: str, it: Recovery) -> FaultRow:
     """The recovery as a line of the table."""
     return FaultRow(
         operation=operation,
@@ -93,7 +102,7 @@ def show(operation: str, it: Recovery, outcome: str) -> FaultRow:
         restarted=f"{it.restarted_s:.1f}",
         resumed="-" if it.resumed_s is None else f"{it.resumed_s:.1f}",
         ended=f"{it.ended_s:.1f}",
-        outcome=outcome,
+        outcome=it.status,
     )
 
 
@@ -117,7 +126,7 @@ def test_create_and_delete_survive_it(
     cloud: LabCloud,
     durations: Durations,
     moments: random.Random,
-    rows: list[FaultRow],
+    note: Callable[[FaultRow], None],
     kill_number: int,
 ) -> None:
     began = time.monotonic()
@@ -125,21 +134,19 @@ def test_create_and_delete_survive_it(
     uuid = answer["data"]["uuid"]
     moment_s = moments.uniform(0, durations.create_s)
     it = kill_and_follow(cloud, answer["operation"]["uuid"], moment_s, began)
-    rows.append(show("create", it, it.status))
+    note(show("create", it))
     assert it.status == "succeeded"
     assert_exactly_one(cloud, uuid)
     cloud.assert_green()
-    assert (it.resumed_s or 0.0) <= it.restarted_s + patience_s()
-    rows[-1] = replace(rows[-1], outcome="succeeded, exactly one")
+    assert_resumed_in_time(it)
 
     began = time.monotonic()
     operation = cloud.delete(uuid)
     moment_s = moments.uniform(0, durations.delete_s)
     it = kill_and_follow(cloud, operation, moment_s, began)
-    rows.append(show("delete", it, it.status))
+    note(show("delete", it))
     assert it.status == "succeeded"
     assert cloud.is_gone(uuid)
     cloud.assert_nothing_left()
     cloud.assert_green()
-    assert (it.resumed_s or 0.0) <= it.restarted_s + patience_s()
-    rows[-1] = replace(rows[-1], outcome="succeeded, nothing left")
+    assert_resumed_in_time(it)
