@@ -326,9 +326,9 @@ def mark_create_failed(session: Session, target: Target, failure: Failure) -> No
     instance.observed_state = ObservedState.ERROR
     instance.status_reason = failure.message
     instance.updated_at = now()
+    _forget_secrets(session, instance)
     if failure.left_over:
         return
-    _forget_secrets(session, instance)
     _give_back(
         session,
         instance,

@@ -37,7 +37,7 @@ def wait_for_waiters(holder: Connection, count: int = 1) -> None:
     query = text(
         "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))"
     )
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while (holder.scalar(query) or 0) < count:
         assert time.monotonic() < deadline, "nobody waits"
         time.sleep(0.01)

@@ -16,7 +16,7 @@ MARKER = "wanted-by-the-customer"
 USER_DATA = f"""#cloud-config
 write_files:
   - path: /etc/marker
-    content: {MARKER}
+    content: "{MARKER}\\n"
 runcmd:
   - [sh, -c, "tr a-z A-Z < /etc/marker > /var/lib/marker"]
 """

@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -100,7 +101,7 @@ HOSTILE_IMAGES: list[tuple[str, str, Callable[[Path], Path], str]] = [
     ("external data file", "qcow2", with_external_data, "external"),
     ("unknown feature", "qcow2", with_unknown_feature, "feature"),
     ("vmdk as raw", "raw", vmdk, "vmdk"),
-    ("vmdk as qcow2", "qcow2", vmdk, "qcow2"),
+    ("vmdk as qcow2", "qcow2", vmdk, "vmdk"),
     ("qcow2 as raw", "raw", qcow2, "qcow"),
     ("absurd size", "qcow2", lambda path: qcow2(path, size="32T"), "large"),
 ]
@@ -116,7 +117,7 @@ def test_hostile_image_is_refused(
     template = cloud.admin.post(
         "/admin/templates",
         json={
-            "name": f"Hostile {tmp_path.name}",
+            "name": f"Hostile {uuid4().hex[:12]}",
             "version": "1",
             "family": "linux",
             "default_username": "root",

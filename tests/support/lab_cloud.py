@@ -286,10 +286,14 @@ class LabCloud:
             process.kill()
             process.wait()
 
+    def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
+        """A connection to the control plane's database."""
+        url = self.plane.environment()["AWAN_DATABASE_URL"]
+        return psycopg.connect(url, connect_timeout=5)
+
     def query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Rows of the control plane's database."""
-        url = self.plane.environment()["AWAN_DATABASE_URL"]
-        with psycopg.connect(url, connect_timeout=5) as connection:
+        with self.connect() as connection:
             return connection.execute(statement.encode(), parameters).fetchall()
 
     def customer(self, name: str, **quotas: int) -> httpx.Client:
