@@ -111,7 +111,9 @@ def _repeat(task: PeriodicTask, stopping: threading.Event) -> None:
 def run_alone(task: PeriodicTask) -> bool:
     """Runs the task unless another worker is at it now; gives whether it ran."""
     with get_engine().connect() as connection:
-        # Bound to this transaction: the lock ends with the connection, however this process ends.
+        # Bound to this transaction: the lock ends with the connection, however this process ends. The transaction
+        # is idle for as long as the task runs.
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         is_ours = connection.scalar(
             text("SELECT pg_try_advisory_xact_lock(hashtext('awan.task'), hashtext(:name))"),
             {"name": task.name},

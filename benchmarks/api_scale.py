@@ -26,7 +26,8 @@ from lab.seed_catalogue import (
 
 TITLE = "API with 100,000 instances"
 ACCOUNTS, INSTANCES, LARGEST = 2_000, 100_000, 5_000
-LIST_CALLS, CREATE_CALLS = 400, 200
+LIST_CALLS, CREATE_CALLS = 400, 120
+CREATE_INTERVAL_S = 0.5
 FAKE = {"node_threads": 4096, "node_memory_mib": 64 * 1024**2, "node_disk_gib": 4 * 1024**2}
 
 
@@ -78,7 +79,10 @@ def _measure(plane: ControlPlane) -> list[Row]:
         Row("the same, p99", f"{percentile(lists, 99):.1f} ms", "≤ 100 ms"),
         Row("SQL statements of a list page", str(_count_statements(database_url, client)), "≤ 4"),
         Row("index that finds the account's rows", plan),
-        Row("POST /instances accepted: median", spread(creates, "ms", 1)),
+        Row(
+            f"POST /instances accepted, {1 / CREATE_INTERVAL_S:.0f} a second: median",
+            spread(creates, "ms", 1),
+        ),
         Row("the same, p95", f"{percentile(creates, 95):.1f} ms", "≤ 80 ms"),
     ]
 
@@ -192,8 +196,11 @@ def _time_creates(
         }
         began_at = time.perf_counter()
         answer = client.post("/instances", json=body)
-        times.append((time.perf_counter() - began_at) * 1000)
+        elapsed_s = time.perf_counter() - began_at
+        times.append(elapsed_s * 1000)
         assert answer.status_code == 202, answer.text
+        # The worker carries the creations out on the same cores: a rate is part of the figure.
+        time.sleep(max(0.0, CREATE_INTERVAL_S - elapsed_s))
     return times
 
 

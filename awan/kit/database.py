@@ -24,7 +24,7 @@ from sqlalchemy import (
     create_engine,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 from awan.errors import Unavailable
@@ -68,13 +68,21 @@ def sqlalchemy_url(database_url: str) -> str:
     return f"postgresql+psycopg://{rest}" if scheme in {"postgresql", "postgres"} else database_url
 
 
+# A process that is frozen in the middle of a transaction keeps its locks no longer than this: less than a statement
+# of the one that takes its work over may wait for them.
+IDLE_TRANSACTION_MAX_S = 20
+IDLE_TRANSACTION_ENDED = "25P03"
+
 _lock = threading.Lock()
 _engine: Engine | None = None
 _sessions: sessionmaker[Session] | None = None
 
 
 def get_engine() -> Engine:
-    """The process's engine: one pool, connections checked before use, statements bounded to 30 s."""
+    """The process's engine: one pool, connections checked before use, statements bounded to 30 s.
+
+    A transaction in which nothing happens for `IDLE_TRANSACTION_MAX_S` is ended by the server.
+    """
     global _engine, _sessions
     with _lock:
         if _engine is None:
@@ -88,7 +96,8 @@ def get_engine() -> Engine:
                 # An error must not carry values of rows into a log.
                 hide_parameters=True,
                 connect_args={
-                    "options": "-c statement_timeout=30000 -c timezone=UTC",
+                    "options": "-c statement_timeout=30000 -c timezone=UTC"
+                    f" -c idle_in_transaction_session_timeout={IDLE_TRANSACTION_MAX_S * 1000}",
                     "connect_timeout": 5,
                 },
             )
@@ -116,7 +125,7 @@ def transaction() -> Iterator[Session]:
     try:
         with _sessions.begin() as session:
             yield session
-    except (OperationalError, InterfaceError) as err:
+    except (OperationalError, InterfaceError, InternalError) as err:
         if is_connection_error(err):
             raise Unavailable(
                 "The database is not reachable at the moment. Please try again."
@@ -125,6 +134,10 @@ def transaction() -> Iterator[Session]:
 
 
 def is_connection_error(err: DBAPIError) -> bool:
-    """Whether the error says that the server is away (SQLSTATE class 08, 57P0x, or no SQLSTATE at all)."""
+    """Whether the connection is lost or the server away (SQLSTATE class 08, 57P0x, 25P03, or no SQLSTATE at all)."""
     state = getattr(err.orig, "sqlstate", None)
-    return err.connection_invalidated or state is None or state.startswith(("08", "57P"))
+    return (
+        err.connection_invalidated
+        or state is None
+        or state.startswith(("08", "57P", IDLE_TRANSACTION_ENDED))
+    )

@@ -17,7 +17,7 @@ from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from awan.kit.database import get_engine, sqlalchemy_url
+from awan.kit.database import IDLE_TRANSACTION_MAX_S, get_engine, sqlalchemy_url
 from awan.settings import Settings
 
 APPLICATION = "awan"
@@ -121,6 +121,7 @@ def launch(
             "enable_otlp": False,
             "max_executor_threads": settings.workflow_concurrency + WAITS_CONCURRENCY + 8,
             "sys_db_pool_size": settings.database_pool_size,
+            "sys_db_idle_transaction_timeout_sec": IDLE_TRANSACTION_MAX_S,
             "notification_listener_polling_interval_sec": 0.05,
         }
     )

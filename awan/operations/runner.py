@@ -48,7 +48,8 @@ DATABASE_AWAY_MAX_S = 3600.0
 # An undo that is refused or hits a bug is tried this often before an operator is called.
 UNDO_ATTEMPTS_MAX = 3
 
-DEADLOCK_STATES = {"40001", "40P01", "55P03"}
+# Serialization failure, deadlock, lock not available, statement cancelled by its time limit.
+DEADLOCK_STATES = {"40001", "40P01", "55P03", "57014"}
 
 log = structlog.get_logger(__name__)
 
