@@ -23,6 +23,7 @@ POLL_S = 0.1
 LOGIN_TIMEOUT_S = 600.0
 POOL = "/var/lib/libvirt/images/awan"
 TAP = "bench0"
+PIDFILE = "/run/bench.pid"
 
 
 def run(*, record: bool) -> None:
@@ -106,7 +107,8 @@ def _bare(cloud: LabCloud, kind: str) -> float:
         _log_in(cloud, shown["ip_address"], began_at)
         return time.monotonic() - began_at
     finally:
-        process.kill()
+        # The process that entered the node's namespaces is not QEMU itself.
+        cloud.lab.node_exec(node, ["sh", "-c", f"kill -9 $(cat {PIDFILE})"])
         process.wait()
         cloud.lab.node_exec(node, ["ovs-vsctl", "--if-exists", "del-port", "br-int", TAP])
         cloud.lab.node_exec(node, ["ip", "link", "del", TAP], check=False)
@@ -171,6 +173,7 @@ def _qemu(mac: str) -> list[str]:
     offloads = ",csum=off,gso=off,guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off,mrg_rxbuf=off"  # noqa: E501 - one option
     return [
         "qemu-system-x86_64",
+        *("-pidfile", PIDFILE),
         *("-accel", "kvm" if is_kvm else "tcg"),
         *("-machine", "q35"),
         *("-cpu", "host" if is_kvm else BARE_CPU),
