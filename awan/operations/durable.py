@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 from uuid import UUID
 
 from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions
-from sqlalchemy import Engine
+from sqlalchemy import Engine, ExceptionContext, event
 from sqlalchemy.orm import Session
 
 from awan.kit.database import IDLE_TRANSACTION_MAX_S, get_engine, sqlalchemy_url
@@ -39,6 +39,17 @@ R = TypeVar("R")
 
 _lock = threading.Lock()
 _client: tuple[Engine, DBOSClient] | None = None
+
+
+@event.listens_for(Engine, "handle_error")
+def _mark_lost_connection(context: ExceptionContext) -> None:
+    """Marks each failure to connect as what it is, whatever libpq says of it.
+
+    DBOS repeats what fails for want of a connection until the database is back, but knows such a failure by its
+    words, and not all of them: without this mark a refused connection ends a workflow in the middle of its plan.
+    """
+    if context.connection is None:
+        context.is_disconnect = True
 
 
 def client() -> DBOSClient:

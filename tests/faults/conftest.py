@@ -16,7 +16,8 @@ from tests.support import fault_report, lab_cloud
 from tests.support.fault_report import FaultRow
 from tests.support.lab_cloud import LabCloud
 
-SAMPLE_KILLS, FULL_KILLS = 2, 10
+# How often a fault at a random moment is tried: in a sample and in full.
+COUNTS = {"kill_number": (2, 10), "outage_number": (1, 5)}
 SAMPLED_FAULTS = ("libvirtd", "postgres", "frozen_worker")
 
 
@@ -27,9 +28,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`--full` asks for all kills instead of a sample."""
-    if "kill_number" in metafunc.fixturenames:
-        count = FULL_KILLS if metafunc.config.getoption("full") else SAMPLE_KILLS
-        metafunc.parametrize("kill_number", range(count))
+    for name, (sample, full) in COUNTS.items():
+        if name in metafunc.fixturenames:
+            count = full if metafunc.config.getoption("full") else sample
+            metafunc.parametrize(name, range(count))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -113,7 +113,7 @@ def test_engine_dies_during_create(
 
 @pytest.mark.fault("postgres")
 def test_database_dies_during_create(
-    cloud: LabCloud, durations: Durations, moments: random.Random, note: Note
+    cloud: LabCloud, durations: Durations, moments: random.Random, note: Note, outage_number: int
 ) -> None:
     """The API answers 503, never 500; a call that is repeated with its key is carried out once."""
     began = time.monotonic()

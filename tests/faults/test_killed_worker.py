@@ -19,6 +19,8 @@ from tests.support.lab_cloud import FINAL, LabCloud, until
 pytestmark = [pytest.mark.lab, pytest.mark.faults, pytest.mark.timeout(900)]
 
 RESUMED_MAX_S = 10.0
+TRIES_MAX = 6
+ENDED = "ended"
 WORKFLOW = """
 SELECT status, recovery_attempts, updated_at FROM dbos.workflow_status WHERE workflow_uuid = %s
 """
@@ -60,7 +62,7 @@ def kill_and_follow(cloud: LabCloud, operation: str, moment_s: float, began: flo
     before = workflow_of(cloud, operation)
     found = Recovery(moment_s, at_kill["step"] or "queued", restarted_s, None, 0.0, "")
     if at_kill["status"] in FINAL:
-        return replace(found, step="ended", status=at_kill["status"])
+        return replace(found, step=ENDED, status=at_kill["status"])
     resumed_s = None
     while True:
         now_s = time.monotonic() - killed
@@ -122,6 +124,20 @@ def assert_exactly_one(cloud: LabCloud, uuid: str) -> None:
     ]
 
 
+def kill_in_the_middle(
+    cloud: LabCloud, begin: Callable[[], tuple[str, str]], moments: random.Random, longest_s: float
+) -> tuple[str, Recovery]:
+    """Begins work (instance, operation) and kills the worker in it; begun anew when it ended before the kill."""
+    for _ in range(TRIES_MAX):
+        uuid, operation = begin()
+        began = time.monotonic()
+        it = kill_and_follow(cloud, operation, moments.uniform(0, longest_s), began)
+        if it.step != ENDED:
+            return uuid, it
+        longest_s *= 0.7
+    raise AssertionError(f"the work always ended before the kill, at last within {longest_s} s")
+
+
 def test_create_and_delete_survive_it(
     cloud: LabCloud,
     durations: Durations,
@@ -129,21 +145,24 @@ def test_create_and_delete_survive_it(
     note: Callable[[FaultRow], None],
     kill_number: int,
 ) -> None:
-    began = time.monotonic()
-    answer = cloud.create()
-    uuid = answer["data"]["uuid"]
-    moment_s = moments.uniform(0, durations.create_s)
-    it = kill_and_follow(cloud, answer["operation"]["uuid"], moment_s, began)
+    def begin_create() -> tuple[str, str]:
+        cloud.delete_all()
+        answer = cloud.create()
+        return answer["data"]["uuid"], answer["operation"]["uuid"]
+
+    uuid, it = kill_in_the_middle(cloud, begin_create, moments, durations.create_s)
     note(show("create", it))
     assert it.status == "succeeded"
     assert_exactly_one(cloud, uuid)
     cloud.assert_green()
     assert_resumed_in_time(it)
 
-    began = time.monotonic()
-    operation = cloud.delete(uuid)
-    moment_s = moments.uniform(0, durations.delete_s)
-    it = kill_and_follow(cloud, operation, moment_s, began)
+    def begin_delete() -> tuple[str, str]:
+        present = cloud.client.get("/instances").json()["data"]["data"]
+        uuid = present[0]["uuid"] if present else cloud.create_instance()["uuid"]
+        return uuid, cloud.delete(uuid)
+
+    uuid, it = kill_in_the_middle(cloud, begin_delete, moments, durations.delete_s)
     note(show("delete", it))
     assert it.status == "succeeded"
     assert cloud.is_gone(uuid)
