@@ -48,6 +48,7 @@ from awan.operations import (
     Target,
     durable_step,
     enqueue_wait,
+    pause,
     register,
     waiting_workflow,
 )
@@ -566,7 +567,7 @@ def wait_round(instance_id: str, round_s: float) -> str:
             return state
         if running_s >= round_s or began_at >= end:
             return state
-        time.sleep(min(poll_s, round_s))
+        pause(min(poll_s, round_s))
         if state == GuestSign.NONE:
             running_s += time.monotonic() - began_at
 

@@ -9,7 +9,7 @@ from awan.operations.durable import waiting_workflow
 from awan.operations.models import Operation
 from awan.operations.plans import Failure, Plan, Step, Target, register
 from awan.operations.service import begin, enqueue_wait, request_cancel, summary
-from awan.operations.waits import durable_step
+from awan.operations.waits import durable_step, pause
 from awan.operations.watch import wait_for_end
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "begin",
     "durable_step",
     "enqueue_wait",
+    "pause",
     "register",
     "request_cancel",
     "summary",

@@ -18,6 +18,7 @@ from sqlalchemy import Engine, ExceptionContext, event
 from sqlalchemy.orm import Session
 
 from awan.kit.database import IDLE_TRANSACTION_MAX_S, get_engine, sqlalchemy_url
+from awan.operations import waits
 from awan.settings import Settings
 
 APPLICATION = "awan"
@@ -31,6 +32,8 @@ WAITS_QUEUE = "waits"
 # A waiting workflow holds a thread; a bound keeps them from taking those of the operations.
 WAITS_POLLING_FACTOR = 10
 WAITS_CONCURRENCY = 1000
+# From the request to stop until waits have let go: they look at it several times a second.
+WAITS_STOP_S = 2.0
 # A workflow that ended its worker this often is not started again; its operation's deadline alarms.
 RECOVERIES_MAX = 50
 
@@ -136,6 +139,7 @@ def launch(
             "notification_listener_polling_interval_sec": 0.05,
         }
     )
+    waits.begin_waiting()
     if queues is not None:
         DBOS.listen_queues(list(queues))
     DBOS.launch()
@@ -156,7 +160,8 @@ def launch(
 
 
 def stop(completion_timeout_s: int = 0) -> None:
-    """Takes no more work, waits so long for what runs, and leaves the rest to recovery."""
+    """Takes no more work, ends waits, gives operations so long to finish, and leaves the rest to recovery."""
+    waits.stop_waiting(WAITS_STOP_S)
     DBOS.destroy(workflow_completion_timeout_sec=completion_timeout_s)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable
 from uuid import uuid4
 
 import pytest
@@ -13,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from awan.kit.database import get_engine, transaction
-from awan.operations import enqueue_wait, wait_for_end, waiting_workflow
+from awan.operations import durable_step, enqueue_wait, pause, wait_for_end, waiting_workflow
 from awan.settings import Settings
 from tests.operations.house import Site, begin_build, make_plot
 from tests.support.in_process_worker import InProcessWorker, workflow_state
@@ -40,6 +43,47 @@ def test_waiting_workflow_runs_after_commit_only(
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert not [entry for entry in waited if entry[0] == str(lost)]
+
+
+rounds: list[str] = []
+
+
+@waiting_workflow("house.settle.v1")
+def settle(subject_id: str) -> None:
+    durable_step("settle", patient_round, subject_id)
+
+
+def patient_round(subject_id: str) -> None:
+    rounds.append(subject_id)
+    while rounds.count(subject_id) < 2:
+        pause(0.05)
+
+
+def test_wait_lets_go_of_a_stopping_worker_and_is_taken_up_again(
+    site: Site, session: Session, worker: InProcessWorker
+) -> None:
+    subject = str(uuid4())
+    with transaction() as inner:
+        enqueue_wait(inner, "house.settle.v1", f"{subject}-settle", subject)
+    until(lambda: rounds.count(subject) == 1)
+    worker.stop()
+    assert not [it for it in threading.enumerate() if "patient_round" in stack_of(it)]
+    assert workflow_state(f"{subject}-settle") == "PENDING"
+    worker.start()
+    until(lambda: workflow_state(f"{subject}-settle") == "SUCCESS")
+
+
+def until(question: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not question():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def stack_of(thread: threading.Thread) -> list[str]:
+    """The names of the functions that a thread is in."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return [it.f_code.co_name for it, _ in traceback.walk_stack(frame)] if frame else []
 
 
 gate = threading.Event()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -30,7 +29,7 @@ from awan.engines.fabric import Fabric, PortSpec, PublicNetworkSpec
 from awan.engines.fabric.fake import FakeFabric
 from awan.engines.fabric.ovn import OvnFabric
 from awan.engines.sim import SimStore
-from lab.location import Lab, acquire_free_slot
+from lab.location import Lab
 from tests.support.database_server import ServerAddress
 
 CLONE_NEWNET = 0x40000000
@@ -412,19 +411,6 @@ class Capture:
             with self._changed:
                 self._frames.append(frame)
                 self._changed.notify_all()
-
-
-@pytest.fixture(scope="session")
-def lab_slot() -> Iterator[Lab]:
-    """A location of our own, in a free slot."""
-    if os.geteuid() != 0:
-        pytest.skip("the lab needs root")
-    lab = Lab(acquire_free_slot(first=1))
-    try:
-        lab.up()
-        yield lab
-    finally:
-        lab.down()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from awan.engines.hypervisor import DomainSpec
 from awan.engines.sim import SimStore
 from awan.engines.volumes import ImageSource
 from awan.runtime.postgres import EmbeddedPostgres
-from lab.location import Lab, acquire_free_slot
+from lab.location import Lab
 from lab.templates import cached
 from tests.engines.hypervisor_contract.rigs import (
     Events,
@@ -38,19 +37,6 @@ def sim_database_url() -> Iterator[str]:
     with postgres.running():
         yield postgres.url()
     shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="session")
-def lab_slot() -> Iterator[Lab]:
-    """A location of our own, in a free slot."""
-    if os.geteuid() != 0:
-        pytest.skip("the lab needs root")
-    lab = Lab(acquire_free_slot(first=1))
-    try:
-        lab.up()
-        yield lab
-    finally:
-        lab.down()
 
 
 @pytest.fixture(scope="session")

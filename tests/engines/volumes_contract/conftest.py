@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,32 +19,18 @@ from awan.engines.volumes import ImageSource
 from awan.engines.volumes.fake import FakeVolumes
 from awan.engines.volumes.local import LocalVolumes
 from awan.engines.volumes.qemu_img import check_image
+from lab import Lab
 from tests.engines.volumes_contract.sites import LocalSite, Site
 
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="session")
-def lab_info() -> dict[str, Any]:
-    """What the running lab says of itself; skips without one."""
-    done = subprocess.run(
-        [sys.executable, "-m", "lab", "info", "--slot", "0", "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        pytest.skip("no lab is up")
-    info: dict[str, Any] = json.loads(done.stdout)
-    return info
-
-
 @pytest.fixture
-def local_site(lab_info: dict[str, Any]) -> Iterator[LocalSite]:
+def local_site(lab_slot: Lab) -> Iterator[LocalSite]:
     """The real engine with a pool of its own on two nodes, removed afterwards."""
     first, second = (
-        NodeEndpoint(uuid4(), node["name"], node["libvirt_uri"], UUID(node["host_uuid"]))
-        for node in lab_info["nodes"][:2]
+        NodeEndpoint(uuid4(), node.name, node.libvirt_uri, UUID(node.host_uuid))
+        for node in lab_slot.info.nodes
     )
     pool_name = f"contract-{uuid4().hex[:8]}"
     pool_path = f"/var/lib/libvirt/images/{pool_name}"
