@@ -150,7 +150,7 @@ class SimStore:
             kwargs={"autocommit": True, "row_factory": dict_row, "application_name": "awan-sim"},
             min_size=1,
             max_size=CONNECTIONS_MAX,
-            check=ConnectionPool.check_connection,
+            check=self._check,
             open=True,
             name="awan-sim",
         )
@@ -159,6 +159,15 @@ class SimStore:
     def close(self) -> None:
         """Ends the connections."""
         self._pool.close()
+
+    def _check(self, connection: psycopg.Connection[DictRow]) -> None:
+        """Raises: psycopg.OperationalError when the connection is lost."""
+        try:
+            ConnectionPool.check_connection(connection)
+        except psycopg.OperationalError:
+            # After a restart of the server all are lost, and the pool waits longer after each that it finds.
+            self._pool.check()
+            raise
 
     def ensure_schema(self) -> None:
         """The schema `sim` and its settings exist."""

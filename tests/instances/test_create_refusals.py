@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -377,14 +378,12 @@ def test_no_capacity_says_why_coarsely_and_changes_nothing(shop: Shop) -> None:
 
 
 def test_quota_names_the_limit_and_changes_nothing(shop: Shop) -> None:
-    operator, account = shop.cloud.admin, shop.other.account_id
-    assert operator.patch(f"/admin/accounts/{account}", json={"vcpus_max": 3}).is_success
-    before = contents()
-    answer = shop.other.http.post("/instances", json=shop.order({"cpu": 4}))
-    assert (answer.status_code, answer.json()["type"]) == (403, "QUOTA_EXCEEDED")
-    assert "vCPU" in answer.json()["message"]
-    assert changed(before) == {}
-    shop.before = contents()
+    with quota(shop, "vcpus_max", 3):
+        before = contents()
+        answer = shop.other.http.post("/instances", json=shop.order({"cpu": 4}))
+        assert (answer.status_code, answer.json()["type"]) == (403, "QUOTA_EXCEEDED")
+        assert "vCPU" in answer.json()["message"]
+        assert changed(before) == {}
 
 
 def test_refusals_come_in_their_order(shop: Shop) -> None:
@@ -392,9 +391,20 @@ def test_refusals_come_in_their_order(shop: Shop) -> None:
     body = shop.order({"cpu": 0})
     anonymous = shop.cloud.customer.http.post("/instances", json=body, headers={"x-apikey": ""})
     assert anonymous.status_code == 401
-    operator, account = shop.cloud.admin, shop.other.account_id
-    assert operator.patch(f"/admin/accounts/{account}", json={"instances_max": 0}).is_success
-    assert shop.other.http.post("/instances", json=body).status_code == 422
-    full = shop.order({"storage": 1000, "memory": 64, "cpu": 16})
-    assert shop.other.http.post("/instances", json=full).status_code == 403
-    shop.before = contents()
+    with quota(shop, "instances_max", 0):
+        assert shop.other.http.post("/instances", json=body).status_code == 422
+        full = shop.order({"storage": 1000, "memory": 64, "cpu": 16})
+        assert shop.other.http.post("/instances", json=full).status_code == 403
+
+
+@contextmanager
+def quota(shop: Shop, name: str, limit: int) -> Iterator[None]:
+    """A limit of the other customer for the time of the block; the shop counts as unchanged after it."""
+    operator, url = shop.cloud.admin, f"/admin/accounts/{shop.other.account_id}"
+    usual = operator.get(url).json()["data"]["quotas"][name.removesuffix("_max")]["max"]
+    assert operator.patch(url, json={name: limit}).is_success
+    try:
+        yield
+    finally:
+        assert operator.patch(url, json={name: usual}).is_success
+        shop.before = contents()
