@@ -6,8 +6,8 @@ while disconnected).
 
 Reads take no lock of the domain in libvirtd, so they answer also when its QEMU hangs, and need no
 key. The one exception are counters: libvirtd asks each QEMU for those of its disks and memory, one
-after the other, and hangs at one that does not answer. `read_counters` tells how it goes round it.
-Changes share the domain's key. A power cut and a question to the guest agent have keys of their
+after the other, and hangs at one that does not answer. `read_counters` tells how it goes round it,
+on connections of its own. Changes share the domain's key. A power cut and a question to the guest agent have keys of their
 own: the one must not wait behind a change that hangs, the other must not hold one up.
 """
 
@@ -86,9 +86,13 @@ _UNDEFINE_FLAGS = (
     | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
 )
 
-# What libvirtd counts by itself, without asking a QEMU.
-_HOST_COUNTERS = libvirt.VIR_DOMAIN_STATS_CPU_TOTAL | libvirt.VIR_DOMAIN_STATS_INTERFACE
-_QEMU_COUNTERS = _HOST_COUNTERS | libvirt.VIR_DOMAIN_STATS_BALLOON | libvirt.VIR_DOMAIN_STATS_BLOCK
+# libvirtd asks QEMU for all of these but the network's: with cpu.time come statistics of KVM.
+_QEMU_COUNTERS = (
+    libvirt.VIR_DOMAIN_STATS_CPU_TOTAL
+    | libvirt.VIR_DOMAIN_STATS_INTERFACE
+    | libvirt.VIR_DOMAIN_STATS_BALLOON
+    | libvirt.VIR_DOMAIN_STATS_BLOCK
+)
 # A domain whose job another call holds is read without its QEMU instead of waited for.
 _COUNTER_FLAGS = (
     libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_RUNNING
@@ -153,14 +157,21 @@ class LibvirtHypervisor:
         pool_name: str,
         ovs_bridge: str = "br-int",
         nic_offloads: bool | None = None,
+        counter_nodes: LibvirtNodes | None = None,
     ) -> None:
         """`pool_name` is the pool whose size a probe tells. `nic_offloads` None: only where KVM is,
-        for a node without it is taken to run its virtual switch in user space as well."""
+        for a node without it is taken to run its virtual switch in user space as well.
+        `counter_nodes` are the connections that counters are read on; our own unless given."""
         self._nodes = nodes
         self._pool_name = pool_name
         self._ovs_bridge = ovs_bridge
         self._nic_offloads = nic_offloads
         self._traits: dict[UUID, HostTraits] = {}
+        # libvirt's client hands out answers late on a connection on which another call hangs (seen with 9.0: at
+        # the next keepalive), so a read that hangs costs its connection, which is nobody else's.
+        self._counter_nodes = counter_nodes or LibvirtNodes(
+            calls_per_node=QEMU_READS_MAX + 2, overdue_per_connection=1
+        )
         self._qemu_reads: Counter[UUID] = Counter()
         self._qemu_reads_lock = threading.Lock()
 
@@ -293,6 +304,7 @@ class LibvirtHypervisor:
 
         So each QEMU that hangs costs one read, which is left behind and made up for at once without
         asking QEMUs. With `QEMU_READS_MAX` left behind none is asked until one of them has returned.
+        Processor times that do not come from QEMU have to be read domain by domain: only then.
         """
         if self._qemu_reads[node.node_id] < QEMU_READS_MAX:
             try:
@@ -306,7 +318,7 @@ class LibvirtHypervisor:
     def _read_counters(
         self, node: NodeEndpoint, ask: Callable[[UUID, Connection], NodeCounters]
     ) -> NodeCounters:
-        return self._call(
+        return self._counter_nodes.call(
             node,
             "read counters",
             lambda conn: ask(node.node_id, conn),
@@ -324,7 +336,12 @@ class LibvirtHypervisor:
         return _read_all_counters(rows)
 
     def _ask_host(self, _node_id: UUID, conn: Connection) -> NodeCounters:
-        return _read_all_counters(conn.getAllDomainStats(_HOST_COUNTERS, _COUNTER_FLAGS))
+        rows = conn.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_INTERFACE, _COUNTER_FLAGS)
+        for domain, stats in rows:
+            cpu_time_ns = _find_cpu_time(domain)
+            if cpu_time_ns is not None:
+                stats["cpu.time"] = cpu_time_ns
+        return _read_all_counters(rows)
 
     def guest_sign(self, node: NodeEndpoint, instance_id: UUID) -> GuestSign:
         if self._agent_answers(node, instance_id):
@@ -378,6 +395,7 @@ class LibvirtHypervisor:
     def close(self) -> None:
         """Ends the connections, also those that the volumes engine uses with us."""
         self._nodes.close()
+        self._counter_nodes.close()
 
     def _call(
         self,
@@ -628,6 +646,16 @@ def _read_facts(domain: Domain) -> DomainFacts | None:
         disk_paths=identity.disk_paths,
         port_ids=identity.port_ids,
     )
+
+
+def _find_cpu_time(domain: Domain) -> int | None:
+    """The domain's processor time in ns as the host accounts it; None when it vanishes while it is read."""
+    try:
+        return int(domain.info()[4])
+    except libvirt.libvirtError as err:
+        if has_code(err, libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+            return None
+        raise
 
 
 def _read_all_counters(rows: list[tuple[Domain, dict[str, Any]]]) -> NodeCounters:
