@@ -7,6 +7,7 @@ seconds since 1970.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -54,12 +55,12 @@ KEEPINGS = (
     Keeping(604_800, 43_200, 500 * DAY_S, 70 * DAY_S, 1),
 )
 
-_ADDED = (
+ADDED = (
     "measured_s", "cpu_s", "vcpu_s", "memory_limit_bs", "storage_limit_bs", "net_in_bytes", "net_out_bytes",
     "disk_measured_s", "disk_read_bytes", "disk_written_bytes", "disk_used_bs", "memory_measured_s", "memory_used_bs",
 )  # fmt: skip
 # What a peak is the highest of, where the shorter step has none of its own: its average.
-_PEAKS = {
+PEAKS = {
     "cpu_peak": "cpu_s / nullif(vcpu_s, 0)",
     "vcpus_peak": "vcpu_s / nullif(measured_s, 0)",
     "memory_limit_peak": "memory_limit_bs / nullif(measured_s, 0)",
@@ -71,14 +72,14 @@ _PEAKS = {
     "disk_used_peak": "disk_used_bs / nullif(disk_measured_s, 0)",
     "memory_used_peak": "memory_used_bs / nullif(memory_measured_s, 0)",
 }
-_COLUMNS = (*_ADDED, *_PEAKS)
+_COLUMNS = (*ADDED, *PEAKS)
 # Names of columns are constants of this file.
 _ROLL_UP = text(
     f"""
     INSERT INTO metric_point (step_s, instance_id, starts_at, {", ".join(_COLUMNS)})
     SELECT :step_s, instance_id, date_bin(make_interval(secs => :step_s), starts_at, to_timestamp(0)) AS bucket,
-        {", ".join(f"sum({name})" for name in _ADDED)},
-        {", ".join(f"max(coalesce({name}, {average}))" for name, average in _PEAKS.items())}
+        {", ".join(f"sum({name})" for name in ADDED)},
+        {", ".join(f"max(coalesce({name}, {average}))" for name, average in PEAKS.items())}
     FROM metric_point
     WHERE step_s = :source_s AND starts_at >= :begins_at AND starts_at <= :moment
     GROUP BY instance_id, bucket
@@ -121,7 +122,9 @@ def keep() -> None:
         session.execute(_FORGET_REMOVED)
 
 
-def make_partitions(moment: datetime | None = None) -> list[str]:
+def make_partitions(
+    moment: datetime | None = None, keepings: Sequence[Keeping] = KEEPINGS
+) -> list[str]:
     """Partitions from the present on, as many ahead as `KEEPINGS` says; gives the names of those that were missing.
 
     Also those for the newest past, whose points may come late, and all that a roll-up may still write to.
@@ -129,7 +132,7 @@ def make_partitions(moment: datetime | None = None) -> list[str]:
     with transaction() as session:
         _begin_change(session)
         made = []
-        for keeping in KEEPINGS:
+        for keeping in keepings:
             made += _make_missing(session, keeping, moment or now())
     if made:
         log.info("metrics.partitions_made", number=len(made))

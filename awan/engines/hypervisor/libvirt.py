@@ -7,7 +7,9 @@ while disconnected).
 Reads take no lock of the domain in libvirtd, so they answer also when its QEMU hangs, and need no
 key. The one exception are counters: libvirtd asks each QEMU for those of its disks and memory, one
 after the other, and hangs at one that does not answer. `read_counters` tells how it goes round it,
-on connections of its own. Changes share the domain's key. A power cut and a question to the guest agent have keys of their
+on connections of its own.
+
+Changes share the domain's key. A power cut and a question to the guest agent have keys of their
 own: the one must not wait behind a change that hangs, the other must not hold one up.
 """
 
