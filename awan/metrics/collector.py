@@ -33,8 +33,9 @@ from awan.settings import get_settings
 POLL_S = 1.0
 """How often a worker looks for nodes that are due."""
 NODES_AT_ONCE = 16
-CLAIM_S = 2 * COUNTERS_TIMEOUT_S + 30.0
-"""Longer than the calls to the node and the statement that stores what they gave may take together."""
+CLAIM_S = 2 * COUNTERS_TIMEOUT_S + 7.0
+"""After how long a node is taken from a worker that died or froze: longer than a round should take. A round that takes
+longer all the same stores nothing if the node has been taken meanwhile."""
 SILENT_INTERVAL_MAX_S = 60.0
 
 log = structlog.get_logger(__name__)
