@@ -87,7 +87,8 @@ def create_app() -> FastAPI:
         app.include_router(router, prefix=PREFIX)
     for router in assembly.ADMIN_ROUTERS:
         app.include_router(router, prefix=f"{PREFIX}/admin", tags=["Operator"])
-    app.include_router(root_router)
+    for router in (root_router, *assembly.ROOT_ROUTERS):
+        app.include_router(router)
     app.include_router(apidocs.router)
     middleware.install(app)
     document: dict[str, Any] = {}

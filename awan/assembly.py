@@ -13,18 +13,22 @@ import awan.catalogue.routes
 import awan.credentials.routes
 import awan.fleet.routes
 import awan.instances.routes
+import awan.metrics.routes
 import awan.networks.routes
 import awan.operations.routes
 import awan.reconcile.routes
 import awan.volumes.routes
 from awan.accounts import forget_old_answers
 from awan.kit.database import transaction
+from awan.metrics import collector as metrics_collector
+from awan.metrics import history as metrics_history
 from awan.networks.service import end_quarantines
 
 # Fixed paths before paths with parameters: /instances/size-templates is not an instance's uuid.
 ROUTERS: tuple[APIRouter, ...] = (
     awan.catalogue.routes.sizes_router,
     awan.instances.routes.router,
+    awan.metrics.routes.router,
     awan.networks.routes.router,
     awan.credentials.routes.router,
     awan.catalogue.routes.router,
@@ -39,6 +43,8 @@ ADMIN_ROUTERS: tuple[APIRouter, ...] = (
     awan.networks.routes.admin_router,
     awan.reconcile.routes.admin_router,
 )
+# Outside the API's prefix.
+ROOT_ROUTERS: tuple[APIRouter, ...] = (awan.metrics.routes.root_router,)
 WORKFLOW_MODULES = (
     "awan.catalogue.images",
     "awan.fleet.workflows",
@@ -62,6 +68,11 @@ def _forget_old_answers() -> None:
 WORKER_TASKS: tuple[tuple[str, float, Callable[[], object]], ...] = (
     ("networks.end_quarantines", 60.0, _end_quarantines),
     ("accounts.forget_old_answers", 3600.0, _forget_old_answers),
+    ("metrics.keep", metrics_history.KEEP_INTERVAL_S, metrics_history.keep),
+)
+# The same, run by every worker: these share their work by themselves.
+SHARED_TASKS: tuple[tuple[str, float, Callable[[], object]], ...] = (
+    ("metrics.collect", metrics_collector.POLL_S, metrics_collector.tick),
 )
 
 

@@ -74,6 +74,9 @@ class Settings(BaseSettings):
     address_quarantine_s: int = Field(
         default=86400, ge=0, description="Rest of a released address, in seconds."
     )
+    metrics_interval_s: float = Field(
+        default=10.0, ge=10, le=60, description="How often the counters of each node are read."
+    )
     display_timezone: str = Field(
         default="Asia/Jakarta", description="Zone of the display times of instances."
     )

@@ -33,11 +33,15 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class PeriodicTask:
-    """`function` runs every `interval_s`, in one worker at a time; it must bear being run again at once."""
+    """`function` runs every `interval_s`, in one worker at a time; it must bear being run again at once.
+
+    With `is_alone` false it runs in every worker, and shares the work by itself.
+    """
 
     name: str
     interval_s: float
     function: Callable[[], object]
+    is_alone: bool = True
 
 
 def main() -> None:
@@ -62,6 +66,7 @@ def main() -> None:
         PeriodicTask("operations.forget_history", HISTORY_INTERVAL_S, workers.forget_history),
     ]
     tasks += [PeriodicTask(*task) for task in assembly.WORKER_TASKS]
+    tasks += [PeriodicTask(*task, is_alone=False) for task in assembly.SHARED_TASKS]
     start_tasks(tasks, stopping)
     keep_alive(settings, stopping)
     _end_process()
@@ -100,7 +105,10 @@ def _repeat(task: PeriodicTask, stopping: threading.Event) -> None:
     while not stopping.is_set():
         started = time.monotonic()
         try:
-            run_alone(task)
+            if task.is_alone:
+                run_alone(task)
+            else:
+                task.function()
         except Unavailable as err:
             log.warning("periodic task waits for the database", task=task.name, error=str(err))
         except Exception:

@@ -90,17 +90,25 @@ _AUTHENTICATE = text(
 )
 
 
+BEARER = "bearer "
+"""Scrapers know no header of ours; where a route lets them, the key may come as `Authorization: Bearer <key>`."""
+
+
 @lru_cache(maxsize=16)
-def authenticated(access: Access, *, billing: bool = False) -> Callable[..., Awaitable[Caller]]:
+def authenticated(
+    access: Access, *, billing: bool = False, or_bearer: bool = False
+) -> Callable[..., Awaitable[Caller]]:
     """A dependency that gives the `Caller` of a route which does `access`.
 
+    `or_bearer=True` also takes the key from `Authorization: Bearer`.
     `billing=True` marks routes about money: keys with the billing scope may use them, and a suspended account may
     write to them (to pay). All other routes refuse billing keys.
     Raises: Unauthenticated, RateLimited, Forbidden, AccountSuspended; Invalid for unknown query parameters.
     """
 
     async def dependency(request: Request, key: str | None = Security(api_key_header)) -> Caller:
-        caller = await _identify(request, key, access)
+        given = key or (_bearer_key(request) if or_bearer else None)
+        caller = await _identify(request, given, access)
         _check_scope(caller, access, billing=billing)
         refuse_unknown_query(request)
         return caller
@@ -109,14 +117,15 @@ def authenticated(access: Access, *, billing: bool = False) -> Callable[..., Awa
 
 
 @lru_cache(maxsize=4)
-def operator(access: Access) -> Callable[..., Awaitable[Caller]]:
-    """A dependency that gives the `Caller` of an operator's route.
+def operator(access: Access, *, or_bearer: bool = False) -> Callable[..., Awaitable[Caller]]:
+    """A dependency that gives the `Caller` of an operator's route. `or_bearer` as for `authenticated`.
 
     Raises: Unauthenticated; NotFound, in the words of an unknown route, for a customer's key; RateLimited, Forbidden.
     """
 
     async def dependency(request: Request, key: str | None = Security(api_key_header)) -> Caller:
-        caller = await _identify(request, key, access)
+        given = key or (_bearer_key(request) if or_bearer else None)
+        caller = await _identify(request, given, access)
         if not caller.is_operator:
             raise NotFound(UNKNOWN_ROUTE)
         _check_scope(caller, access, billing=False)
@@ -124,6 +133,11 @@ def operator(access: Access) -> Callable[..., Awaitable[Caller]]:
         return caller
 
     return dependency
+
+
+def _bearer_key(request: Request) -> str | None:
+    given = request.headers.get("authorization", "")
+    return given[len(BEARER) :].strip() if given.lower().startswith(BEARER) else None
 
 
 async def _identify(request: Request, key: str | None, access: Access) -> Caller:

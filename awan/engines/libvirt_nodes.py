@@ -196,9 +196,10 @@ class _Link:
 class _Node:
     """The connection, the calls and the watchers of one node."""
 
-    def __init__(self, endpoint: NodeEndpoint, calls_max: int) -> None:
+    def __init__(self, endpoint: NodeEndpoint, calls_max: int, overdue_per_connection: int) -> None:
         self.endpoint = endpoint
         self.calls_max = calls_max
+        self.overdue_per_connection = overdue_per_connection
         self.changed = threading.Condition()
         self.running = 0
         self.overdue = 0
@@ -292,7 +293,7 @@ class _Node:
             self.overdue += 1
             if call.link is not None:
                 call.link.overdue += 1
-                if call.link is self.link and call.link.overdue >= OVERDUE_PER_CONNECTION:
+                if call.link is self.link and call.link.overdue >= self.overdue_per_connection:
                     log.warning(
                         "libvirt_connection_replaced",
                         node=self.endpoint.name,
@@ -503,9 +504,15 @@ def read_host_uuid(conn: Connection) -> UUID:
 class LibvirtNodes:
     """All nodes of a process. Thread-safe; one object may serve several engines."""
 
-    def __init__(self, *, calls_per_node: int = CALLS_PER_NODE) -> None:
+    def __init__(
+        self,
+        *,
+        calls_per_node: int = CALLS_PER_NODE,
+        overdue_per_connection: int = OVERDUE_PER_CONNECTION,
+    ) -> None:
         _ensure_event_loop()
         self._calls_per_node = calls_per_node
+        self._overdue_per_connection = overdue_per_connection
         self._lock = threading.Lock()
         self._nodes: dict[UUID, _Node] = {}
         self._is_closed = False
@@ -559,5 +566,7 @@ class LibvirtNodes:
                 moved, state = state, None
                 threading.Thread(target=moved.close, name="libvirt-close", daemon=True).start()
             if state is None:
-                state = self._nodes[endpoint.node_id] = _Node(endpoint, self._calls_per_node)
+                state = self._nodes[endpoint.node_id] = _Node(
+                    endpoint, self._calls_per_node, self._overdue_per_connection
+                )
             return state

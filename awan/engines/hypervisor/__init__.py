@@ -16,6 +16,8 @@ from uuid import UUID
 
 NODE_CALL_TIMEOUT_S = 30.0
 GIVE_UP_INTERVAL_S = 0.5
+COUNTERS_TIMEOUT_S = 4.0
+"""How long one bulk read of counters may take; `read_counters` makes at most two of them."""
 
 
 def never() -> bool:
@@ -134,6 +136,40 @@ class DomainFacts:
 
 
 @dataclass(frozen=True)
+class DiskCounters:
+    """All disks of a domain together, in bytes: read and written since its start, and what their files occupy."""
+
+    read_bytes: int
+    written_bytes: int
+    used_bytes: int
+
+
+@dataclass(frozen=True)
+class DomainCounters:
+    """What a running domain has used since its start, from the guest's point of view.
+
+    `run_id` changes with each start: counters of two runs say nothing together. `disks` is None while the domain's
+    QEMU does not answer, `memory_used_bytes` also while its guest tells nothing (no balloon driver, still booting).
+    """
+
+    domain_uuid: UUID
+    run_id: int
+    cpu_time_ns: int
+    net_in_bytes: int
+    net_out_bytes: int
+    disks: DiskCounters | None
+    memory_used_bytes: int | None
+
+
+@dataclass(frozen=True)
+class NodeCounters:
+    """The counters of all domains that run on a node, as they were at `read_at` (this process's clock)."""
+
+    read_at: datetime
+    domains: tuple[DomainCounters, ...]
+
+
+@dataclass(frozen=True)
 class DomainEvent:
     """A change of a domain's power that the node announced. `detail` is the engine's word for why."""
 
@@ -216,6 +252,14 @@ class Hypervisor(Protocol):
 
     def list_domains(self, node: NodeEndpoint) -> list[DomainFacts]:
         """All domains of the node, also foreign ones, in one call."""
+        ...
+
+    def read_counters(self, node: NodeEndpoint) -> NodeCounters:
+        """The counters of all running domains, in one call for the whole node.
+
+        Takes at most twice `COUNTERS_TIMEOUT_S`. A QEMU that hangs keeps only its own disks and memory from being
+        read; where several hang, those of the node may be missing for a while, processor and network never are.
+        """
         ...
 
     def guest_sign(self, node: NodeEndpoint, instance_id: UUID) -> GuestSign:

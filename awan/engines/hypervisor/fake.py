@@ -1,8 +1,9 @@
 """Simulated nodes: domains are rows of the schema `sim`, guests obey at once.
 
 A domain has two definitions, as on a real node: the stored one and the one it was started with.
-A guest answers as by an agent `boot_s` seconds after its start. What guests do by themselves, and
-what happens to nodes, is said by `crash`, `shut_down_from_inside`, `set_guest` and
+A guest answers as by an agent `boot_s` seconds after its start, and uses a little of everything from
+then on. What guests do by themselves, and what happens to nodes, is said by `crash`,
+`shut_down_from_inside`, `set_guest`, `set_counters`, `set_qemu_answers`, `set_clock` and
 `set_node_available`. Listeners hear of changes that were made in their own process.
 """
 
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, Literal, LiteralString
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -20,10 +22,13 @@ from psycopg.types.json import Jsonb
 
 from awan.engines.hypervisor import (
     GIVE_UP_INTERVAL_S,
+    DiskCounters,
+    DomainCounters,
     DomainEvent,
     DomainFacts,
     DomainSpec,
     GuestSign,
+    NodeCounters,
     NodeEndpoint,
     NodeFacts,
     Power,
@@ -59,6 +64,33 @@ NODE_DDL: LiteralString = """
         is_available    boolean NOT NULL,
         PRIMARY KEY (location, node_id)
     )"""
+CLOCK_DDL: LiteralString = """
+    CREATE TABLE IF NOT EXISTS sim.hypervisor_clock (
+        location        text NOT NULL,
+        node_id         uuid NOT NULL,
+        stands_at       timestamptz NOT NULL,
+        PRIMARY KEY (location, node_id)
+    )"""
+# Of the run that is going on: forgotten when the domain starts anew.
+COUNTERS_DDL: LiteralString = """
+    CREATE TABLE IF NOT EXISTS sim.domain_counters (
+        location        text NOT NULL,
+        node_id         uuid NOT NULL,
+        uuid            uuid NOT NULL,
+        counters        jsonb NOT NULL DEFAULT '{}',
+        qemu_answers    boolean NOT NULL DEFAULT true,
+        PRIMARY KEY (location, node_id, uuid)
+    )"""
+
+# What a guest uses a second as long as no test says otherwise.
+STEADY_LOAD = {
+    "cpu_time_ns": 50_000_000,
+    "net_in_bytes": 2_000,
+    "net_out_bytes": 1_000,
+    "disk_read_bytes": 4_096,
+    "disk_written_bytes": 8_192,
+}
+STEADY_DISK_USED_BYTES = 1024**3
 
 _listeners_lock = threading.Lock()
 _listeners: dict[tuple[str, UUID], list[Callable[[DomainEvent], None]]] = {}
@@ -90,6 +122,8 @@ class FakeHypervisor:
         self._disk_gib = disk_gib
         store.ensure_table(DOMAIN_DDL)
         store.ensure_table(NODE_DDL)
+        store.ensure_table(CLOCK_DDL)
+        store.ensure_table(COUNTERS_DDL)
 
     def probe(self, node: NodeEndpoint) -> NodeFacts:
         with self._call(node, "probe", node.name):
@@ -179,6 +213,19 @@ class FakeHypervisor:
             )
             return [_read_facts(row) for row in rows]
 
+    def read_counters(self, node: NodeEndpoint) -> NodeCounters:
+        with self._call(node, "read_counters", node.name):
+            rows = self._store.fetch_all(
+                "SELECT uuid, started_at, live, coalesce(stands_at, clock_timestamp()) AS read_at,"
+                " coalesce(counters, '{}') AS counters, coalesce(qemu_answers, true) AS qemu_answers"
+                " FROM sim.domain LEFT JOIN sim.domain_counters USING (location, node_id, uuid)"
+                " LEFT JOIN sim.hypervisor_clock USING (location, node_id)"
+                " WHERE location = %s AND node_id = %s AND power = 'running' ORDER BY uuid",
+                [self._location, node.node_id],
+            )
+            read_at = rows[0]["read_at"] if rows else now()
+            return NodeCounters(read_at, tuple(_read_counters(row, read_at) for row in rows))
+
     def guest_sign(self, node: NodeEndpoint, instance_id: UUID) -> GuestSign:
         with self._call(node, "guest_sign", instance_id):
             row = self._store.find_one(
@@ -251,6 +298,33 @@ class FakeHypervisor:
             [sign, hears_power, *self._key(node, instance_id)],
         )
 
+    def set_counters(self, node: NodeEndpoint, instance_id: UUID, **counters: int) -> None:
+        """The running domain's counters stand at these values (names as in `STEADY_LOAD`, also `disk_used_bytes`
+        and `memory_used_bytes`) until they are set again or it starts anew."""
+        self._store.execute(
+            "INSERT INTO sim.domain_counters (location, node_id, uuid, counters)"
+            " VALUES (%s, %s, %s, %s) ON CONFLICT (location, node_id, uuid)"
+            " DO UPDATE SET counters = domain_counters.counters || excluded.counters",
+            [*self._key(node, instance_id), Jsonb(counters)],
+        )
+
+    def set_qemu_answers(self, node: NodeEndpoint, instance_id: UUID, answers: bool) -> None:
+        """A QEMU that does not answer keeps its counters of disks and memory to itself."""
+        self._store.execute(
+            "INSERT INTO sim.domain_counters (location, node_id, uuid, qemu_answers)"
+            " VALUES (%s, %s, %s, %s) ON CONFLICT (location, node_id, uuid)"
+            " DO UPDATE SET qemu_answers = excluded.qemu_answers",
+            [*self._key(node, instance_id), answers],
+        )
+
+    def set_clock(self, node: NodeEndpoint, stands_at: datetime) -> None:
+        """Counters are read as at this moment from now on."""
+        self._store.execute(
+            "INSERT INTO sim.hypervisor_clock (location, node_id, stands_at) VALUES (%s, %s, %s)"
+            " ON CONFLICT (location, node_id) DO UPDATE SET stands_at = excluded.stands_at",
+            [self._location, node.node_id, stands_at],
+        )
+
     def set_node_available(self, node: NodeEndpoint, is_available: bool) -> None:
         """A node that is not available answers no call; its domains stay as they are."""
         self._store.execute(
@@ -314,6 +388,10 @@ class FakeHypervisor:
         changed = self._store.execute(
             "UPDATE sim.domain SET power = 'running', live = config, started_at = clock_timestamp()"
             " WHERE location = %s AND node_id = %s AND uuid = %s AND power <> 'running'",
+            self._key(node, instance_id),
+        )
+        self._store.execute(
+            "DELETE FROM sim.domain_counters WHERE location = %s AND node_id = %s AND uuid = %s",
             self._key(node, instance_id),
         )
         return changed > 0
@@ -391,6 +469,28 @@ def _with_media(definition: dict[str, Any], target: int, path: str | None) -> di
         {**disk, "path": path} if disk["target"] == target else disk for disk in definition["disks"]
     ]
     return {**definition, "disks": disks}
+
+
+def _read_counters(row: dict[str, Any], read_at: datetime) -> DomainCounters:
+    running_s = max(0.0, (read_at - row["started_at"]).total_seconds())
+    values = {name: int(load * running_s) for name, load in STEADY_LOAD.items()}
+    values["disk_used_bytes"] = STEADY_DISK_USED_BYTES
+    values["memory_used_bytes"] = row["live"]["memory_mib"] * 1024**2 // 4
+    values |= row["counters"]
+    answers = row["qemu_answers"]
+    return DomainCounters(
+        domain_uuid=row["uuid"],
+        run_id=int(row["started_at"].timestamp() * 1_000_000),
+        cpu_time_ns=values["cpu_time_ns"],
+        net_in_bytes=values["net_in_bytes"],
+        net_out_bytes=values["net_out_bytes"],
+        disks=DiskCounters(
+            values["disk_read_bytes"], values["disk_written_bytes"], values["disk_used_bytes"]
+        )
+        if answers
+        else None,
+        memory_used_bytes=values["memory_used_bytes"] if answers else None,
+    )
 
 
 def _read_facts(row: dict[str, Any]) -> DomainFacts:

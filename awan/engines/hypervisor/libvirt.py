@@ -5,7 +5,11 @@ state is read, and read again at each event of the domain and after each reconne
 while disconnected).
 
 Reads take no lock of the domain in libvirtd, so they answer also when its QEMU hangs, and need no
-key. Changes share the domain's key. A power cut and a question to the guest agent have keys of their
+key. The one exception are counters: libvirtd asks each QEMU for those of its disks and memory, one
+after the other, and hangs at one that does not answer. `read_counters` tells how it goes round it,
+on connections of its own.
+
+Changes share the domain's key. A power cut and a question to the guest agent have keys of their
 own: the one must not wait behind a change that hangs, the other must not hold one up.
 """
 
@@ -15,6 +19,7 @@ import json
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,12 +32,16 @@ import structlog
 from lxml import etree
 
 from awan.engines.hypervisor import (
+    COUNTERS_TIMEOUT_S,
     GIVE_UP_INTERVAL_S,
     NODE_CALL_TIMEOUT_S,
+    DiskCounters,
+    DomainCounters,
     DomainEvent,
     DomainFacts,
     DomainSpec,
     GuestSign,
+    NodeCounters,
     NodeEndpoint,
     NodeFacts,
     Power,
@@ -62,7 +71,11 @@ POWER_CUT_TIMEOUT_S = 30.0
 """libvirt sends SIGTERM, waits, then SIGKILL: up to 15 s for a QEMU that hangs."""
 POWER_CUT_SETTLE_S = 5.0
 AGENT_TIMEOUT_S = 2
+QEMU_READS_MAX = 2
+"""Reads of counters that may hang in QEMUs of one node at once. Each holds a thread of libvirtd, and
+one of the five requests that it serves a connection at once."""
 GIB = 1024**3
+KIB = 1024
 
 T = TypeVar("T")
 Domain: TypeAlias = Any
@@ -75,6 +88,19 @@ _UNDEFINE_FLAGS = (
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
     | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
     | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+)
+
+# libvirtd asks QEMU for all of these but the network's: with cpu.time come statistics of KVM.
+_QEMU_COUNTERS = (
+    libvirt.VIR_DOMAIN_STATS_CPU_TOTAL
+    | libvirt.VIR_DOMAIN_STATS_INTERFACE
+    | libvirt.VIR_DOMAIN_STATS_BALLOON
+    | libvirt.VIR_DOMAIN_STATS_BLOCK
+)
+# A domain whose job another call holds is read without its QEMU instead of waited for.
+_COUNTER_FLAGS = (
+    libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_RUNNING
+    | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
 )
 
 _STOPPED_DETAILS = {
@@ -135,14 +161,23 @@ class LibvirtHypervisor:
         pool_name: str,
         ovs_bridge: str = "br-int",
         nic_offloads: bool | None = None,
+        counter_nodes: LibvirtNodes | None = None,
     ) -> None:
         """`pool_name` is the pool whose size a probe tells. `nic_offloads` None: only where KVM is,
-        for a node without it is taken to run its virtual switch in user space as well."""
+        for a node without it is taken to run its virtual switch in user space as well.
+        `counter_nodes` are the connections that counters are read on; our own unless given."""
         self._nodes = nodes
         self._pool_name = pool_name
         self._ovs_bridge = ovs_bridge
         self._nic_offloads = nic_offloads
         self._traits: dict[UUID, HostTraits] = {}
+        # libvirt's client hands out answers late on a connection on which another call hangs (seen with 9.0: at
+        # the next keepalive), so a read that hangs costs its connection, which is nobody else's.
+        self._counter_nodes = counter_nodes or LibvirtNodes(
+            calls_per_node=QEMU_READS_MAX + 2, overdue_per_connection=1
+        )
+        self._qemu_reads: Counter[UUID] = Counter()
+        self._qemu_reads_lock = threading.Lock()
 
     def probe(self, node: NodeEndpoint) -> NodeFacts:
         def read(conn: Connection) -> NodeFacts:
@@ -286,6 +321,50 @@ class LibvirtHypervisor:
 
         return self._call(node, "list domains", read)
 
+    def read_counters(self, node: NodeEndpoint) -> NodeCounters:
+        """A read that hangs holds its QEMU's job in libvirtd, so the next one passes that QEMU by.
+
+        So each QEMU that hangs costs one read, which is left behind and made up for at once without
+        asking QEMUs. With `QEMU_READS_MAX` left behind none is asked until one of them has returned.
+        Processor times that do not come from QEMU have to be read domain by domain: only then.
+        """
+        if self._qemu_reads[node.node_id] < QEMU_READS_MAX:
+            try:
+                return self._read_counters(node, self._ask_qemus)
+            except EngineUnavailable as err:
+                if not self._qemu_reads[node.node_id]:
+                    raise
+                log.warning("hypervisor_counters_hang", node=node.name, error=str(err))
+        return self._read_counters(node, self._ask_host)
+
+    def _read_counters(
+        self, node: NodeEndpoint, ask: Callable[[UUID, Connection], NodeCounters]
+    ) -> NodeCounters:
+        return self._counter_nodes.call(
+            node,
+            "read counters",
+            lambda conn: ask(node.node_id, conn),
+            timeout_s=COUNTERS_TIMEOUT_S,
+        )
+
+    def _ask_qemus(self, node_id: UUID, conn: Connection) -> NodeCounters:
+        with self._qemu_reads_lock:
+            self._qemu_reads[node_id] += 1
+        try:
+            rows = conn.getAllDomainStats(_QEMU_COUNTERS, _COUNTER_FLAGS)
+        finally:
+            with self._qemu_reads_lock:
+                self._qemu_reads[node_id] -= 1
+        return _read_all_counters(rows)
+
+    def _ask_host(self, _node_id: UUID, conn: Connection) -> NodeCounters:
+        rows = conn.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_INTERFACE, _COUNTER_FLAGS)
+        for domain, stats in rows:
+            cpu_time_ns = _find_cpu_time(domain)
+            if cpu_time_ns is not None:
+                stats["cpu.time"] = cpu_time_ns
+        return _read_all_counters(rows)
+
     def guest_sign(self, node: NodeEndpoint, instance_id: UUID) -> GuestSign:
         if self._agent_answers(node, instance_id):
             return GuestSign.AGENT
@@ -338,6 +417,7 @@ class LibvirtHypervisor:
     def close(self) -> None:
         """Ends the connections, also those that the volumes engine uses with us."""
         self._nodes.close()
+        self._counter_nodes.close()
 
     def _call(
         self,
@@ -597,6 +677,64 @@ def _read_facts(domain: Domain) -> DomainFacts | None:
         port_ids=identity.port_ids,
         threads=identity.threads,
     )
+
+
+def _find_cpu_time(domain: Domain) -> int | None:
+    """The domain's processor time in ns as the host accounts it; None when it vanishes while it is read."""
+    try:
+        return int(domain.info()[4])
+    except libvirt.libvirtError as err:
+        if has_code(err, libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+            return None
+        raise
+
+
+def _read_all_counters(rows: list[tuple[Domain, dict[str, Any]]]) -> NodeCounters:
+    """The counters of a bulk read. Domains that ended while they were read are left out."""
+    found = (read_domain_counters(domain, stats) for domain, stats in rows)
+    return NodeCounters(now(), tuple(counters for counters in found if counters is not None))
+
+
+def read_domain_counters(domain: Domain, stats: dict[str, Any]) -> DomainCounters | None:
+    """The counters of one domain as libvirt names them; None for one that has ended.
+
+    Source: virConnectGetAllDomainStats in libvirt's reference. Memory is in KiB there, cpu.time in ns.
+    """
+    if "cpu.time" not in stats or domain.ID() < 0:
+        return None
+    nics = range(stats.get("net.count", 0))
+    return DomainCounters(
+        domain_uuid=UUID(bytes=domain.UUID()),
+        run_id=domain.ID(),
+        cpu_time_ns=stats["cpu.time"],
+        # A card that is just being plugged in has no counters yet.
+        net_in_bytes=sum(stats.get(f"net.{number}.rx.bytes", 0) for number in nics),
+        net_out_bytes=sum(stats.get(f"net.{number}.tx.bytes", 0) for number in nics),
+        disks=_read_disk_counters(stats),
+        memory_used_bytes=_read_memory_used(stats),
+    )
+
+
+def _read_disk_counters(stats: dict[str, Any]) -> DiskCounters | None:
+    """The sums over all disks, or None when one is missing: a sum without it would seem to fall."""
+    read = written = used = 0
+    try:
+        for number in range(stats["block.count"]):
+            if f"block.{number}.path" not in stats:
+                continue  # an empty CD drive
+            read += stats[f"block.{number}.rd.bytes"]
+            written += stats[f"block.{number}.wr.bytes"]
+            used += stats[f"block.{number}.physical"]
+    except KeyError:
+        return None
+    return DiskCounters(read, written, used)
+
+
+def _read_memory_used(stats: dict[str, Any]) -> int | None:
+    """What the guest uses and could not give up: its memory without what it says is available to programs."""
+    total = stats.get("balloon.available")
+    free = stats.get("balloon.usable", stats.get("balloon.unused"))
+    return max(0, total - free) * KIB if total is not None and free is not None else None
 
 
 def _read_threads(conn: Connection) -> tuple[int, ...]:

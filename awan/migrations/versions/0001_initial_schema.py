@@ -100,6 +100,74 @@ def upgrade() -> None:
         postgresql_where=sa.text("is_default"),
     )
     op.create_table(
+        "metric_point",
+        sa.Column("step_s", sa.Integer(), nullable=False),
+        sa.Column("instance_id", sa.Uuid(), nullable=False),
+        sa.Column("starts_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("cpu_peak", sa.Double(), nullable=True),
+        sa.Column("vcpus_peak", sa.Double(), nullable=True),
+        sa.Column("memory_limit_peak", sa.Double(), nullable=True),
+        sa.Column("storage_limit_peak", sa.Double(), nullable=True),
+        sa.Column("net_in_peak", sa.Double(), nullable=True),
+        sa.Column("net_out_peak", sa.Double(), nullable=True),
+        sa.Column("disk_read_peak", sa.Double(), nullable=True),
+        sa.Column("disk_written_peak", sa.Double(), nullable=True),
+        sa.Column("disk_used_peak", sa.Double(), nullable=True),
+        sa.Column("memory_used_peak", sa.Double(), nullable=True),
+        sa.Column("measured_s", sa.Double(), server_default="0", nullable=False),
+        sa.Column("cpu_s", sa.Double(), server_default="0", nullable=False),
+        sa.Column("vcpu_s", sa.Double(), server_default="0", nullable=False),
+        sa.Column("memory_limit_bs", sa.Double(), server_default="0", nullable=False),
+        sa.Column("storage_limit_bs", sa.Double(), server_default="0", nullable=False),
+        sa.Column("net_in_bytes", sa.Double(), server_default="0", nullable=False),
+        sa.Column("net_out_bytes", sa.Double(), server_default="0", nullable=False),
+        sa.Column("disk_measured_s", sa.Double(), server_default="0", nullable=False),
+        sa.Column("disk_read_bytes", sa.Double(), server_default="0", nullable=False),
+        sa.Column("disk_written_bytes", sa.Double(), server_default="0", nullable=False),
+        sa.Column("disk_used_bs", sa.Double(), server_default="0", nullable=False),
+        sa.Column("memory_measured_s", sa.Double(), server_default="0", nullable=False),
+        sa.Column("memory_used_bs", sa.Double(), server_default="0", nullable=False),
+        sa.PrimaryKeyConstraint("step_s", "instance_id", "starts_at", name=op.f("pk_metric_point")),
+        postgresql_partition_by="LIST (step_s)",
+    )
+    op.create_table(
+        "metric_reading",
+        sa.Column("instance_id", sa.Uuid(), nullable=False),
+        sa.Column("node_id", sa.Uuid(), nullable=False),
+        sa.Column("run_id", sa.BigInteger(), nullable=False),
+        sa.Column("read_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("cpu_time_ns", sa.BigInteger(), nullable=False),
+        sa.Column("net_in_total_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("net_out_total_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("disks_read_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("disk_read_total_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("disk_written_total_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("disk_used_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("memory_used_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("minute_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("measured_s", sa.Double(), server_default="0", nullable=False),
+        sa.Column("cpu_s", sa.Double(), server_default="0", nullable=False),
+        sa.Column("vcpu_s", sa.Double(), server_default="0", nullable=False),
+        sa.Column("memory_limit_bs", sa.Double(), server_default="0", nullable=False),
+        sa.Column("storage_limit_bs", sa.Double(), server_default="0", nullable=False),
+        sa.Column("net_in_bytes", sa.Double(), server_default="0", nullable=False),
+        sa.Column("net_out_bytes", sa.Double(), server_default="0", nullable=False),
+        sa.Column("disk_measured_s", sa.Double(), server_default="0", nullable=False),
+        sa.Column("disk_read_bytes", sa.Double(), server_default="0", nullable=False),
+        sa.Column("disk_written_bytes", sa.Double(), server_default="0", nullable=False),
+        sa.Column("disk_used_bs", sa.Double(), server_default="0", nullable=False),
+        sa.Column("memory_measured_s", sa.Double(), server_default="0", nullable=False),
+        sa.Column("memory_used_bs", sa.Double(), server_default="0", nullable=False),
+        sa.PrimaryKeyConstraint("instance_id", name=op.f("pk_metric_reading")),
+        postgresql_with={"fillfactor": 60},
+    )
+    op.create_table(
+        "metric_rollup",
+        sa.Column("step_s", sa.Integer(), nullable=False),
+        sa.Column("rolled_to", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("step_s", name=op.f("pk_metric_rollup")),
+    )
+    op.create_table(
         "rate_counter",
         sa.Column("key_id", sa.Text(), nullable=False),
         sa.Column("bucket", sa.Text(), nullable=False),
@@ -802,6 +870,21 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("resource_id", "component", name=op.f("pk_locked_price")),
     )
     op.create_table(
+        "metric_node",
+        sa.Column("node_id", sa.Uuid(), nullable=False),
+        sa.Column("claim_id", sa.Uuid(), nullable=True),
+        sa.Column("worker_id", sa.Text(), nullable=False),
+        sa.Column("claimed_until", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("due_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("collected_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("took_s", sa.Double(), nullable=True),
+        sa.Column("domains", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("failures", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("error", sa.Text(), nullable=True),
+        sa.ForeignKeyConstraint(["node_id"], ["node.node_id"], name=op.f("fk_metric_node_node_id")),
+        sa.PrimaryKeyConstraint("node_id", name=op.f("pk_metric_node")),
+    )
+    op.create_table(
         "node_image",
         sa.Column("node_id", sa.Uuid(), nullable=False),
         sa.Column("image_id", sa.Uuid(), nullable=False),
@@ -1035,6 +1118,7 @@ def downgrade() -> None:
     op.drop_table("node_tier")
     op.drop_index(op.f("ix_node_image_image_id"), table_name="node_image")
     op.drop_table("node_image")
+    op.drop_table("metric_node")
     op.drop_table("locked_price")
     op.drop_index(op.f("ix_instance_node_id"), table_name="instance")
     op.drop_index(op.f("ix_instance_image_id"), table_name="instance")
@@ -1109,6 +1193,9 @@ def downgrade() -> None:
     op.drop_table("size")
     op.drop_table("secret")
     op.drop_table("rate_counter")
+    op.drop_table("metric_rollup")
+    op.drop_table("metric_reading")
+    op.drop_table("metric_point")
     op.drop_index(
         "uq_location_default", table_name="location", postgresql_where=sa.text("is_default")
     )

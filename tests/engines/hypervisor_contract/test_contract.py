@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
 
 from awan.engines.hypervisor import (
     DiskSpec,
+    DomainCounters,
     DomainSpec,
     GuestSign,
     NicSpec,
@@ -19,6 +21,7 @@ from awan.engines.hypervisor import (
     StopOutcome,
 )
 from awan.errors import EngineRejected
+from awan.kit.clock import now
 from tests.engines.hypervisor_contract.rigs import Events, Rig, restart
 
 BlankSpec = Callable[..., DomainSpec]
@@ -301,6 +304,48 @@ def test_all_domains_are_listed(rig: Rig, blank_spec: BlankSpec) -> None:
     ]
 
 
+def counters_of(rig: Rig, instance_id: UUID) -> DomainCounters:
+    (found,) = [
+        counters
+        for counters in rig.hypervisor.read_counters(rig.node).domains
+        if counters.domain_uuid == instance_id
+    ]
+    return found
+
+
+def test_counters_of_all_running_domains(rig: Rig, blank_spec: BlankSpec) -> None:
+    """One read has every domain that runs and no other; within a run no counter falls; a new run is told apart."""
+    assert rig.hypervisor.read_counters(rig.node).domains == ()
+    specs = [blank_spec() for _ in range(3)]
+    for spec in specs:
+        rig.hypervisor.ensure_defined(rig.node, spec)
+    for spec in specs[:2]:
+        rig.hypervisor.ensure_running(rig.node, spec.instance_id)
+    began = now()
+    first = rig.hypervisor.read_counters(rig.node)
+    assert began - timedelta(seconds=5) <= first.read_at <= now() + timedelta(seconds=5)
+    assert {counters.domain_uuid for counters in first.domains} == {
+        spec.instance_id for spec in specs[:2]
+    }
+    before = counters_of(rig, specs[0].instance_id)
+    time.sleep(0.5)
+    after = counters_of(rig, specs[0].instance_id)
+    assert before.run_id == after.run_id
+    assert after.cpu_time_ns > before.cpu_time_ns > 0
+    assert after.net_in_bytes >= before.net_in_bytes >= 0
+    assert after.net_out_bytes >= before.net_out_bytes >= 0
+    assert before.disks is not None
+    assert after.disks is not None
+    assert after.disks.read_bytes >= before.disks.read_bytes >= 0
+    assert after.disks.written_bytes >= before.disks.written_bytes >= 0
+    assert after.disks.used_bytes > 0
+    rig.hypervisor.restart(rig.node, specs[0].instance_id, grace_s=0, force=True)
+    assert counters_of(rig, specs[0].instance_id).run_id != after.run_id
+    rig.hypervisor.ensure_stopped(rig.node, specs[0].instance_id, grace_s=0, force=True)
+    rig.hypervisor.ensure_absent(rig.node, specs[1].instance_id)
+    assert rig.hypervisor.read_counters(rig.node).domains == ()
+
+
 def test_the_same_change_from_many_threads(rig: Rig, blank_spec: BlankSpec) -> None:
     spec = blank_spec()
     rig.hypervisor.ensure_defined(rig.node, spec)
@@ -333,6 +378,7 @@ def test_a_booted_guest(rig: Rig, boot_guest: Callable[..., DomainSpec], listen:
     spec = boot_guest()
     events = listen(spec.instance_id)
     assert rig.hypervisor.guest_sign(rig.node, spec.instance_id) == GuestSign.AGENT
+    check_memory_in_use(rig, spec)
     began = time.monotonic()
     outcome = restart(rig, spec.instance_id, grace_s=60)
     assert outcome == StopOutcome.GRACEFUL
@@ -347,6 +393,15 @@ def test_a_booted_guest(rig: Rig, boot_guest: Callable[..., DomainSpec], listen:
     rig.shut_down_from_inside(spec.instance_id)
     assert events.next() == (Power.STOPPED, "shutdown")
     assert power_of(rig, spec.instance_id) == Power.STOPPED
+
+
+def check_memory_in_use(rig: Rig, spec: DomainSpec) -> None:
+    """The guest tells it within a few seconds of its start; less than it has, more than nothing."""
+    deadline = time.monotonic() + 60
+    while (used := counters_of(rig, spec.instance_id).memory_used_bytes) is None:
+        assert time.monotonic() < deadline, "the guest does not tell its memory"
+        time.sleep(0.5)
+    assert 2 * 1024**2 < used < spec.memory_mib * 1024**2
 
 
 HOSTILE: list[dict[str, object]] = [

@@ -18,7 +18,14 @@ import libvirt
 import pytest
 from lxml import etree
 
-from awan.engines.hypervisor import DomainSpec, GuestSign, Power, StopOutcome
+from awan.engines.hypervisor import (
+    COUNTERS_TIMEOUT_S,
+    DomainCounters,
+    DomainSpec,
+    GuestSign,
+    Power,
+    StopOutcome,
+)
 from awan.engines.libvirt_nodes import KEEPALIVE_COUNT, KEEPALIVE_INTERVAL_S
 from awan.engines.volumes import ImageSource
 from awan.errors import EngineError, EngineUnavailable
@@ -298,6 +305,59 @@ def test_many_frozen_qemus_leave_room_for_others(lab_rig: LabRig) -> None:
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+
+def counters_by_domain(rig: LabRig) -> dict[UUID, DomainCounters]:
+    """One bulk read, which must not take longer than it may."""
+    began = time.monotonic()
+    read = rig.hypervisor.read_counters(rig.node)
+    assert time.monotonic() - began < 2 * COUNTERS_TIMEOUT_S + 2
+    return {counters.domain_uuid: counters for counters in read.domains}
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(240)
+def test_frozen_qemus_keep_nobodys_counters(lab_rig: LabRig) -> None:
+    """However many freeze: processor and network of all are read at once, and with a few frozen the disks of others.
+
+    Nor do the reads that hang use up what other calls of the node need.
+    """
+    specs = [start_blank(lab_rig) for _ in range(6)]
+    ids = [spec.instance_id for spec in specs]
+    other, frozen = ids[0], ids[1:]
+    before = counters_by_domain(lab_rig)
+    assert set(before) == set(ids)
+    assert all(counters.disks is not None for counters in before.values())
+    pids = [lab_rig.qemu_pid(instance_id) for instance_id in frozen]
+    try:
+        os.kill(pids[0], signal.SIGSTOP)
+        first = counters_by_domain(lab_rig)
+        assert set(first) == set(ids)
+        assert first[other].cpu_time_ns >= before[other].cpu_time_ns
+        # From the next read on, only the frozen one's disks are missing.
+        second = counters_by_domain(lab_rig)
+        assert {uuid for uuid in ids if second[uuid].disks is None} == {frozen[0]}
+        began = time.monotonic()
+        assert set(counters_by_domain(lab_rig)) == set(ids)
+        assert time.monotonic() - began < COUNTERS_TIMEOUT_S, "the frozen one is asked again"
+        for pid in pids[1:]:
+            os.kill(pid, signal.SIGSTOP)
+        for _ in range(4):
+            found = counters_by_domain(lab_rig)
+            assert set(found) == set(ids)
+        began = time.monotonic()
+        lab_rig.hypervisor.restart(lab_rig.node, other, grace_s=0, force=True)
+        assert time.monotonic() - began < 8
+        assert counters_by_domain(lab_rig)[other].run_id != before[other].run_id
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def all_answer() -> bool:
+        return all(counters.disks is not None for counters in counters_by_domain(lab_rig).values())
+
+    wait_until(all_answer, "every QEMU to answer again", timeout_s=30)
 
 
 @pytest.mark.faults

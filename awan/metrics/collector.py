@@ -1,0 +1,208 @@
+"""Reads the counters of all nodes: one bulk call a node at most every `metrics_interval_s`, by one worker at a time.
+
+Every worker runs the collector. A node that is due is claimed with one statement, for a limited time; what was read is
+stored only while the claim still holds. So two workers share the nodes, a dead one's are taken by others, and one that
+was frozen and wakes up stores nothing twice. All state is in the database: any worker can do any round.
+
+A node that does not answer is asked less and less often, and holds one of the threads for no longer than its deadline.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+from uuid import UUID
+
+import structlog
+from sqlalchemy import text
+
+from awan.catalogue import engines
+from awan.engines.hypervisor import COUNTERS_TIMEOUT_S, NodeEndpoint
+from awan.engines.registry import LocationEngines
+from awan.errors import EngineError, NotFound, Unavailable
+from awan.fleet import endpoint, get_node
+from awan.kit.database import transaction
+from awan.kit.ids import new_id
+from awan.metrics import history
+from awan.metrics.service import store_counters
+from awan.settings import get_settings
+
+POLL_S = 1.0
+"""How often a worker looks for nodes that are due."""
+NODES_AT_ONCE = 16
+CLAIM_S = 2 * COUNTERS_TIMEOUT_S + 7.0
+"""After how long a node is taken from a worker that died or froze: longer than a round should take. A round that takes
+longer all the same stores nothing if the node has been taken meanwhile."""
+SILENT_INTERVAL_MAX_S = 60.0
+
+log = structlog.get_logger(__name__)
+
+# A node is due when its time has come and nobody is at it, or has been at it for too long. Of two workers that ask at
+# once the second waits for the first one's row and then finds it claimed.
+_CLAIM = text(
+    """
+    INSERT INTO metric_node AS mine (node_id, claim_id, worker_id, claimed_until, due_at)
+    SELECT node.node_id, :claim_id, :worker_id, now() + make_interval(secs => :claim_s),
+        now() + make_interval(secs => :interval_s)
+    FROM node LEFT JOIN metric_node AS known USING (node_id)
+    WHERE node.state IN ('active', 'cordoned')
+        AND coalesce(known.due_at <= now(), true)
+        AND coalesce(known.claim_id IS NULL OR known.claimed_until <= now(), true)
+    ORDER BY known.due_at NULLS FIRST
+    LIMIT :most
+    ON CONFLICT (node_id) DO UPDATE SET claim_id = excluded.claim_id, worker_id = excluded.worker_id,
+        claimed_until = excluded.claimed_until, due_at = excluded.due_at
+    WHERE mine.due_at <= now() AND (mine.claim_id IS NULL OR mine.claimed_until <= now())
+    RETURNING node_id
+    """
+)
+_HOLD_CLAIM = text(
+    "SELECT 1 FROM metric_node WHERE node_id = :node_id AND claim_id = :claim_id FOR UPDATE"
+)
+_END_ROUND = text(
+    """
+    UPDATE metric_node SET claim_id = NULL, collected_at = :read_at, took_s = :took_s, domains = :domains,
+        failures = 0, error = NULL
+    WHERE node_id = :node_id
+    """
+)
+_FAIL_ROUND = text(
+    """
+    UPDATE metric_node SET claim_id = NULL, failures = failures + 1, error = :error,
+        due_at = now() + make_interval(secs => least(:most_s, :interval_s * 2 ^ least(failures, 10)))
+    WHERE node_id = :node_id AND claim_id = :claim_id
+    RETURNING failures
+    """
+)
+
+
+class Claim(NamedTuple):
+    """The right to do one round on a node."""
+
+    node_id: UUID
+    claim_id: UUID
+
+
+@dataclass(frozen=True)
+class _Reached:
+    endpoint: NodeEndpoint
+    engines: LocationEngines
+
+
+def claim_due(most: int = NODES_AT_ONCE) -> list[Claim]:
+    """Takes at most so many nodes that are due; they are due again after `metrics_interval_s`."""
+    claim_id, settings = new_id(), get_settings()
+    with transaction() as session:
+        node_ids = session.scalars(
+            _CLAIM,
+            {
+                "claim_id": claim_id,
+                "worker_id": settings.worker_id,
+                "claim_s": CLAIM_S,
+                "interval_s": settings.metrics_interval_s,
+                "most": most,
+            },
+        ).all()
+    return [Claim(node_id, claim_id) for node_id in node_ids]
+
+
+def collect(claim: Claim) -> bool:
+    """One round on a claimed node; whether anything was stored. A node that does not answer is noted."""
+    began = time.monotonic()
+    try:
+        reached = _reach(claim.node_id)
+        read = reached.engines.hypervisor.read_counters(reached.endpoint)
+    except EngineError as err:
+        _note_failure(claim, err)
+        return False
+    except NotFound:
+        return False  # removed meanwhile
+    with transaction() as session:
+        if session.scalar(_HOLD_CLAIM, claim._asdict()) is None:
+            log.warning("metrics.claim_lost", node=str(claim.node_id))
+            return False
+        stored = store_counters(session, claim.node_id, read)
+        session.execute(
+            _END_ROUND,
+            {
+                "node_id": claim.node_id,
+                "read_at": read.read_at,
+                "took_s": time.monotonic() - began,
+                "domains": stored,
+            },
+        )
+    return True
+
+
+def _reach(node_id: UUID) -> _Reached:
+    with transaction() as session:
+        node = get_node(session, node_id)
+        return _Reached(endpoint(node), engines(session, node.location_id))
+
+
+def _note_failure(claim: Claim, err: EngineError) -> None:
+    settings = get_settings()
+    with transaction() as session:
+        failures = session.scalar(
+            _FAIL_ROUND,
+            {
+                **claim._asdict(),
+                "error": str(err),
+                "interval_s": settings.metrics_interval_s,
+                "most_s": max(SILENT_INTERVAL_MAX_S, settings.metrics_interval_s),
+            },
+        )
+    if failures == 1:
+        log.warning("metrics.node_silent", node=str(claim.node_id), error=str(err))
+
+
+class Collector:
+    """The rounds of one worker process. `tick` never waits for a node."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(NODES_AT_ONCE, thread_name_prefix="metrics")
+        self._free = NODES_AT_ONCE
+        self._lock = threading.Lock()
+        self._has_room = False
+
+    def tick(self) -> None:
+        """Begins a round on every node that is due, as far as threads are free."""
+        if not self._has_room:
+            # The first minutes must not wait for the periodic task that keeps the partitions.
+            history.make_partitions()
+            self._has_room = True
+        with self._lock:
+            free = self._free
+        claims = claim_due(free) if free else []
+        with self._lock:
+            self._free -= len(claims)
+        for claim in claims:
+            self._pool.submit(collect, claim).add_done_callback(self._on_end)
+
+    def _on_end(self, round_: Future[bool]) -> None:
+        with self._lock:
+            self._free += 1
+        # A claim that was not given back runs out by itself.
+        match round_.exception():
+            case None:
+                pass
+            case Unavailable() as err:
+                log.warning("metrics.round_waits_for_database", error=str(err))
+            case err:
+                log.error("metrics.round_failed", exc_info=err)
+
+
+_collector_lock = threading.Lock()
+_collector: Collector | None = None
+
+
+def tick() -> None:
+    """`Collector.tick` of this process."""
+    global _collector
+    with _collector_lock:
+        if _collector is None:
+            _collector = Collector()
+    _collector.tick()
