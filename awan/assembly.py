@@ -12,11 +12,13 @@ import awan.catalogue.admin_routes
 import awan.catalogue.routes
 import awan.credentials.routes
 import awan.fleet.routes
+import awan.instances.admin_routes
 import awan.instances.routes
 import awan.networks.routes
 import awan.operations.routes
 import awan.reconcile.routes
 from awan.accounts import forget_old_answers
+from awan.instances.screens import forget_screens
 from awan.kit.database import transaction
 from awan.networks.service import end_quarantines
 
@@ -34,6 +36,7 @@ ADMIN_ROUTERS: tuple[APIRouter, ...] = (
     awan.accounts.routes.admin_router,
     awan.catalogue.admin_routes.admin_router,
     awan.fleet.routes.admin_router,
+    awan.instances.admin_routes.admin_router,
     awan.networks.routes.admin_router,
     awan.reconcile.routes.admin_router,
 )
@@ -41,6 +44,7 @@ WORKFLOW_MODULES = (
     "awan.catalogue.images",
     "awan.fleet.workflows",
     "awan.instances.workflows",
+    "awan.instances.guest_workflows",
     "awan.reconcile.workflows",
 )
 
@@ -59,6 +63,7 @@ def _forget_old_answers() -> None:
 WORKER_TASKS: tuple[tuple[str, float, Callable[[], object]], ...] = (
     ("networks.end_quarantines", 60.0, _end_quarantines),
     ("accounts.forget_old_answers", 3600.0, _forget_old_answers),
+    ("instances.forget_screens", 60.0, forget_screens),
 )
 
 
