@@ -55,14 +55,15 @@ def _begin(action: Action, *, force: bool) -> Callable[[Session, Caller, UUID], 
 
 
 def _choose(session: Session, caller: Caller, request: BulkAction) -> list[UUID]:
-    owned = select(Resource.resource_id).where(
-        Resource.account_id == caller.account_id,
-        Resource.kind == ResourceKind.INSTANCE,
-        Resource.deleted_at.is_(None),
+    live = select(Resource.resource_id).where(
+        Resource.kind == ResourceKind.INSTANCE, Resource.deleted_at.is_(None)
     )
+    owned = live.where(Resource.account_id == caller.account_id)
     if request.uuids is not None:
         wanted = sorted(set(request.uuids))
-        known = set(session.scalars(owned.where(Resource.resource_id.in_(wanted))))
+        # An operator may name anyone's instances. A label is each account's own.
+        nameable = live if caller.is_operator else owned
+        known = set(session.scalars(nameable.where(Resource.resource_id.in_(wanted))))
         if len(known) != len(wanted):
             raise Invalid.field("uuids", UNKNOWN)
         return wanted

@@ -67,7 +67,7 @@ def wait_for_screen(instance_id: UUID, capture_id: UUID) -> bytes:
 
     Raises: Conflict when the guest has no screen now, Unavailable when there is no picture in time.
     """
-    picture = wait_until(
+    picture: bytes | Refused | None = wait_until(
         capture_id, lambda: _read(instance_id, capture_id), get_settings().operation_wait_s
     )
     if picture is None:
