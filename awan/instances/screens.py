@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
@@ -62,37 +63,46 @@ def _is_shared(row: InstanceScreen) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a capture: a picture, or why there is none."""
+
+    png: bytes = b""
+    refused: Refused | None = None
+
+
 def wait_for_screen(instance_id: UUID, capture_id: UUID) -> bytes:
     """The picture, a PNG. Blocks, outside transactions, as long as quick calls wait for their operations.
 
     Raises: Conflict when the guest has no screen now, Unavailable when there is no picture in time.
     """
-    picture: bytes | Refused | None = wait_until(
+    outcome = wait_until(
         capture_id, lambda: _read(instance_id, capture_id), get_settings().operation_wait_s
     )
-    if picture is None:
+    if outcome is None:
         raise Unavailable(NO_ANSWER)
-    if isinstance(picture, Refused):
-        raise picture
-    return picture
+    if outcome.refused is not None:
+        raise outcome.refused
+    return outcome.png
 
 
-def _read(instance_id: UUID, capture_id: UUID) -> bytes | Refused | None:
-    """The picture, or why there will be none, or None while it is awaited."""
+def _read(instance_id: UUID, capture_id: UUID) -> Outcome | None:
+    """What became of the capture, or None while it is awaited."""
     with transaction() as session:
         row = session.get(InstanceScreen, instance_id)
-        if row is not None and row.capture_id == capture_id and row.ended_at is None:
-            return None
         if row is None or row.capture_id != capture_id:
-            return Unavailable(NO_ANSWER)
+            # Somebody has asked again since, after the picture had been there for a while.
+            return Outcome(refused=Unavailable(NO_ANSWER))
+        if row.ended_at is None:
+            return None
         if row.error_type == Conflict.type:
-            return Conflict(NO_SCREEN)
+            return Outcome(refused=Conflict(NO_SCREEN))
         if row.secret_id is None:
-            return Unavailable(NO_ANSWER)
+            return Outcome(refused=Unavailable(NO_ANSWER))
         try:
-            return base64.b64decode(get_secret(session, row.secret_id, SCREEN_PURPOSE))
+            return Outcome(base64.b64decode(get_secret(session, row.secret_id, SCREEN_PURPOSE)))
         except NotFound:
-            return Unavailable(NO_ANSWER)
+            return Outcome(refused=Unavailable(NO_ANSWER))
 
 
 def forget_screens() -> int:
