@@ -12,6 +12,7 @@ import awan.catalogue.admin_routes
 import awan.catalogue.routes
 import awan.credentials.routes
 import awan.fleet.routes
+import awan.instances.admin_routes
 import awan.instances.routes
 import awan.metrics.routes
 import awan.networks.routes
@@ -19,6 +20,7 @@ import awan.operations.routes
 import awan.reconcile.routes
 import awan.volumes.routes
 from awan.accounts import forget_old_answers
+from awan.instances.screens import forget_screens
 from awan.kit.database import transaction
 from awan.metrics import collector as metrics_collector
 from awan.metrics import history as metrics_history
@@ -40,6 +42,7 @@ ADMIN_ROUTERS: tuple[APIRouter, ...] = (
     awan.catalogue.admin_routes.admin_router,
     awan.fleet.routes.admin_router,
     awan.volumes.routes.admin_router,
+    awan.instances.admin_routes.admin_router,
     awan.networks.routes.admin_router,
     awan.reconcile.routes.admin_router,
 )
@@ -50,6 +53,7 @@ WORKFLOW_MODULES = (
     "awan.fleet.workflows",
     "awan.volumes.image_removal",
     "awan.instances.workflows",
+    "awan.instances.guest_workflows",
     "awan.reconcile.workflows",
 )
 
@@ -68,6 +72,7 @@ def _forget_old_answers() -> None:
 WORKER_TASKS: tuple[tuple[str, float, Callable[[], object]], ...] = (
     ("networks.end_quarantines", 60.0, _end_quarantines),
     ("accounts.forget_old_answers", 3600.0, _forget_old_answers),
+    ("instances.forget_screens", 60.0, forget_screens),
     ("metrics.keep", metrics_history.KEEP_INTERVAL_S, metrics_history.keep),
 )
 # The same, run by every worker: these share their work by themselves.

@@ -11,11 +11,13 @@ AwanError
 │   ├── NotFound                404 NOT_FOUND               absent, or not the caller's: the same answer
 │   ├── MethodNotAllowed        405 METHOD_NOT_ALLOWED
 │   ├── Conflict                409 INVALID_OPERATION       the resource's state does not allow it
+│   │   ├── Protected           409 PROTECTED               the thing is protected against deletion
 │   │   └── IdempotencyConflict 409 IDEMPOTENCY_CONFLICT
 │   ├── PayloadTooLarge         413 PAYLOAD_TOO_LARGE
 │   ├── UnsupportedMediaType    415 UNSUPPORTED_MEDIA_TYPE
 │   ├── Invalid                 422 VALIDATION_ERROR        carries `errors` per field
 │   ├── RateLimited             429 RATE_LIMITED
+│   ├── OperationFailed         502 ENGINE_ERROR            the operation that the call waited for failed
 │   ├── NoCapacity              503 NO_CAPACITY
 │   └── Unavailable             503 UNAVAILABLE             database or engine away
 ├── EngineError                 502 ENGINE_ERROR            an engine (libvirt, OVN, ...) failed
@@ -112,6 +114,12 @@ class Conflict(Refused):
     type = "INVALID_OPERATION"
 
 
+class Protected(Conflict):
+    """The thing is protected against deletion: the protection has to be taken away first."""
+
+    type = "PROTECTED"
+
+
 class IdempotencyConflict(Conflict):
     """The Idempotency-Key was used for another request, or that request is still in flight."""
 
@@ -152,6 +160,13 @@ class RateLimited(Refused):
 
     status = 429
     type = "RATE_LIMITED"
+
+
+class OperationFailed(Refused):
+    """The operation that a call waited for failed for a reason that is not the caller's."""
+
+    status = 502
+    type = "ENGINE_ERROR"
 
 
 class NoCapacity(Refused):

@@ -41,16 +41,25 @@ class OperatorClient:
     def call(self, method: str, path: str, body: Any = None, **parameters: Any) -> dict[str, Any]:
         """The whole answer: message, data, and perhaps operation."""
         query = {name: value for name, value in parameters.items() if value is not None}
-        try:
-            response = self._client.request(method, path, json=body, params=query)
-        except httpx.TransportError as err:
-            errors.print(f"[red]awan:[/] {self._client.base_url} does not answer: {err}")
-            raise typer.Exit(2) from err
-        return _read(response)
+        return _read(self._send(method, path, json=body, params=query))
 
     def get(self, path: str, **parameters: Any) -> Any:
         """The data of a read."""
         return self.call("GET", path, **parameters)["data"]
+
+    def download(self, path: str) -> bytes:
+        """The content of an answer that is a file."""
+        response = self._send("GET", path)
+        if response.is_error:
+            _read(response)
+        return response.content
+
+    def _send(self, method: str, path: str, **how: Any) -> httpx.Response:
+        try:
+            return self._client.request(method, path, **how)
+        except httpx.TransportError as err:
+            errors.print(f"[red]awan:[/] {self._client.base_url} does not answer: {err}")
+            raise typer.Exit(2) from err
 
     def upload(self, path: str, file: Path, **parameters: Any) -> dict[str, Any]:
         """Sends a file as the raw body, with a progress display; the whole answer."""

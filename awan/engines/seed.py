@@ -9,7 +9,8 @@ escaped non-ASCII characters is valid YAML, in which no value can break out of i
 key per line, so that a small guest without a YAML parser can read it too.
 
 After the first boot the seed is replaced by a scrubbed one. It keeps the instance-id (else
-cloud-init would take the guest for a new one), hostname and network, and holds no secret.
+cloud-init would take the guest for a new one), hostname and network, and holds no secret. A password
+that the guest's agent cannot set goes into a seed of its own, until the guest has booted with it.
 
 Source: cloud-init 22.4, doc/rtd/reference/datasources/nocloud.rst, handlers/, mergers/.
 """
@@ -18,6 +19,8 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import shlex
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -47,13 +50,16 @@ FIXED_VOLUME_DATE = b"2020010100000000\0"
 FIXED_RECORD_DATE = bytes((120, 1, 1, 0, 0, 0, 0))
 
 CLOUD_CONFIG = "#cloud-config"
+BOOTHOOK = "#cloud-boothook"
 JINJA = "## template: jinja"
 # The part's first line and its MIME type, as cloud-init knows them.
 PART_TYPES = {
     CLOUD_CONFIG: "text/cloud-config",
     "#!": "text/x-shellscript",
-    "#cloud-boothook": "text/cloud-boothook",
+    BOOTHOOK: "text/cloud-boothook",
 }
+# crypt(5): `$id$salt$hash`, in whose alphabet no character means anything to a shell's quotes.
+CRYPT_HASH = re.compile(r"\$6\$[A-Za-z0-9./=$]{1,160}")
 
 
 class SeedNic(NamedTuple):
@@ -94,6 +100,23 @@ def render_scrubbed_seed(spec: SeedSpec) -> bytes:
     """The ISO image for later boots: identity and network only; account and user-data are not used."""
     return _render_iso(
         user_data=b"",
+        meta_data=_render_json(_meta_data(spec)),
+        network_config=_render_json(_network_config(spec.nics)),
+    )
+
+
+def render_password_seed(spec: SeedSpec) -> bytes:
+    """The ISO image that sets the account's password at each boot, besides what a scrubbed one says.
+
+    A boothook, because cloud-init runs those at every boot, and its own modules for users only once per instance.
+    Raises: ValueError without a hash, or with another kind of hash than `hash_password` makes.
+    """
+    if spec.password_hash is None or not CRYPT_HASH.fullmatch(spec.password_hash):
+        raise ValueError("no password hash that a seed can carry")
+    line = shlex.quote(f"{spec.username}:{spec.password_hash}")
+    hook = f"{BOOTHOOK}\n#!/bin/sh\nprintf '%s\\n' {line} | chpasswd -e\n"
+    return _render_iso(
+        user_data=hook.encode("ascii"),
         meta_data=_render_json(_meta_data(spec)),
         network_config=_render_json(_network_config(spec.nics)),
     )

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from awan.accounts import Caller, quotas
@@ -27,6 +26,7 @@ from awan.fleet import Demand, place
 from awan.instances.models import CpuMode, DesiredState, Instance, InstanceSshKey, ObservedState
 from awan.instances.rules import check_password
 from awan.instances.schemas import InstanceCreate
+from awan.instances.service import is_hostname_taken
 from awan.instances.workflows import CREATE, PASSWORD_PURPOSE, USER_DATA_PURPOSE
 from awan.kit.ids import new_id
 from awan.kit.secrets import put_secret
@@ -251,15 +251,7 @@ def _check_ssh_keys(
 def _check_hostname(
     session: Session, caller: Caller, request: InstanceCreate, problems: Problems
 ) -> None:
-    taken = session.scalar(
-        select(Resource.resource_id).where(
-            Resource.account_id == caller.account_id,
-            Resource.kind == ResourceKind.INSTANCE,
-            Resource.name == request.hostname,
-            Resource.deleted_at.is_(None),
-        )
-    )
-    if taken is not None:
+    if is_hostname_taken(session, caller.account_id, request.hostname):
         problems.add("hostname", HOSTNAME_TAKEN)
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, Index, text
+from sqlalchemy import ForeignKey, Identity, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from awan.kit.database import Base, one_of
@@ -41,6 +41,9 @@ class Instance(Base):
     """A virtual machine; its uuid is the resource's. Memory in MiB, storage in GiB.
 
     `status` as the API shows it is computed from desired state, observed state and the active operation.
+    `new_password_secret_id` is a password on its way to the guest, by its seed or by its agent; `seed_has_password`:
+    the seed sets the password at the next boot. `hostname` is what the engines know; while it is changed, the
+    resource's name is already the new one. `hostname_is_pending`: the guest takes it at its next boot.
     """
 
     __tablename__ = "instance"
@@ -75,7 +78,13 @@ class Instance(Base):
     user_data_secret_id: Mapped[UUID | None] = mapped_column(
         ForeignKey("secret.secret_id", ondelete="SET NULL")
     )
+    new_password_secret_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("secret.secret_id", ondelete="SET NULL")
+    )
+    new_password_in_seed: Mapped[bool] = mapped_column(server_default=text("false"))
     seed_generation: Mapped[int] = mapped_column(server_default="1")
+    seed_has_password: Mapped[bool] = mapped_column(server_default=text("false"))
+    hostname_is_pending: Mapped[bool] = mapped_column(server_default=text("false"))
     monthly_minor: Mapped[int] = mapped_column(server_default="0")
     currency: Mapped[str]
     create_operation_id: Mapped[UUID]
@@ -86,6 +95,37 @@ class Instance(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     updated_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     deleted_at: Mapped[datetime | None]
+
+
+class InstanceNote(Base):
+    """What operators tell each other about an instance. Never shown to its owner."""
+
+    __tablename__ = "instance_note"
+    __table_args__ = (Index(None, "instance_id", "note_id"),)
+
+    note_id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    instance_id: Mapped[UUID] = mapped_column(ForeignKey("instance.instance_id"))
+    text: Mapped[str]
+    actor: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class InstanceScreen(Base):
+    """The picture of a guest's screen that was asked for last, for the moment until it is fetched.
+
+    `secret_id` holds the PNG, in base64, once it was taken.
+    """
+
+    __tablename__ = "instance_screen"
+
+    instance_id: Mapped[UUID] = mapped_column(ForeignKey("instance.instance_id"), primary_key=True)
+    capture_id: Mapped[UUID]
+    requested_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    ended_at: Mapped[datetime | None]
+    secret_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("secret.secret_id", ondelete="SET NULL")
+    )
+    error_type: Mapped[str | None]
 
 
 class InstanceSshKey(Base):

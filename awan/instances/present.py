@@ -63,6 +63,7 @@ def show_detail(session: Session, view: InstanceView) -> InstanceDetail:
         public_network=_public_network(addresses),
         ssh_keys=[show_key(key) for key in installed_keys(session, instance.instance_id)],
         labels=view.resource.labels,
+        is_protected=view.resource.is_protected,
         ready_at=instance.ready_at,
         updated_at=instance.updated_at,
     )

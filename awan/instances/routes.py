@@ -1,21 +1,25 @@
-"""`/instances`: operations 2, 3, 4, 9 to 13 and 48 of the public API."""
+"""`/instances`: operations 2, 3, 4, 9 to 13, 19, 22 and 48 of the public API, and what goes beyond it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Response
 from sqlalchemy.orm import Session
 
 from awan.accounts import Caller, authenticated, idempotent, replay
 from awan.accounts.idempotency import EarlierAnswer
 from awan.errors import Invalid
+from awan.instances import bulk, guest, screens, service
 from awan.instances import create as creation
-from awan.instances import service
 from awan.instances.present import show_detail, show_key, show_rows
-from awan.instances.rules import STATUSES
+from awan.instances.rules import STATUSES, parse_label_filter
 from awan.instances.schemas import (
+    BulkAction,
+    BulkResult,
+    HostnameChange,
     InstalledKey,
     InstanceCreate,
     InstanceDelete,
@@ -23,9 +27,13 @@ from awan.instances.schemas import (
     InstanceDetail,
     InstanceOption,
     InstancePage,
+    LabelsChange,
     ListQuery,
     OptionsQuery,
+    PasswordChange,
     PowerRequest,
+    ProtectionChange,
+    RenamedInstance,
 )
 from awan.kit.database import transaction
 from awan.kit.http import (
@@ -40,9 +48,20 @@ from awan.kit.http import (
 )
 from awan.kit.pagination import PageRequest, page_info
 from awan.operations import Operation, summary
+from awan.operations.models import OperationStatus
+from awan.operations.quick import status_of, wait_for_success
 from awan.resources import ResourceKind, in_path
 
 CONSOLE_ONLY = "The instance has no network: it can be reached by the console only."
+
+GOES_ON = "The change was accepted and takes longer: follow its operation."
+
+
+class PngResponse(Response):
+    """A picture."""
+
+    media_type = "image/png"
+
 
 router = APIRouter(prefix="/instances", tags=["Instance"])
 _check_path = in_path(ResourceKind.INSTANCE, "instance_uuid")
@@ -63,6 +82,7 @@ def list_instances(
             search=query.search,
             sort=query.sort,
             statuses=_statuses(query.statuses),
+            labels=parse_label_filter(query.label) if query.label is not None else None,
         )
         running = service.newest_running(session, caller.account_id)
         rows = show_rows(session, views)
@@ -140,6 +160,24 @@ def list_instance_options(
             for row in rows
         ],
     )
+
+
+@router.post("/actions", status_code=202, response_model=Envelope[list[BulkResult]])
+def act_on_instances(
+    request: Request,
+    caller: Caller = Depends(authenticated("write")),
+    body: BulkAction = Depends(form_body(BulkAction)),
+) -> Answer:
+    """Start, stop, restart or reset many instances, by uuids or by label; each has a result of its own.
+
+    An instance on which nothing can be begun (busy, or in the wrong state) has an error and leaves the others alone.
+    """
+    with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            return replay(call.earlier, bulk.recall(session, call.earlier.resource_id or ""))
+        results = bulk.act(session, caller, body)
+        return call.keep(answer("Bulk action", results, status=202), bulk.remember(results))
 
 
 @router.get("/{instance_uuid:uuid}", response_model=Envelope[InstanceDetail])
@@ -245,6 +283,178 @@ def restart_instance(
         "Restart process on VM instance",
         lambda session: service.restart(session, caller, instance_uuid, force=bool(body.force)),
     )
+
+
+@router.post(
+    "/{instance_uuid:uuid}/reset", status_code=202, response_model=Envelope[InstanceDetail]
+)
+def reset_instance(
+    instance_uuid: UUID,
+    request: Request,
+    caller: Caller = Depends(authenticated("write")),
+    body: EmptyForm = Depends(form_body(EmptyForm, path_check=_check_path)),
+) -> Answer:
+    """Reset instance: as by the reset button. The guest is not asked and may lose what it has not written yet."""
+    return _power(
+        request,
+        caller,
+        instance_uuid,
+        "Reset process on instance",
+        lambda session: guest.reset(session, caller, instance_uuid),
+    )
+
+
+@router.put(
+    "/{instance_uuid:uuid}/password",
+    response_model=Envelope[None],
+    responses={202: {"model": Envelope[None], "description": GOES_ON}},
+)
+def set_instance_password(
+    instance_uuid: UUID,
+    request: Request,
+    caller: Caller = Depends(authenticated("write")),
+    body: PasswordChange = Depends(form_body(PasswordChange, path_check=_check_path)),
+) -> Answer:
+    """Set password instance: that of its first account, `username`.
+
+    A running guest's agent sets it at once. When the agent does not answer, that is 409 and nothing is changed: stop
+    the instance and set the password then. A stopped guest takes it at its next boot, by cloud-init: `warnings` says
+    so.
+    """
+    ended = _quick(
+        request,
+        caller,
+        instance_uuid,
+        lambda session: guest.set_password(session, caller, instance_uuid, body),
+    )
+    with transaction() as session:
+        view = service.get_view(session, caller, instance_uuid)
+    return answer(
+        "Virtual machine password successfully updated",
+        None,
+        status=status_of(ended),
+        operation=_operation(ended),
+        warnings=[guest.NEXT_BOOT] if view.instance.seed_has_password else None,
+    )
+
+
+@router.put(
+    "/{instance_uuid:uuid}/hostname",
+    response_model=Envelope[RenamedInstance],
+    responses={202: {"model": Envelope[RenamedInstance], "description": GOES_ON}},
+)
+def rename_instance(
+    instance_uuid: UUID,
+    request: Request,
+    caller: Caller = Depends(authenticated("write")),
+    body: HostnameChange = Depends(form_body(HostnameChange, path_check=_check_path)),
+) -> Answer:
+    """Update hostname, in the guest too.
+
+    `applied` says when the guest has it: `now`, by its agent, or at its `next_boot`, when it is stopped or has no agent
+    that answers.
+    """
+    ended = _quick(
+        request,
+        caller,
+        instance_uuid,
+        lambda session: guest.rename(session, caller, instance_uuid, body.hostname),
+    )
+    with transaction() as session:
+        view = service.get_view(session, caller, instance_uuid)
+        shown = dict(show_detail(session, view))
+    applied = "next_boot" if view.instance.hostname_is_pending else "now"
+    is_known = ended.status == OperationStatus.SUCCEEDED
+    return answer(
+        "Hostname successfully updated",
+        RenamedInstance(**shown, applied=applied if is_known else None),
+        status=status_of(ended),
+        operation=_operation(ended),
+    )
+
+
+def _quick(
+    request: Request,
+    caller: Caller,
+    instance_id: UUID,
+    change: Callable[[Session], Operation],
+) -> Operation:
+    """Begins a change and waits for its end; the same for a repeat of the call. Raises: as `wait_for_success`."""
+    with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            assert call.earlier.operation_id is not None
+            operation_id = call.earlier.operation_id
+        else:
+            operation = change(session)
+            operation_id = operation.operation_id
+            call.keep(answer("", None, operation=_operation(operation)), instance_id)
+    return wait_for_success(operation_id)
+
+
+@router.put("/{instance_uuid:uuid}/labels", response_model=Envelope[InstanceDetail])
+def set_instance_labels(
+    instance_uuid: UUID,
+    request: Request,
+    caller: Caller = Depends(authenticated("write")),
+    body: LabelsChange = Depends(form_body(LabelsChange, path_check=_check_path)),
+) -> Answer:
+    """Replace the labels of an instance. `GET /instances?label=env:prod` finds instances by them."""
+    return _change(
+        request,
+        caller,
+        instance_uuid,
+        "Labels successfully updated",
+        lambda session: guest.set_labels(session, caller, instance_uuid, body.labels),
+    )
+
+
+@router.put("/{instance_uuid:uuid}/protection", response_model=Envelope[InstanceDetail])
+def set_instance_protection(
+    instance_uuid: UUID,
+    request: Request,
+    caller: Caller = Depends(authenticated("write")),
+    body: ProtectionChange = Depends(form_body(ProtectionChange, path_check=_check_path)),
+) -> Answer:
+    """Protect an instance against deletion, or no longer. Deleting a protected one is 409 `PROTECTED`."""
+    return _change(
+        request,
+        caller,
+        instance_uuid,
+        "Protection successfully updated",
+        lambda session: guest.set_protection(session, caller, instance_uuid, body.is_protected),
+    )
+
+
+def _change(
+    request: Request,
+    caller: Caller,
+    instance_id: UUID,
+    message: str,
+    change: Callable[[Session], Any],
+) -> Answer:
+    """A change of rows alone."""
+    with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            return _again(session, call.earlier)
+        change(session)
+        data = show_detail(session, service.get_view(session, caller, instance_id))
+        return call.keep(answer(message, data), instance_id)
+
+
+@router.get(
+    "/{instance_uuid:uuid}/screenshot",
+    response_class=PngResponse,
+    responses={409: {"$ref": "#/components/responses/Conflict"}},
+)
+def get_instance_screenshot(
+    instance_uuid: UUID, caller: Caller = Depends(authenticated("read"))
+) -> Response:
+    """What the screen of a running instance shows, as a PNG. Calls within two seconds share one picture."""
+    with transaction() as session:
+        capture_id = screens.request_screen(session, caller, instance_uuid)
+    return PngResponse(screens.wait_for_screen(instance_uuid, capture_id))
 
 
 def _power(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
@@ -33,6 +34,9 @@ RESERVED_USERNAMES = frozenset(
 PASSWORD_MIN, PASSWORD_MAX = 8, 64
 MEMORY_GIB_PLAUSIBLE = 1024
 SSH_KEYS_MAX = 10
+LABELS_MAX = 32
+LABEL_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
+LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
 
 STATUS_OF_OPERATION = {
     "instance.create": "provisioning",
@@ -40,6 +44,7 @@ STATUS_OF_OPERATION = {
     "instance.start": "starting",
     "instance.stop": "stopping",
     "instance.restart": "restarting",
+    "instance.reset": "restarting",
 }
 STATUSES = (
     "provisioning",
@@ -99,6 +104,36 @@ def check_password(password: str, *, username: str, hostname: str) -> list[str]:
     if password.lower() in {username.lower(), hostname.lower()}:
         problems.append("The password must differ from username and hostname.")
     return problems
+
+
+def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """The labels, if keys and values are such that a filter can name them. Raises: ValueError."""
+    if len(labels) > LABELS_MAX:
+        raise ValueError(f"There may be {LABELS_MAX} labels at most.")
+    for key, value in labels.items():
+        if not LABEL_KEY.fullmatch(key):
+            raise ValueError(
+                "A label's key has 1 to 63 ASCII letters, digits, dots, hyphens, underscores and slashes, and begins"
+                " and ends with a letter or digit."
+            )
+        if not LABEL_VALUE.fullmatch(value):
+            raise ValueError(
+                "A label's value is empty or has 1 to 63 ASCII letters, digits, dots, hyphens and underscores, and"
+                " begins and ends with a letter or digit."
+            )
+    return dict(labels)
+
+
+def parse_label_filter(text: str) -> dict[str, str | None]:
+    """`"env:prod,tier"` -> `{"env": "prod", "tier": None}`; None stands for any value. Raises: ValueError."""
+    wanted: dict[str, str | None] = {}
+    for part in text.split(","):
+        key, colon, value = part.strip().partition(":")
+        if key in wanted:
+            raise ValueError(f"The label names {key} twice.")
+        wanted[key] = value if colon else None
+    check_labels({key: value or "" for key, value in wanted.items()})
+    return wanted
 
 
 def status_of(desired: str, observed: str, operation_kind: str | None) -> str:

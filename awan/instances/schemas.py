@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from awan.instances.rules import (
     MEMORY_GIB_PLAUSIBLE,
     SSH_KEYS_MAX,
     STATUSES,
     check_hostname,
+    check_labels,
     check_username,
+    parse_label_filter,
 )
 from awan.kit.http import OperationView, Timestamp
 from awan.kit.pagination import LIMIT_DEFAULT, LIMIT_MAX, PageInfo
+
+BULK_MAX = 100
+"""Instances of one bulk action."""
 
 Hostname = Annotated[str, AfterValidator(check_hostname), Field(min_length=1, max_length=64)]
 Username = Annotated[str, AfterValidator(check_username), Field(min_length=1, max_length=30)]
@@ -37,6 +42,18 @@ def _no_backup(include_backup: bool | None) -> bool | None:
     if include_backup:
         raise ValueError("Backups are not offered in this version.")
     return include_backup
+
+
+def _check_label_filter(text: str) -> str:
+    parse_label_filter(text)
+    return text
+
+
+LabelFilter = Annotated[str, AfterValidator(_check_label_filter), Field(max_length=1024)]
+LABEL_FILTER = (
+    "Only instances with this label, `key:value`, or with this key, `key`; several, joined by commas: with all of"
+    " them."
+)
 
 
 class InstanceCreate(BaseModel):
@@ -107,6 +124,128 @@ class PowerRequest(BaseModel):
     )
 
 
+class PasswordChange(BaseModel):
+    """A new password for the instance's first account."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"password": "Correct-Horse-7", "password_confirmation": "Correct-Horse-7"}
+            ]
+        },
+    )
+
+    password: str = Field(
+        min_length=8,
+        max_length=64,
+        repr=False,
+        description="8 to 64 printable ASCII characters with lower case, upper case and a digit; no colon.",
+    )
+    password_confirmation: str = Field(
+        max_length=64, repr=False, description="The same password again."
+    )
+
+
+class HostnameChange(BaseModel):
+    """A new name."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"hostname": "web-2"}]}
+    )
+
+    hostname: Hostname = Field(description="Hostname of instance: RFC 1123, unique in the account.")
+
+
+class LabelsChange(BaseModel):
+    """All labels that the instance shall have; those that are not named here are taken away."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"labels": {"env": "prod", "team": "web"}}]}
+    )
+
+    labels: Annotated[dict[str, str], AfterValidator(check_labels)] = Field(
+        description="Up to 32 labels; in forms `labels[env]=prod`."
+    )
+
+
+class ProtectionChange(BaseModel):
+    """Whether the instance can be deleted."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"is_protected": True}]}
+    )
+
+    is_protected: bool = Field(description="A protected instance cannot be deleted.")
+
+
+class BulkAction(BaseModel):
+    """A power action on many instances, named by `uuids` or chosen by `label`."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"action": "stop", "label": "env:test", "force": False},
+                {"action": "start", "uuids": ["018f3c7e-5d3b-7c44-9a5e-0c1f2a3b4c5d"]},
+            ]
+        },
+    )
+
+    action: Literal["start", "stop", "restart", "reset"] = Field(description="What to do.")
+    uuids: list[UUID] | None = Field(
+        None, max_length=BULK_MAX, description="Uuids of the instances, or `label`."
+    )
+    label: LabelFilter | None = Field(None, description=LABEL_FILTER, examples=["env:prod"])
+    force: bool | None = Field(
+        None,
+        description="With stop and restart: cut the power at once instead of asking the guest.",
+    )
+
+    @model_validator(mode="after")
+    def _chooses_once(self) -> Self:
+        if (self.uuids is None) == (self.label is None):
+            raise ValueError("Name the instances by either uuids or label.")
+        return self
+
+
+class BulkError(BaseModel):
+    """Why nothing was begun on an instance."""
+
+    type: str
+    message: str
+
+
+class BulkResult(BaseModel):
+    """What became of one instance: an operation that was begun, or an error."""
+
+    uuid: UUID
+    operation: OperationView | None
+    error: BulkError | None
+
+
+class NoteCreate(BaseModel):
+    """A note."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"text": "Owner asked for a quiet night; ticket 4711."}]},
+    )
+
+    text: str = Field(
+        min_length=1, max_length=4000, description="What other operators should know."
+    )
+
+
+class NoteView(BaseModel):
+    """A note about an instance."""
+
+    id: int
+    text: str
+    actor: str = Field(examples=["key:0123456789abcdef"])
+    created_at: Timestamp
+
+
 class ListQuery(BaseModel):
     """Filters of the list."""
 
@@ -123,6 +262,7 @@ class ListQuery(BaseModel):
     statuses: str | None = Field(
         None, max_length=255, description="Comma list of statuses: " + ", ".join(STATUSES) + "."
     )
+    label: LabelFilter | None = Field(None, description=LABEL_FILTER, examples=["env:prod"])
 
 
 class OptionsQuery(BaseModel):
@@ -239,8 +379,15 @@ class InstanceDetail(InstanceRow):
     public_network: PublicNetworkDetail | None
     ssh_keys: list[InstalledKey]
     labels: dict[str, str]
+    is_protected: bool = Field(description="Whether its deletion is refused.")
     ready_at: Timestamp | None
     updated_at: Timestamp
+
+
+class RenamedInstance(InstanceDetail):
+    """An instance, and when its guest has the new name; null while that is not known yet."""
+
+    applied: Literal["now", "next_boot"] | None
 
 
 class InstanceOption(BaseModel):

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import RowMapping, and_, case, exists, func, literal, select
+from sqlalchemy import (
+    ColumnElement,
+    RowMapping,
+    and_,
+    case,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    true,
+)
 from sqlalchemy.orm import Session
 
 from awan.accounts import Caller
 from awan.catalogue import check_location
 from awan.catalogue.models import Location, Template, Tier
 from awan.credentials import SshKey
-from awan.errors import Conflict
+from awan.errors import Conflict, Protected
 from awan.events import record
 from awan.instances.models import DesiredState, Instance, InstanceSshKey, ObservedState
 from awan.instances.rules import STATUS_OF_OPERATION
@@ -67,15 +78,18 @@ def list_instances(
     search: str | None,
     sort: str,
     statuses: Sequence[str] | None,
+    labels: Mapping[str, str | None] | None = None,
 ) -> tuple[list[InstanceView], int]:
     """A page of the account's instances, and the number of all that match, in one query.
 
-    `search` is a case-blind part of the hostname; `statuses` are values of `rules.STATUSES`.
+    `search` is a case-blind part of the hostname; `statuses` are values of `rules.STATUSES`; of `labels` all must be
+    there, with any value where None.
     """
     query = _views().where(
         Resource.account_id == account_id,
         Resource.kind == ResourceKind.INSTANCE,
         Resource.deleted_at.is_(None),
+        *with_labels(labels or {}),
     )
     if search is not None:
         query = query.where(Resource.name.icontains(search, autoescape=True))
@@ -90,6 +104,30 @@ def list_instances(
     if page.page == 1:
         return [], 0
     return [], session.scalar(select(func.count()).select_from(query.subquery())) or 0
+
+
+def with_labels(labels: Mapping[str, str | None]) -> list[ColumnElement[bool]]:
+    """Conditions on `Resource`: it has all these labels, with any value where None."""
+    exact = {key: value for key, value in labels.items() if value is not None}
+    named = [Resource.labels.has_key(key) for key, value in labels.items() if value is None]
+    return [Resource.labels.contains(exact), *named] if exact else named
+
+
+def is_hostname_taken(
+    session: Session, account_id: UUID, hostname: str, *, by_other_than: UUID | None = None
+) -> bool:
+    """Whether a live instance of the account has the name, is getting it, or may get it back when a change fails."""
+    query = select(
+        exists(Instance.instance_id).where(
+            Resource.resource_id == Instance.instance_id,
+            Resource.account_id == account_id,
+            Resource.kind == ResourceKind.INSTANCE,
+            Resource.deleted_at.is_(None),
+            Resource.resource_id != by_other_than if by_other_than is not None else true(),
+            or_(Resource.name == hostname, Instance.hostname == hostname),
+        )
+    )
+    return bool(session.scalar(query))
 
 
 def _status_column() -> Any:
@@ -178,11 +216,11 @@ def without_public_network(
 
 def start(session: Session, caller: Caller, instance_id: UUID) -> Operation:
     """Powers a stopped instance on. Raises: NotFound, Conflict (busy, running already, not usable)."""
-    resource, instance = _lock_idle(session, caller, instance_id)
+    resource, instance = lock_idle(session, caller, instance_id)
     if instance.observed_state == ObservedState.RUNNING:
         raise Conflict("The instance is already running.")
-    _require(instance, ObservedState.STOPPED, "started")
-    return _begin(session, caller, START, resource, instance, DesiredState.RUNNING)
+    require_state(instance, ObservedState.STOPPED, "started")
+    return begin_change(session, caller, START, resource, instance, DesiredState.RUNNING)
 
 
 def stop(session: Session, caller: Caller, instance_id: UUID, *, force: bool) -> Operation:
@@ -190,59 +228,68 @@ def stop(session: Session, caller: Caller, instance_id: UUID, *, force: bool) ->
 
     Raises: NotFound, Conflict (busy, stopped already, not usable).
     """
-    resource, instance = _lock_idle(session, caller, instance_id)
+    resource, instance = lock_idle(session, caller, instance_id)
     if instance.observed_state == ObservedState.STOPPED:
         raise Conflict("The instance is already stopped.")
-    _require(instance, ObservedState.RUNNING, "stopped")
-    return _begin(session, caller, STOP, resource, instance, DesiredState.STOPPED, force=force)
+    require_state(instance, ObservedState.RUNNING, "stopped")
+    return begin_change(
+        session, caller, STOP, resource, instance, DesiredState.STOPPED, force=force
+    )
 
 
 def restart(session: Session, caller: Caller, instance_id: UUID, *, force: bool) -> Operation:
     """Stops and starts a running instance. Raises: NotFound, Conflict (busy, not running)."""
-    resource, instance = _lock_idle(session, caller, instance_id)
-    _require(instance, ObservedState.RUNNING, "restarted")
-    return _begin(session, caller, RESTART, resource, instance, DesiredState.RUNNING, force=force)
+    resource, instance = lock_idle(session, caller, instance_id)
+    require_state(instance, ObservedState.RUNNING, "restarted")
+    return begin_change(
+        session, caller, RESTART, resource, instance, DesiredState.RUNNING, force=force
+    )
 
 
 def delete(session: Session, caller: Caller, instance_id: UUID, *, remove_ip: bool) -> Operation:
     """Ends an instance, from every state; an operation that runs on it is asked to stop first.
 
     Charging ends now. With `remove_ip` its addresses go back too, else they stay the account's, unattached.
-    Raises: NotFound, Conflict (protected, or its deletion runs already).
+    Raises: NotFound, Protected, Conflict (its deletion runs already).
     """
-    resource, instance = _lock(session, caller, instance_id)
+    resource, instance = lock_instance(session, caller, instance_id)
     if resource.is_protected:
-        raise Conflict("The instance is protected against deletion.")
+        raise Protected(
+            "The instance is protected against deletion. Take the protection away first."
+        )
     if resource.active_operation_id is not None:
         running = session.get_one(Operation, resource.active_operation_id)
         if running.kind == DELETE.kind:
             raise Conflict("The instance is being deleted already.")
         request_cancel(session, running.operation_id)
     instance.releases_ips = remove_ip
-    operation = _begin(
+    operation = begin_change(
         session, caller, DELETE, resource, instance, DesiredState.DELETED, queue_behind=True
     )
     close_spans(session, instance_id, at=now(), operation_id=operation.operation_id)
     return operation
 
 
-def _lock(session: Session, caller: Caller, instance_id: UUID) -> tuple[Resource, Instance]:
+def lock_instance(session: Session, caller: Caller, instance_id: UUID) -> tuple[Resource, Instance]:
+    """An instance with its ownership row, both locked. Raises: NotFound."""
     resource = lock_owned(session, caller, ResourceKind.INSTANCE, instance_id)
     return resource, session.get_one(Instance, instance_id, with_for_update=True)
 
 
-def _lock_idle(session: Session, caller: Caller, instance_id: UUID) -> tuple[Resource, Instance]:
-    resource, instance = _lock(session, caller, instance_id)
+def lock_idle(session: Session, caller: Caller, instance_id: UUID) -> tuple[Resource, Instance]:
+    """An instance on which nothing is running, locked. Raises: NotFound, Conflict."""
+    resource, instance = lock_instance(session, caller, instance_id)
     refuse_if_busy(session, resource)
     return resource, instance
 
 
-def _require(instance: Instance, state: ObservedState, verb: str) -> None:
+def require_state(instance: Instance, state: ObservedState, verb: str) -> None:
+    """Raises: Conflict, saying what cannot be done, unless the instance was seen in this state."""
     if instance.desired_state == DesiredState.DELETED or instance.observed_state != state:
         raise Conflict(f"Only a {state} instance can be {verb}.")
 
 
-def _begin(
+def begin_change(
     session: Session,
     caller: Caller,
     plan: Plan,
@@ -253,6 +300,7 @@ def _begin(
     force: bool = False,
     queue_behind: bool = False,
 ) -> Operation:
+    """Begins an operation on a locked instance: what is wanted from now on, and the event. Raises: Conflict (busy)."""
     operation = begin(
         session,
         caller=caller,

@@ -36,7 +36,13 @@ from awan.engines.hypervisor import (
     StopOutcome,
 )
 from awan.engines.registry import LocationEngines
-from awan.engines.seed import SeedNic, SeedSpec, render_scrubbed_seed, render_seed
+from awan.engines.seed import (
+    SeedNic,
+    SeedSpec,
+    render_password_seed,
+    render_scrubbed_seed,
+    render_seed,
+)
 from awan.engines.volumes import ImageSource, VolumeHandle
 from awan.errors import EngineError, EngineRejected, EngineUnavailable, OperationCancelled
 from awan.events import record
@@ -152,7 +158,7 @@ def undo_make_root_volume(target: Target) -> None:
 def write_seed(target: Target) -> None:
     """The seed with login, keys and user data lies on the node."""
     it = read_situation(target.subject_id)
-    _seed_handle(it)
+    seed_handle(it)
 
 
 def undo_write_seed(target: Target) -> None:
@@ -283,13 +289,21 @@ def _root_handle(it: Situation) -> VolumeHandle:
     )
 
 
-def _seed_handle(it: Situation) -> VolumeHandle:
-    spec, generation = _seed_spec(it), it.instance.seed_generation
-    iso = (render_seed if generation == SECRET_GENERATION else render_scrubbed_seed)(spec)
+def seed_handle(it: Situation) -> VolumeHandle:
+    spec, generation = seed_spec(it), it.instance.seed_generation
+    if generation == SECRET_GENERATION:
+        iso = render_seed(spec)
+    else:
+        iso = render_later_seed(spec, with_password=it.instance.seed_has_password)
     return it.engines.volumes.ensure_seed(it.node, it.instance.instance_id, generation, iso)
 
 
-def _seed_spec(it: Situation) -> SeedSpec:
+def render_later_seed(spec: SeedSpec, *, with_password: bool) -> bytes:
+    """The seed of a guest that has been through its first boot."""
+    return render_password_seed(spec) if with_password else render_scrubbed_seed(spec)
+
+
+def seed_spec(it: Situation) -> SeedSpec:
     """What the guest is told; the secrets only as long as they are stored."""
     instance = it.instance
     with transaction() as session:
@@ -324,7 +338,7 @@ def _seed_spec(it: Situation) -> SeedSpec:
 
 def _domain_spec(it: Situation, threads: NodeThreads) -> DomainSpec:
     instance = it.instance
-    root, seed = _root_handle(it), _seed_handle(it)
+    root, seed = _root_handle(it), seed_handle(it)
     return DomainSpec(
         instance_id=instance.instance_id,
         operation_id=instance.create_operation_id,
@@ -470,15 +484,21 @@ def _give_back(
 
 
 def _forget_secrets(session: Session, instance: Instance) -> None:
-    for secret_id in (instance.password_secret_id, instance.user_data_secret_id):
+    for secret_id in (
+        instance.password_secret_id,
+        instance.user_data_secret_id,
+        instance.new_password_secret_id,
+    ):
         if secret_id is not None:
             delete_secret(session, secret_id)
     instance.password_secret_id = instance.user_data_secret_id = None
+    instance.new_password_secret_id = None
 
 
 def mark_running(session: Session, target: Target) -> None:
-    """The domain runs again."""
+    """The domain runs again: its guest boots with what its seed says."""
     _mark(session, target, ObservedState.RUNNING)
+    session.get_one(Instance, target.subject_id).hostname_is_pending = False
 
 
 def mark_stopped(session: Session, target: Target) -> None:
@@ -722,8 +742,11 @@ def scrub_seed(instance_id: str) -> None:
     """
     it = read_situation(UUID(instance_id))
     volumes, subject = it.engines.volumes, it.instance.instance_id
+    if it.instance.seed_generation > SCRUBBED_GENERATION:
+        # Run again after the guest's owner has changed something: that seed holds no secret of the first boot.
+        return
     if it.instance.desired_state != DesiredState.DELETED:
-        iso = render_scrubbed_seed(_seed_spec(it))
+        iso = render_scrubbed_seed(seed_spec(it))
         seed = volumes.ensure_seed(it.node, subject, SCRUBBED_GENERATION, iso)
         try:
             it.engines.hypervisor.ensure_media(it.node, subject, SEED_TARGET, seed.path)

@@ -175,11 +175,15 @@ def recover(executor_ids: Sequence[str]) -> int:
     return len(DBOS._recover_pending_workflows(list(executor_ids)))
 
 
-def forget_finished(before: datetime, limit: int) -> int:
-    """Deletes inputs, checkpoints and results of workflows that ended before then, at most `limit`; their number."""
+def forget_finished(before: datetime, limit: int, *, name: str | None = None) -> int:
+    """Deletes inputs, checkpoints and results of workflows that ended before then, at most `limit`; their number.
+
+    Only of the workflow `name`, if given.
+    """
     finished = client().list_workflows(
         status=["SUCCESS", "ERROR", "CANCELLED"],
         completed_before=before.isoformat(),
+        name=name,
         limit=limit,
         load_input=False,
         load_output=False,

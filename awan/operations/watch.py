@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 from uuid import UUID
 
 import psycopg
@@ -26,14 +27,16 @@ CHANNEL = "awan_operation"
 RECHECK_S = 1.0
 RECONNECT_S = 1.0
 
+T = TypeVar("T")
+
 log = structlog.get_logger(__name__)
 
 
-def notify(session: Session, operation_id: UUID) -> None:
-    """Wakes who waits for this operation, when the transaction commits."""
+def notify(session: Session, key: UUID) -> None:
+    """Wakes who waits for this operation, or for anything else under its id, when the transaction commits."""
     session.execute(
         text("SELECT pg_notify(:channel, :payload)"),
-        {"channel": CHANNEL, "payload": str(operation_id)},
+        {"channel": CHANNEL, "payload": str(key)},
     )
 
 
@@ -43,14 +46,28 @@ def wait_for_end(operation_id: UUID, timeout_s: float) -> Operation:
     An outage of the database is waited out: the change has been accepted, and it goes on.
     Raises: LookupError when there is no such operation; Unavailable when the database is away at the end.
     """
+
+    def ended() -> Operation | None:
+        operation = _read(operation_id)
+        return operation if OperationStatus(operation.status) in FINAL else None
+
+    return wait_until(operation_id, ended, timeout_s) or _read(operation_id)
+
+
+def wait_until(key: UUID, look: Callable[[], T | None], timeout_s: float) -> T | None:
+    """What `look` gives once it gives something, or None after `timeout_s`; looked at after each `notify` of the key.
+
+    Blocks; call it outside transactions, and let `look` open its own.
+    Raises: what `look` raises; Unavailable only when the database is away at the end.
+    """
     deadline = time.monotonic() + timeout_s
-    with _listener.woken_by(operation_id) as woken:
+    with _listener.woken_by(key) as woken:
         while True:
             woken.clear()
             try:
-                operation = _read(operation_id)
-                if OperationStatus(operation.status) in FINAL or time.monotonic() >= deadline:
-                    return operation
+                found = look()
+                if found is not None or time.monotonic() >= deadline:
+                    return found
             except Unavailable:
                 if time.monotonic() >= deadline:
                     raise
@@ -88,9 +105,9 @@ class _Listener:
         self._thread: threading.Thread | None = None
 
     @contextlib.contextmanager
-    def woken_by(self, operation_id: UUID) -> Iterator[threading.Event]:
-        """An event that is set at each notification of this operation."""
-        key, event = str(operation_id), threading.Event()
+    def woken_by(self, wanted: UUID) -> Iterator[threading.Event]:
+        """An event that is set at each notification of this key."""
+        key, event = str(wanted), threading.Event()
         with self._lock:
             self._waiting.setdefault(key, []).append(event)
             if self._thread is None:

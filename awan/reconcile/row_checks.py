@@ -436,6 +436,8 @@ OPERATIONS = (
                 WHERE password_secret_id = secret_id AND deleted_at IS NULL)
             AND NOT EXISTS (SELECT FROM instance
                 WHERE user_data_secret_id = secret_id AND deleted_at IS NULL)
+            AND NOT EXISTS (SELECT FROM instance
+                WHERE new_password_secret_id = secret_id AND deleted_at IS NULL)
         """,
         "A secret ({purpose}, {subject}) is still stored, though no instance needs it.",
     ),

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from awan.api import PREFIX, create_app
+from tests.support.guests import wait_until_booted
 from tests.support.in_process_worker import InProcessWorker
 from tests.support.simulated_cloud import SimulatedCloud
 from tests.support.ssh_keys import ED25519_KEYS
@@ -35,7 +36,7 @@ def walk(cloud: SimulatedCloud, worker: InProcessWorker) -> Walk:
         )
         assert answer.status_code == status, f"{no}: {answer.text}"
         assert answer.json()["message"] == operation["message"], no
-        kind = {"list": list, "object": dict}[operation["data"]]
+        kind = {"list": list, "object": dict, "null": type(None)}[operation["data"]]
         assert type(answer.json()["data"]) is kind, no
         walked.add(no)
         if "operation" in answer.json():
@@ -73,6 +74,10 @@ def test_every_operation_answers_as_the_contract_says(cloud: SimulatedCloud, wal
     )
     assert [row["id"] for row in walk(48, 200, instance_uuid=uuid).json()["data"]] == [key["id"]]
     assert walk(13, 200, query=where).json()["data"] == []
+    wait_until_booted(uuid)
+    password = {"password": "Brave-Donkey-8", "password_confirmation": "Brave-Donkey-8"}
+    walk(19, 200, password, instance_uuid=uuid)
+    walk(22, 200, {"hostname": "web-2"}, instance_uuid=uuid)
     walk(11, 202, instance_uuid=uuid)
     walk(10, 202, instance_uuid=uuid)
     walk(12, 202, instance_uuid=uuid)

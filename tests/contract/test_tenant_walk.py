@@ -34,6 +34,7 @@ SHARED_IN_PATH = {"tier_id"}
 OWNED_IN_FIELDS = {
     "ssh_keys": ("ssh_key", UNKNOWN_ID),
     "public_network": ("address", UNKNOWN_UUID),
+    "uuids": ("instance", UNKNOWN_UUID),
 }
 # Filters and positions: a foreign one finds what an unknown one finds.
 FILTERS = {
@@ -47,6 +48,7 @@ LOOKS_LIKE_AN_ID = re.compile(
     r"(^|_)(id|ids|uuid|uuids|key|keys|network|networks|resource|before)$"
 )
 NO_IDS = {"key"}  # the text of an SSH key
+LISTS = {"ssh_keys", "uuids"}
 
 Route = tuple[str, str, dict[str, Any]]
 
@@ -110,7 +112,7 @@ def path_names(path: str) -> list[str]:
 def filled(path: str) -> str:
     """The path with ids that nobody has."""
     values = {"ssh_id": "1", "tier_id": "1", "key_id": UNKNOWN_KEY, "kind": "fabric"}
-    values |= dict.fromkeys(("location_id", "size_id", "template_id", "pool_id"), "1")
+    values |= dict.fromkeys(("location_id", "size_id", "template_id", "pool_id", "note_id"), "1")
     return re.sub(r"{(\w+)}", lambda match: values.get(match[1], UNKNOWN_UUID), path)
 
 
@@ -209,11 +211,7 @@ def test_a_foreign_id_in_a_field_is_as_unknown_as_any(
                     for value in values
                 ]
             else:
-                assert path == "/instances", f"{method} {path}: how is {name} given?"
-                bodies = [
-                    tenants.cloud.order(hostname="x", **{name: [v] if name == "ssh_keys" else v})
-                    for v in values
-                ]
+                bodies = [body_with(tenants, path, name, value) for value in values]
                 answers = [
                     tenants.intruder.http.request(method, path, json=body) for body in bodies
                 ]
@@ -228,6 +226,15 @@ def test_a_foreign_id_in_a_field_is_as_unknown_as_any(
             walked.add(name)
     assert walked == {*OWNED_IN_FIELDS, *FILTERS}
     assert changed(before) == {}
+
+
+def body_with(tenants: Tenants, path: str, name: str, value: str) -> dict[str, Any]:
+    """A body that is right but for the id in one of its fields."""
+    given = [value] if name in LISTS else value
+    if path == "/instances/actions":
+        return {"action": "stop", name: given}
+    assert path == "/instances", f"{path}: how is {name} given?"
+    return tenants.cloud.order(hostname="x", **{name: given})
 
 
 def is_an_id(name: str, schema: dict[str, Any]) -> bool:

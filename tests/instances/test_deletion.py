@@ -156,7 +156,7 @@ def test_a_protected_instance_stays(cloud: SimulatedCloud) -> None:
     with transaction() as session:
         session.execute(update(Resource).values(is_protected=True))
     refused = delete(cloud, uuid)
-    assert (refused.status_code, refused.json()["type"]) == (409, "INVALID_OPERATION")
+    assert (refused.status_code, refused.json()["type"]) == (409, "PROTECTED")
     assert "protected" in refused.json()["message"]
 
 

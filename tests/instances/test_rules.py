@@ -143,3 +143,28 @@ def test_moves_of_operations_end() -> None:
         *FINAL - {OperationStatus.SUCCEEDED},
         OperationStatus.SUCCEEDED,
     }
+
+
+WORD = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,20}[A-Za-z0-9])?"
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(WORD, fullmatch=True),
+        st.one_of(st.none(), st.just(""), st.from_regex(WORD, fullmatch=True)),
+        min_size=1,
+        max_size=rules.LABELS_MAX,
+    )
+)
+def test_a_filter_can_name_every_label(wanted: dict[str, str | None]) -> None:
+    text = ", ".join(key if value is None else f"{key}:{value}" for key, value in wanted.items())
+    assert rules.parse_label_filter(text) == wanted
+
+
+@given(st.text(max_size=40))
+def test_a_filter_is_understood_or_refused(text: str) -> None:
+    try:
+        wanted = rules.parse_label_filter(text)
+    except ValueError:
+        return
+    assert rules.check_labels({key: value or "" for key, value in wanted.items()})

@@ -21,7 +21,8 @@ from tests.support.ssh_keys import ED25519_KEYS
 PASSWORD = "Marker-Password-7f3a91"
 USER_DATA_MARKER = "marker-user-data-51c8"
 PRIVATE_MARKER = "MarkerPrivateKeyBase64Ab12"
-MARKERS = (PASSWORD, USER_DATA_MARKER, PRIVATE_MARKER)
+SECOND_PASSWORD = "Second-Marker-5b20e7"
+MARKERS = (PASSWORD, SECOND_PASSWORD, USER_DATA_MARKER, PRIVATE_MARKER)
 HASH_PREFIX = "$6$"
 USER_DATA = f"#!/bin/sh\necho {USER_DATA_MARKER}"
 PRIVATE_KEY = (
@@ -83,6 +84,26 @@ def wait(http: httpx.Client, operation: str) -> dict[str, Any]:
         time.sleep(0.1)
 
 
+def change_password(http: httpx.Client, uuid: str) -> None:
+    """Sets another password: refused, by the agent, and by the seed of a stopped guest."""
+    path, new = f"/instances/{uuid}/password", SECOND_PASSWORD
+    body = {"password": new, "password_confirmation": new}
+    refused = http.put(path, json={**body, "password_confirmation": f"{new}x"})
+    assert refused.status_code == 422
+    assert http.put(path, json={**body, "pass": new}).status_code == 422
+    deadline = time.monotonic() + 30
+    while http.get(f"/instances/{uuid}").json()["data"]["ready_at"] is None:
+        assert time.monotonic() < deadline, "the guest is not ready"
+        time.sleep(0.2)
+    headers = {"Idempotency-Key": "marked-password"}
+    for _ in range(2):
+        answer = http.put(path, json=body, headers=headers)
+        assert answer.status_code == 200, answer.text
+    stopped = http.post(f"/instances/{uuid}/stop")
+    assert wait(http, stopped.json()["operation"]["uuid"])["status"] == "succeeded"
+    assert http.put(path, json=body).status_code == 200
+
+
 @pytest.mark.timeout(240)
 def test_planted_secrets_are_found_nowhere(
     cloud: SimulatedCloud, settings: Settings, tmp_path: Path
@@ -116,6 +137,7 @@ def test_planted_secrets_are_found_nowhere(
         assert wait(http, created.json()["operation"]["uuid"])["status"] == "succeeded"
         assert http.post("/instances", json=order, headers=headers).status_code == 202
         uuid = created.json()["data"]["uuid"]
+        change_password(http, uuid)
         # A failure in the worker, with the seed in its hands.
         database.execute("ALTER TABLE sim.domain RENAME TO domain_away")
         failed = http.post("/instances", json={**order, "hostname": "unlucky"})

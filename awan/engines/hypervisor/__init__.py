@@ -197,6 +197,14 @@ class GuestSign(StrEnum):
     TRAFFIC = "traffic"
 
 
+class AgentAnswer(StrEnum):
+    """What became of a wish to the guest's agent: `SILENT`, nobody answers; `REFUSED`, the guest could not do it."""
+
+    DONE = "done"
+    SILENT = "silent"
+    REFUSED = "refused"
+
+
 @dataclass(frozen=True)
 class Subscription:
     """A registered listener; `cancel()` ends it."""
@@ -264,6 +272,34 @@ class Hypervisor(Protocol):
 
     def guest_sign(self, node: NodeEndpoint, instance_id: UUID) -> GuestSign:
         """AGENT when the guest agent answers within 2 s; else TRAFFIC when the guest has sent packets; else NONE."""
+        ...
+
+    def set_password(
+        self, node: NodeEndpoint, instance_id: UUID, username: str, password_hash: str
+    ) -> AgentAnswer:
+        """Asks the guest's agent to give the account this password, a crypt(3) hash as /etc/shadow holds it.
+
+        SILENT also for a domain that is off or absent. Blocks 15 s at most.
+        """
+        ...
+
+    def set_hostname(self, node: NodeEndpoint, instance_id: UUID, hostname: str) -> AgentAnswer:
+        """Asks the guest's agent to give the running system this name, and to keep it over reboots.
+
+        `hostname` is one label or a full name; its first label becomes the name of the host, the whole its FQDN.
+        SILENT also for a domain that is off or absent. Blocks 30 s at most.
+        """
+        ...
+
+    def reset(self, node: NodeEndpoint, instance_id: UUID) -> None:
+        """The reset button: the guest starts anew at once, in the same QEMU, without being asked.
+
+        Each call is another reset. Raises EngineRejected when the domain is absent or does not run.
+        """
+        ...
+
+    def screenshot(self, node: NodeEndpoint, instance_id: UUID) -> bytes:
+        """What the guest's screen shows, as a PNG. Raises EngineRejected when the domain is absent or off."""
         ...
 
     def ensure_media(

@@ -9,6 +9,7 @@ then on. What guests do by themselves, and what happens to nodes, is said by `cr
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from psycopg.types.json import Jsonb
 
 from awan.engines.hypervisor import (
     GIVE_UP_INTERVAL_S,
+    AgentAnswer,
     DiskCounters,
     DomainCounters,
     DomainEvent,
@@ -37,6 +39,7 @@ from awan.engines.hypervisor import (
     never,
 )
 from awan.engines.hypervisor.domain_xml import check_spec, domain_name, printable_title
+from awan.engines.hypervisor.pixmap import encode_png
 from awan.engines.sim import SimStore
 from awan.errors import EngineRejected, EngineUnavailable
 from awan.kit.clock import now
@@ -57,6 +60,20 @@ DOMAIN_DDL: LiteralString = """
         hears_power     boolean NOT NULL DEFAULT true,
         PRIMARY KEY (location, node_id, uuid)
     )"""
+# What is set inside a guest, which outlives its domain's power. A password is known by the digest of its hash.
+GUEST_DDL: LiteralString = """
+    CREATE TABLE IF NOT EXISTS sim.guest (
+        location        text NOT NULL,
+        node_id         uuid NOT NULL,
+        uuid            uuid NOT NULL,
+        username        text,
+        password_digest text,
+        hostname        text,
+        resets          integer NOT NULL DEFAULT 0,
+        is_obedient     boolean NOT NULL DEFAULT true,
+        PRIMARY KEY (location, node_id, uuid)
+    )"""
+SCREEN_WIDTH, SCREEN_HEIGHT = 64, 48
 NODE_DDL: LiteralString = """
     CREATE TABLE IF NOT EXISTS sim.hypervisor_node (
         location        text NOT NULL,
@@ -121,6 +138,7 @@ class FakeHypervisor:
         self._memory_mib = memory_mib
         self._disk_gib = disk_gib
         store.ensure_table(DOMAIN_DDL)
+        store.ensure_table(GUEST_DDL)
         store.ensure_table(NODE_DDL)
         store.ensure_table(CLOCK_DDL)
         store.ensure_table(COUNTERS_DDL)
@@ -197,6 +215,10 @@ class FakeHypervisor:
                 " RETURNING power",
                 self._key(node, instance_id),
             )
+            self._store.execute(
+                "DELETE FROM sim.guest WHERE location = %s AND node_id = %s AND uuid = %s",
+                self._key(node, instance_id),
+            )
         if row is not None and row["power"] in (Power.RUNNING, Power.PAUSED):
             self._announce(node, instance_id, Power.STOPPED, "destroyed")
 
@@ -228,12 +250,55 @@ class FakeHypervisor:
 
     def guest_sign(self, node: NodeEndpoint, instance_id: UUID) -> GuestSign:
         with self._call(node, "guest_sign", instance_id):
-            row = self._store.find_one(
-                "SELECT sign FROM sim.domain WHERE location = %s AND node_id = %s AND uuid = %s"
-                " AND power = 'running' AND clock_timestamp() >= started_at + %s * interval '1 s'",
-                [*self._key(node, instance_id), self._boot_s],
+            return self._sign(node, instance_id)
+
+    def set_password(
+        self, node: NodeEndpoint, instance_id: UUID, username: str, password_hash: str
+    ) -> AgentAnswer:
+        with self._call(node, "set_password", instance_id):
+            answer = self._agent_answer(node, instance_id)
+            if answer == AgentAnswer.DONE:
+                digest = hashlib.sha256(password_hash.encode()).hexdigest()
+                self._store.execute(
+                    "INSERT INTO sim.guest (location, node_id, uuid, username, password_digest)"
+                    " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (location, node_id, uuid) DO UPDATE"
+                    " SET username = excluded.username, password_digest = excluded.password_digest",
+                    [*self._key(node, instance_id), username, digest],
+                )
+            return answer
+
+    def set_hostname(self, node: NodeEndpoint, instance_id: UUID, hostname: str) -> AgentAnswer:
+        with self._call(node, "set_hostname", instance_id):
+            answer = self._agent_answer(node, instance_id)
+            if answer == AgentAnswer.DONE:
+                self._store.execute(
+                    "INSERT INTO sim.guest (location, node_id, uuid, hostname)"
+                    " VALUES (%s, %s, %s, %s) ON CONFLICT (location, node_id, uuid) DO UPDATE"
+                    " SET hostname = excluded.hostname",
+                    [*self._key(node, instance_id), hostname],
+                )
+            return answer
+
+    def reset(self, node: NodeEndpoint, instance_id: UUID) -> None:
+        with self._call(node, "reset", instance_id):
+            self._require_running(node, instance_id, "reset")
+            self._store.execute(
+                "UPDATE sim.domain SET started_at = clock_timestamp()"
+                " WHERE location = %s AND node_id = %s AND uuid = %s",
+                self._key(node, instance_id),
             )
-            return GuestSign(row["sign"]) if row is not None else GuestSign.NONE
+            self._store.execute(
+                "INSERT INTO sim.guest (location, node_id, uuid, resets) VALUES (%s, %s, %s, 1)"
+                " ON CONFLICT (location, node_id, uuid) DO UPDATE SET resets = guest.resets + 1",
+                self._key(node, instance_id),
+            )
+
+    def screenshot(self, node: NodeEndpoint, instance_id: UUID) -> bytes:
+        with self._call(node, "screenshot", instance_id):
+            self._require_running(node, instance_id, "take a screenshot")
+            # A screen in one colour, another for each domain.
+            pixels = instance_id.bytes[:3] * (SCREEN_WIDTH * SCREEN_HEIGHT)
+            return encode_png(SCREEN_WIDTH, SCREEN_HEIGHT, pixels)
 
     def ensure_media(
         self, node: NodeEndpoint, instance_id: UUID, target: int, path: str | None
@@ -325,6 +390,15 @@ class FakeHypervisor:
             [self._location, node.node_id, stands_at],
         )
 
+    def set_guest_obedient(self, node: NodeEndpoint, instance_id: UUID, is_obedient: bool) -> None:
+        """A guest that is not obedient has an agent that answers and cannot do what it is asked."""
+        self._store.execute(
+            "INSERT INTO sim.guest (location, node_id, uuid, is_obedient) VALUES (%s, %s, %s, %s)"
+            " ON CONFLICT (location, node_id, uuid) DO UPDATE"
+            " SET is_obedient = excluded.is_obedient",
+            [*self._key(node, instance_id), is_obedient],
+        )
+
     def set_node_available(self, node: NodeEndpoint, is_available: bool) -> None:
         """A node that is not available answers no call; its domains stay as they are."""
         self._store.execute(
@@ -363,6 +437,29 @@ class FakeHypervisor:
                 ENGINE, f"{what} on {node.name}", f"no domain with uuid {instance_id}"
             )
         return row
+
+    def _require_running(self, node: NodeEndpoint, instance_id: UUID, what: str) -> None:
+        if self._require(node, instance_id, what)["power"] != Power.RUNNING:
+            words = f"the domain {instance_id} does not run"
+            raise EngineRejected(ENGINE, f"{what} on {node.name}", words)
+
+    def _sign(self, node: NodeEndpoint, instance_id: UUID) -> GuestSign:
+        row = self._store.find_one(
+            "SELECT sign FROM sim.domain WHERE location = %s AND node_id = %s AND uuid = %s"
+            " AND power = 'running' AND clock_timestamp() >= started_at + %s * interval '1 s'",
+            [*self._key(node, instance_id), self._boot_s],
+        )
+        return GuestSign(row["sign"]) if row is not None else GuestSign.NONE
+
+    def _agent_answer(self, node: NodeEndpoint, instance_id: UUID) -> AgentAnswer:
+        if self._sign(node, instance_id) != GuestSign.AGENT:
+            return AgentAnswer.SILENT
+        row = self._store.find_one(
+            "SELECT is_obedient FROM sim.guest WHERE location = %s AND node_id = %s AND uuid = %s",
+            self._key(node, instance_id),
+        )
+        is_obedient = row is None or row["is_obedient"]
+        return AgentAnswer.DONE if is_obedient else AgentAnswer.REFUSED
 
     def _require_files(self, node: NodeEndpoint, paths: list[str], what: str) -> None:
         """A real QEMU does not start without its files: neither does ours, if volumes are simulated."""

@@ -15,6 +15,8 @@ own: the one must not wait behind a change that hangs, the other must not hold o
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 import secrets
 import threading
@@ -35,6 +37,7 @@ from awan.engines.hypervisor import (
     COUNTERS_TIMEOUT_S,
     GIVE_UP_INTERVAL_S,
     NODE_CALL_TIMEOUT_S,
+    AgentAnswer,
     DiskCounters,
     DomainCounters,
     DomainEvent,
@@ -51,6 +54,7 @@ from awan.engines.hypervisor import (
     never,
 )
 from awan.engines.hypervisor.domain_xml import HostTraits
+from awan.engines.hypervisor.pixmap import PNG_SIGNATURE, png_of_pixmap
 from awan.engines.libvirt_nodes import (
     ENGINE,
     Connection,
@@ -74,6 +78,13 @@ AGENT_TIMEOUT_S = 2
 QEMU_READS_MAX = 2
 """Reads of counters that may hang in QEMUs of one node at once. Each holds a thread of libvirtd, and
 one of the five requests that it serves a connection at once."""
+AGENT_COMMAND_TIMEOUT_S = 8
+GUEST_EXEC_TIMEOUT_S = 15.0
+GUEST_EXEC_POLL_S = 0.1
+SCREENSHOT_TIMEOUT_S = 10.0
+# What a stream's message may carry with every libvirt since streams exist.
+STREAM_CHUNK_BYTES = 262120
+SCREENSHOT_MAX_BYTES = 64 * 1024**2
 GIB = 1024**3
 KIB = 1024
 
@@ -82,6 +93,26 @@ Domain: TypeAlias = Any
 """A `libvirt.virDomain`; the package has no type information."""
 
 log = structlog.get_logger(__name__)
+
+# Run in the guest with the full name as its one argument. Systems with systemd keep their static name with hostnamectl,
+# others in /etc/hostname. cloud-init takes a name that differs from the one it set last for the owner's own and never
+# changes it again: so it is told.
+_SET_HOSTNAME = """
+set -e
+name=${1%%.*}
+if command -v hostnamectl >/dev/null 2>&1 && [ -d /run/systemd/system ]; then
+    hostnamectl set-hostname "$name"
+else
+    echo "$name" >/etc/hostname
+    hostname "$name"
+fi
+if [ "$1" = "$name" ]; then names=$name; else names="$1 $name"; fi
+if grep -q '^127\\.0\\.1\\.1[[:space:]]' /etc/hosts 2>/dev/null; then
+    sed -i "s/^127\\.0\\.1\\.1[[:space:]].*/127.0.1.1 $names/" /etc/hosts
+fi
+known=/var/lib/cloud/data/previous-hostname
+if [ -e "$known" ]; then echo "$name" >"$known"; fi
+"""
 
 _UNDEFINE_FLAGS = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -380,6 +411,58 @@ class LibvirtHypervisor:
         is_heard = self._call(node, "read traffic", has_sent, instance_id)
         return GuestSign.TRAFFIC if is_heard else GuestSign.NONE
 
+    def set_password(
+        self, node: NodeEndpoint, instance_id: UUID, username: str, password_hash: str
+    ) -> AgentAnswer:
+        wish = {
+            "username": username,
+            "password": base64.b64encode(password_hash.encode()).decode(),
+            "crypted": True,
+        }
+        try:
+            said = self._ask_agent(node, instance_id, "guest-set-user-password", wish)
+        except _AgentRefused:
+            return AgentAnswer.REFUSED
+        return AgentAnswer.SILENT if said is None else AgentAnswer.DONE
+
+    def set_hostname(self, node: NodeEndpoint, instance_id: UUID, hostname: str) -> AgentAnswer:
+        command = {"path": "/bin/sh", "arg": ["-c", _SET_HOSTNAME, "set-hostname", hostname]}
+        try:
+            started = self._ask_agent(node, instance_id, "guest-exec", command)
+            pid = started.get("pid") if started is not None else None
+            exit_code = self._wait_for_exit(node, instance_id, pid)
+        except _AgentRefused:
+            return AgentAnswer.REFUSED
+        if exit_code is None:
+            return AgentAnswer.SILENT
+        return AgentAnswer.DONE if exit_code == 0 else AgentAnswer.REFUSED
+
+    def reset(self, node: NodeEndpoint, instance_id: UUID) -> None:
+        def press(conn: Connection) -> None:
+            conn.lookupByUUID(instance_id.bytes).reset(0)
+
+        self._call(node, "reset", press, instance_id)
+
+    def screenshot(self, node: NodeEndpoint, instance_id: UUID) -> bytes:
+        def draw(conn: Connection) -> bytes:
+            domain = conn.lookupByUUID(instance_id.bytes)
+            stream = conn.newStream(0)
+            try:
+                domain.screenshot(stream, 0, 0)
+                picture = _receive(stream, SCREENSHOT_MAX_BYTES)
+                stream.finish()
+            except BaseException:
+                # A stream that failed by itself refuses to be aborted.
+                with contextlib.suppress(libvirt.libvirtError):
+                    stream.abort()
+                raise
+            return picture
+
+        picture = self._call(
+            node, "screenshot", draw, instance_id, role="/screen", timeout_s=SCREENSHOT_TIMEOUT_S
+        )
+        return picture if picture.startswith(PNG_SIGNATURE) else png_of_pixmap(picture)
+
     def ensure_media(
         self, node: NodeEndpoint, instance_id: UUID, target: int, path: str | None
     ) -> None:
@@ -590,6 +673,57 @@ class LibvirtHypervisor:
 
         self._call(node, "press power", press, instance_id, timeout_s=POWER_BUTTON_TIMEOUT_S)
 
+    def _wait_for_exit(self, node: NodeEndpoint, instance_id: UUID, pid: object) -> int | None:
+        """The exit code of a program in the guest, -1 when a signal ended it.
+
+        None when it goes on for too long, or nobody tells. Raises: _AgentRefused.
+        """
+        deadline = time.monotonic() + GUEST_EXEC_TIMEOUT_S
+        while isinstance(pid, int) and time.monotonic() < deadline:
+            status = self._send_agent(node, instance_id, "guest-exec-status", {"pid": pid})
+            if status is None:
+                return None
+            if status.get("exited"):
+                code = status.get("exitcode")
+                return code if isinstance(code, int) else -1
+            time.sleep(GUEST_EXEC_POLL_S)
+        return None
+
+    def _ask_agent(
+        self, node: NodeEndpoint, instance_id: UUID, command: str, arguments: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """As `_send_agent`, after a ping: a refusal is then known to be the agent's own."""
+        if not self._agent_answers(node, instance_id):
+            return None
+        return self._send_agent(node, instance_id, command, arguments)
+
+    def _send_agent(
+        self, node: NodeEndpoint, instance_id: UUID, command: str, arguments: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """What the agent returns for a command that returns an object; None when nobody answers.
+
+        Raises: _AgentRefused. The guest decides what is in the object.
+        """
+        text = json.dumps({"execute": command, "arguments": arguments})
+
+        def send(conn: Connection) -> dict[str, Any] | None:
+            domain = _find(conn, instance_id)
+            if domain is None or not domain.isActive():
+                return None
+            try:
+                said = libvirt_qemu.qemuAgentCommand(domain, text, AGENT_COMMAND_TIMEOUT_S, 0)
+            except libvirt.libvirtError as err:
+                if has_code(err, libvirt.VIR_ERR_INTERNAL_ERROR) and conn.isAlive():
+                    # What the agent says when it cannot do something has no code of its own.
+                    raise _AgentRefused from err
+                if _is_silence(conn, err):
+                    return None
+                raise
+            return _read_return(said)
+
+        timeout_s = AGENT_COMMAND_TIMEOUT_S + POWER_BUTTON_TIMEOUT_S
+        return self._call(node, command, send, instance_id, role="/agent", timeout_s=timeout_s)
+
     def _agent_answers(self, node: NodeEndpoint, instance_id: UUID) -> bool:
         ping = json.dumps({"execute": "guest-ping"})
 
@@ -600,23 +734,17 @@ class LibvirtHypervisor:
             try:
                 libvirt_qemu.qemuAgentCommand(domain, ping, AGENT_TIMEOUT_S, 0)
             except libvirt.libvirtError as err:
-                # Not connected, not answering, answering nonsense: no agent, as far as we can tell.
-                if isinstance(translate(err, "ping agent"), EngineUnavailable):
-                    if not conn.isAlive():
-                        raise
-                    return False
-                if has_code(
-                    err,
-                    libvirt.VIR_ERR_OPERATION_INVALID,
-                    libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED,
-                    libvirt.VIR_ERR_NO_DOMAIN,
-                ):
+                if _is_silence(conn, err):
                     return False
                 raise
             return True
 
         timeout_s = AGENT_TIMEOUT_S + POWER_BUTTON_TIMEOUT_S
         return self._call(node, "ping agent", ask, instance_id, role="/agent", timeout_s=timeout_s)
+
+
+class _AgentRefused(Exception):
+    """The guest's agent answers that it cannot do what it was asked."""
 
 
 class _Announcer:
@@ -643,6 +771,40 @@ class _Announcer:
                 return
             self._known[domain_uuid] = power
             self._listener(DomainEvent(self._node_id, domain_uuid, power, detail, now()))
+
+
+def _is_silence(conn: Connection, err: libvirt.libvirtError) -> bool:
+    """Not connected, not answering, answering nonsense: no agent, as far as we can tell. Else the node is to blame."""
+    if isinstance(translate(err, "ask agent"), EngineUnavailable):
+        return bool(conn.isAlive())
+    return has_code(
+        err,
+        libvirt.VIR_ERR_OPERATION_INVALID,
+        libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED,
+        libvirt.VIR_ERR_NO_DOMAIN,
+    )
+
+
+def _read_return(said: str) -> dict[str, Any] | None:
+    """The object in an agent's answer; None when the guest sends anything else."""
+    try:
+        answer = json.loads(said)
+    except (ValueError, RecursionError):
+        return None
+    found = answer.get("return") if isinstance(answer, dict) else None
+    return found if isinstance(found, dict) else None
+
+
+def _receive(stream: Any, most: int) -> bytes:
+    """Everything that a stream gives. Raises: EngineRejected above `most` bytes, EngineUnavailable without data."""
+    content = bytearray()
+    while chunk := stream.recv(STREAM_CHUNK_BYTES):
+        if not isinstance(chunk, bytes):
+            raise EngineUnavailable(ENGINE, "read a stream", "the stream gives no data")
+        content += chunk
+        if len(content) > most:
+            raise EngineRejected(ENGINE, "read a stream", f"more than {most} bytes")
+    return bytes(content)
 
 
 def _is_off(power: Power | None) -> bool:

@@ -6,6 +6,8 @@ engine's control: a QEMU that dies, a guest that shuts itself down.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import queue
@@ -63,9 +65,26 @@ class Rig(Protocol):
         """The guest does not hear the power button (a machine without an operating system never does)."""
         ...
 
+    def silence(self, instance_id: UUID) -> None:
+        """No agent answers in the guest (in a machine without an operating system there is none)."""
+        ...
+
+    def hostname_in_guest(self, instance_id: UUID) -> str:
+        """The name that the booted guest has now, its first label."""
+        ...
+
+    def has_password(self, instance_id: UUID, username: str, password_hash: str) -> bool:
+        """Whether the account in the booted guest has this hash."""
+        ...
+
+    def make_disobedient(self, instance_id: UUID) -> None:
+        """The booted guest's agent answers, and cannot set passwords any more."""
+        ...
+
 
 class FakeRig:
     def __init__(self, store: SimStore) -> None:
+        self.store = store
         self.fake = FakeHypervisor(store, boot_s=0.1)
         self.hypervisor: Hypervisor = self.fake
         self.volumes: Volumes = FakeVolumes(store)
@@ -79,6 +98,26 @@ class FakeRig:
 
     def deafen(self, instance_id: UUID) -> None:
         self.fake.set_guest(self.node, instance_id, hears_power=False)
+
+    def silence(self, instance_id: UUID) -> None:
+        self.fake.set_guest(self.node, instance_id, sign="none")
+
+    def hostname_in_guest(self, instance_id: UUID) -> str:
+        return str(self._guest(instance_id)["hostname"]).partition(".")[0]
+
+    def has_password(self, instance_id: UUID, username: str, password_hash: str) -> bool:
+        row = self._guest(instance_id)
+        digest = hashlib.sha256(password_hash.encode()).hexdigest()
+        return (row["username"], row["password_digest"]) == (username, digest)
+
+    def make_disobedient(self, instance_id: UUID) -> None:
+        self.fake.set_guest_obedient(self.node, instance_id, False)
+
+    def _guest(self, instance_id: UUID) -> dict[str, Any]:
+        query = "SELECT * FROM sim.guest WHERE uuid = %s"
+        row = self.store.find_one(query, [instance_id])
+        assert row is not None
+        return row
 
 
 class LabRig:
@@ -115,6 +154,38 @@ class LabRig:
 
     def deafen(self, instance_id: UUID) -> None:
         """Domains of `blank_spec` have no system that could hear."""
+
+    def silence(self, instance_id: UUID) -> None:
+        """Domains of `blank_spec` have no agent."""
+
+    def hostname_in_guest(self, instance_id: UUID) -> str:
+        known, kept = self.run(instance_id, "hostname; cat /etc/hostname").split()
+        assert known == kept
+        return known
+
+    def has_password(self, instance_id: UUID, username: str, password_hash: str) -> bool:
+        line = self.run(instance_id, f"grep ^{username}: /etc/shadow")
+        return line.split(":")[1] == password_hash
+
+    def make_disobedient(self, instance_id: UUID) -> None:
+        self.run(instance_id, "rm /usr/sbin/chpasswd")
+
+    def run(self, instance_id: UUID, command: str) -> str:
+        """The output of a command in the guest, which must succeed."""
+        started = self.ask_agent(
+            instance_id,
+            "guest-exec",
+            path="/bin/sh",
+            arg=["-c", command],
+            **{"capture-output": True},
+        )
+        for _ in range(200):
+            status = self.ask_agent(instance_id, "guest-exec-status", pid=started["pid"])
+            if status["exited"]:
+                assert status["exitcode"] == 0, status
+                return base64.b64decode(status.get("out-data", "")).decode()
+            time.sleep(0.05)
+        raise AssertionError(f"{command} does not end")
 
     def ask_agent(self, instance_id: UUID, command: str, **arguments: Any) -> Any:
         import libvirt_qemu

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -12,6 +14,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from awan.engines.hypervisor import (
+    AgentAnswer,
     DiskSpec,
     DomainCounters,
     DomainSpec,
@@ -20,10 +23,13 @@ from awan.engines.hypervisor import (
     Power,
     StopOutcome,
 )
+from awan.engines.hypervisor.pixmap import PNG_SIGNATURE
+from awan.engines.seed import hash_password
 from awan.errors import EngineRejected
 from awan.kit.clock import now
 from tests.engines.hypervisor_contract.rigs import Events, Rig, restart
 
+HASH = hash_password("Brave-Donkey-8")
 BlankSpec = Callable[..., DomainSpec]
 Listen = Callable[[UUID], Events]
 
@@ -61,10 +67,14 @@ def test_an_unknown_domain(rig: Rig) -> None:
     assert hypervisor.find_domain(node, unknown) is None
     assert hypervisor.ensure_stopped(node, unknown, grace_s=5) == StopOutcome.ALREADY_STOPPED
     assert hypervisor.guest_sign(node, unknown) == GuestSign.NONE
+    assert hypervisor.set_password(node, unknown, "awan", HASH) == AgentAnswer.SILENT
+    assert hypervisor.set_hostname(node, unknown, "web-2") == AgentAnswer.SILENT
     hypervisor.ensure_absent(node, unknown)
     for refused in (
         lambda: hypervisor.ensure_running(node, unknown),
         lambda: hypervisor.ensure_media(node, unknown, 1, None),
+        lambda: hypervisor.reset(node, unknown),
+        lambda: hypervisor.screenshot(node, unknown),
     ):
         with pytest.raises(EngineRejected):
             refused()
@@ -370,6 +380,74 @@ def test_the_same_change_from_many_threads(rig: Rig, blank_spec: BlankSpec) -> N
     assert power_of(rig, spec.instance_id) == Power.RUNNING
     all_at_once(lambda: rig.hypervisor.ensure_absent(rig.node, spec.instance_id))
     assert power_of(rig, spec.instance_id) is None
+
+
+def test_a_domain_that_is_off(rig: Rig, blank_spec: BlankSpec) -> None:
+    spec = blank_spec()
+    hypervisor, node, uuid = rig.hypervisor, rig.node, spec.instance_id
+    hypervisor.ensure_defined(node, spec)
+    assert hypervisor.set_password(node, uuid, "awan", HASH) == AgentAnswer.SILENT
+    assert hypervisor.set_hostname(node, uuid, "web-2") == AgentAnswer.SILENT
+    for refused in (
+        lambda: hypervisor.reset(node, uuid),
+        lambda: hypervisor.screenshot(node, uuid),
+    ):
+        with pytest.raises(EngineRejected):
+            refused()
+    assert power_of(rig, uuid) == Power.STOPPED
+
+
+def test_a_machine_without_a_system(rig: Rig, blank_spec: BlankSpec) -> None:
+    """It has a screen and a reset button; nobody in it answers."""
+    spec = blank_spec()
+    start(rig, spec)
+    hypervisor, node, uuid = rig.hypervisor, rig.node, spec.instance_id
+    rig.silence(uuid)
+    assert hypervisor.set_password(node, uuid, "awan", HASH) == AgentAnswer.SILENT
+    assert hypervisor.set_hostname(node, uuid, "web-2") == AgentAnswer.SILENT
+    width, height = struct.unpack(">II", check_png(hypervisor.screenshot(node, uuid))[:8])
+    assert 32 <= width <= 4096
+    assert 32 <= height <= 4096
+    hypervisor.reset(node, uuid)
+    assert power_of(rig, uuid) == Power.RUNNING
+    check_png(hypervisor.screenshot(node, uuid))
+
+
+def check_png(picture: bytes) -> bytes:
+    """The header of a picture whose checksums are right and that has as many bytes as its pixels need."""
+    assert picture.startswith(PNG_SIGNATURE)
+    chunks, rest = {}, picture[len(PNG_SIGNATURE) :]
+    while rest:
+        (length,) = struct.unpack(">I", rest[:4])
+        kind, content = rest[4:8], rest[8 : 8 + length]
+        assert struct.unpack(">I", rest[8 + length : 12 + length])[0] == zlib.crc32(kind + content)
+        chunks[kind] = chunks.get(kind, b"") + content
+        rest = rest[12 + length :]
+    width, height = struct.unpack(">II", chunks[b"IHDR"][:8])
+    assert len(zlib.decompress(chunks[b"IDAT"])) == height * (1 + 3 * width)
+    assert chunks[b"IEND"] == b""
+    return chunks[b"IHDR"]
+
+
+@pytest.mark.timeout(400)
+def test_what_is_set_inside_a_guest(rig: Rig, boot_guest: Callable[..., DomainSpec]) -> None:
+    spec = boot_guest()
+    hypervisor, node, uuid = rig.hypervisor, rig.node, spec.instance_id
+    for name in ("web-2", "web-3.example.com"):
+        assert hypervisor.set_hostname(node, uuid, name) == AgentAnswer.DONE
+        assert rig.hostname_in_guest(uuid) == name.partition(".")[0]
+    for _ in range(2):
+        assert hypervisor.set_password(node, uuid, "awan", HASH) == AgentAnswer.DONE
+    assert rig.has_password(uuid, "awan", HASH)
+    rig.make_disobedient(uuid)
+    assert hypervisor.set_password(node, uuid, "awan", HASH) == AgentAnswer.REFUSED
+    hypervisor.reset(node, uuid)
+    assert power_of(rig, uuid) == Power.RUNNING
+    # The agent of the system that was reset answers no more, the one of the new boot after a while.
+    deadline = time.monotonic() + 90
+    while hypervisor.set_hostname(node, uuid, "web-4") == AgentAnswer.SILENT:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 @pytest.mark.timeout(300)

@@ -8,6 +8,7 @@ import json
 import subprocess
 import time
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -353,3 +354,30 @@ def test_password_hash_is_what_other_programs_compute(password: str) -> None:
 def test_json_is_valid_json_for_plain_values() -> None:
     body = seed.render_user_data(make_spec()).partition(b"\n")[2]
     assert json.loads(body) == read_config(make_spec())
+
+
+def test_a_password_seed_sets_the_password_at_each_boot(tmp_path: Path) -> None:
+    """The boothook is run as cloud-init runs it, with a `chpasswd` that shows what it is told."""
+    spec = make_spec(username="root", password_hash=seed.hash_password("""A1b'"$(id)\\"""))
+    files = read_files(seed.render_password_seed(spec))
+    scrubbed = read_files(seed.render_scrubbed_seed(spec))
+    header, _, script = files.pop("user-data").decode("ascii").partition("\n")
+    assert scrubbed.pop("user-data") == b""
+    assert (header, files) == ("#cloud-boothook", scrubbed)
+    assert validate_user_data(f"{header}\n{script}") == []
+    hook, chpasswd = tmp_path / "hook", tmp_path / "chpasswd"
+    hook.write_text(script)
+    chpasswd.write_text(f'#!/bin/sh\n{{ echo "$@"; cat; }} >{tmp_path}/told\n')
+    for file in (hook, chpasswd):
+        file.chmod(0o700)
+    subprocess.run([hook], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=True)
+    assert (tmp_path / "told").read_text() == f"-e\nroot:{spec.password_hash}\n"
+
+
+@pytest.mark.parametrize(
+    "password_hash",
+    [None, "", "!", "$1$x$y", "$6$a$b\nroot:x", "$6$a$b'; reboot; '", "$6$" + "a" * 200, "$6$é"],
+)
+def test_a_password_seed_carries_hashes_only(password_hash: str | None) -> None:
+    with pytest.raises(ValueError, match="no password hash"):
+        seed.render_password_seed(make_spec(password_hash=password_hash))

@@ -1,0 +1,62 @@
+"""`/admin/instances`: what operators keep about instances."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from fastapi import APIRouter, Depends
+
+from awan.accounts import Caller, idempotent, operator, replay
+from awan.instances import notes
+from awan.instances.models import InstanceNote
+from awan.instances.schemas import NoteCreate, NoteView
+from awan.kit.database import transaction
+from awan.kit.http import Answer, EmptyForm, Envelope, PathId, Request, answer, form_body
+
+admin_router = APIRouter()
+
+
+@admin_router.get("/instances/{instance_uuid}/notes", response_model=Envelope[list[NoteView]])
+def list_instance_notes(instance_uuid: UUID, caller: Caller = Depends(operator("read"))) -> Answer:
+    """The notes about an instance, newest first; also of a deleted one. Customers never see them."""
+    with transaction() as session:
+        views = [_view(note) for note in notes.list_notes(session, instance_uuid)]
+    return answer("Notes", views)
+
+
+@admin_router.post(
+    "/instances/{instance_uuid}/notes", status_code=201, response_model=Envelope[NoteView]
+)
+def add_instance_note(
+    instance_uuid: UUID,
+    request: Request,
+    caller: Caller = Depends(operator("write")),
+    body: NoteCreate = Depends(form_body(NoteCreate)),
+) -> Answer:
+    """Write a note about an instance."""
+    with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            note = notes.get_note(session, instance_uuid, int(call.earlier.resource_id or 0))
+            return replay(call.earlier, _view(note))
+        note = notes.add_note(session, caller, instance_uuid, body.text)
+        return call.keep(answer("Note added", _view(note), status=201), note.note_id)
+
+
+@admin_router.delete(
+    "/instances/{instance_uuid}/notes/{note_id}", response_model=Envelope[NoteView]
+)
+def remove_instance_note(
+    instance_uuid: UUID,
+    note_id: PathId,
+    caller: Caller = Depends(operator("write")),
+    body: EmptyForm = Depends(form_body(EmptyForm)),
+) -> Answer:
+    """Delete a note."""
+    with transaction() as session:
+        note = notes.remove_note(session, caller, instance_uuid, note_id)
+        return answer("Note removed", _view(note))
+
+
+def _view(note: InstanceNote) -> NoteView:
+    return NoteView(id=note.note_id, text=note.text, actor=note.actor, created_at=note.created_at)

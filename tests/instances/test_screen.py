@@ -1,0 +1,88 @@
+"""Pictures of the screen: taken by a worker, shared by those who ask at once, forgotten soon."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import func, select, text, update
+
+from awan.engines.hypervisor.pixmap import PNG_SIGNATURE
+from awan.engines.registry import sim_store
+from awan.instances.models import InstanceScreen
+from awan.instances.screens import SCREEN_KEPT_S, forget_screens
+from awan.kit.clock import now
+from awan.kit.database import transaction
+from awan.kit.secrets import Secret
+from awan.settings import get_settings
+from tests.support.simulated_cloud import SimulatedCloud
+
+
+def count_pictures() -> tuple[int, int]:
+    """How many pictures are kept, and how many workflows took them."""
+    with transaction() as session:
+        kept = session.scalar(select(func.count()).select_from(InstanceScreen)) or 0
+        query = "SELECT count(*) FROM dbos.workflow_status WHERE name = 'instance.screen.v1'"
+        return kept, session.scalar(text(query)) or 0
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_picture_of_a_running_guest(cloud: SimulatedCloud) -> None:
+    uuid = cloud.create_running()["uuid"]
+    path = f"/instances/{uuid}/screenshot"
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: cloud.customer.http.get(path), range(8)))
+    for answer in answers:
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+        assert answer.content.startswith(PNG_SIGNATURE)
+        assert answer.headers["cache-control"] == "no-store"
+    assert count_pictures() == (1, 1)
+    assert cloud.admin.get(path).status_code == 200
+    with transaction() as session:
+        old = now() - timedelta(seconds=SCREEN_KEPT_S + 1)
+        session.execute(update(InstanceScreen).values(requested_at=old))
+        session.execute(text("UPDATE dbos.workflow_status SET completed_at = completed_at - 70000"))
+    assert cloud.customer.http.get(path).status_code == 200
+    assert count_pictures() == (1, 2)
+    with transaction() as session:
+        session.execute(update(InstanceScreen).values(requested_at=old))
+    assert forget_screens() == 1
+    kept, workflows = count_pictures()
+    assert kept == 0
+    assert workflows < 2
+    with transaction() as session:
+        left = session.scalars(select(Secret.purpose)).all()
+    assert "screen.png" not in left
+
+
+@pytest.mark.usefixtures("worker")
+def test_without_a_screen(cloud: SimulatedCloud) -> None:
+    uuid = cloud.create_running()["uuid"]
+    path = f"/instances/{uuid}/screenshot"
+    sim_store().execute("UPDATE sim.domain SET power = 'stopped'")
+    refused = cloud.customer.http.get(path)
+    assert (refused.status_code, refused.json()["type"]) == (409, "INVALID_OPERATION")
+    sim_store().execute("UPDATE sim.domain SET power = 'running'")
+    cloud.wait(cloud.customer.http.post(f"/instances/{uuid}/stop").json()["operation"]["uuid"])
+    refused = cloud.customer.http.get(path)
+    assert (refused.status_code, refused.json()["type"]) == (409, "INVALID_OPERATION")
+    assert cloud.customer.http.get(f"/instances/{uuid4()}/screenshot").status_code == 404
+
+
+def test_without_a_worker(cloud: SimulatedCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    from awan.instances.models import ObservedState
+    from tests.instances.test_list import settle
+
+    uuid = cloud.create()["data"]["uuid"]
+    settle(uuid, ObservedState.RUNNING)
+    monkeypatch.setenv("AWAN_OPERATION_WAIT_S", "0.3")
+    get_settings.cache_clear()
+    try:
+        refused = cloud.customer.http.get(f"/instances/{uuid}/screenshot")
+    finally:
+        monkeypatch.undo()
+        get_settings.cache_clear()
+    assert (refused.status_code, refused.json()["type"]) == (503, "UNAVAILABLE")
+    assert int(refused.headers["retry-after"]) > 0
