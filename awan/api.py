@@ -87,6 +87,8 @@ def create_app() -> FastAPI:
         app.include_router(router, prefix=PREFIX)
     for router in assembly.ADMIN_ROUTERS:
         app.include_router(router, prefix=f"{PREFIX}/admin", tags=["Operator"])
+    for router in assembly.PAGE_ROUTERS:
+        app.include_router(router)
     app.include_router(root_router)
     app.include_router(apidocs.router)
     middleware.install(app)

@@ -10,6 +10,8 @@ from fastapi import APIRouter
 import awan.accounts.routes
 import awan.catalogue.admin_routes
 import awan.catalogue.routes
+import awan.console.pages
+import awan.console.routes
 import awan.credentials.routes
 import awan.fleet.routes
 import awan.instances.routes
@@ -17,6 +19,7 @@ import awan.networks.routes
 import awan.operations.routes
 import awan.reconcile.routes
 from awan.accounts import forget_old_answers
+from awan.console.service import end_lost
 from awan.kit.database import transaction
 from awan.networks.service import end_quarantines
 
@@ -24,12 +27,15 @@ from awan.networks.service import end_quarantines
 ROUTERS: tuple[APIRouter, ...] = (
     awan.catalogue.routes.sizes_router,
     awan.instances.routes.router,
+    awan.console.routes.router,
     awan.networks.routes.router,
     awan.credentials.routes.router,
     awan.catalogue.routes.router,
     awan.operations.routes.router,
     awan.accounts.routes.router,
 )
+# Pages, at the root.
+PAGE_ROUTERS: tuple[APIRouter, ...] = (awan.console.pages.router,)
 ADMIN_ROUTERS: tuple[APIRouter, ...] = (
     awan.accounts.routes.admin_router,
     awan.catalogue.admin_routes.admin_router,
@@ -39,6 +45,7 @@ ADMIN_ROUTERS: tuple[APIRouter, ...] = (
 )
 WORKFLOW_MODULES = (
     "awan.catalogue.images",
+    "awan.console.workflows",
     "awan.fleet.workflows",
     "awan.instances.workflows",
     "awan.reconcile.workflows",
@@ -55,9 +62,15 @@ def _forget_old_answers() -> None:
         forget_old_answers(session)
 
 
+def _end_lost_consoles() -> None:
+    with transaction() as session:
+        end_lost(session)
+
+
 # name, seconds between two runs, function; one worker at a time runs each.
 WORKER_TASKS: tuple[tuple[str, float, Callable[[], object]], ...] = (
     ("networks.end_quarantines", 60.0, _end_quarantines),
+    ("console.end_lost", 30.0, _end_lost_consoles),
     ("accounts.forget_old_answers", 3600.0, _forget_old_answers),
 )
 
