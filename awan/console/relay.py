@@ -31,6 +31,7 @@ from awan.settings import get_settings
 
 CHUNK_BYTES = 64 * 1024
 ADMISSION_TIMEOUT_S = 15.0
+HANG_UP_TIMEOUT_S = 2.0
 # Less than the worker waits before it locks the screen again.
 NODE_TIMEOUT_S = CONNECT_TIMEOUT_S - 2.0
 SUBPROTOCOL = "binary"
@@ -188,8 +189,10 @@ async def _relay_screen(node: NodeStream, viewer: ViewerStream) -> None:
 async def _hang_up(websocket: WebSocket, code: int, reason: str) -> None:
     if WebSocketState.DISCONNECTED in (websocket.client_state, websocket.application_state):
         return
-    with suppress(RuntimeError, WebSocketDisconnect):
-        await websocket.close(code, reason)
+    # A viewer that reads nothing cannot be told either.
+    with suppress(RuntimeError, WebSocketDisconnect, TimeoutError):
+        async with asyncio.timeout(HANG_UP_TIMEOUT_S):
+            await websocket.close(code, reason)
 
 
 def _use_ticket(console_id: UUID, request_id: str) -> Console:
