@@ -67,6 +67,7 @@ def test_every_operation_answers_as_the_contract_says(cloud: SimulatedCloud, wal
     uuid = walk(3, 202, order).json()["data"]["uuid"]
     assert walk(2, 200).json()["data"]["data"][0]["uuid"] == uuid
     assert walk(4, 200, instance_uuid=uuid).json()["data"]["status"] == "Running"
+    assert walk(7, 200, instance_uuid=uuid).json()["data"]["protocol"] == "rfb"
     assert [row["id"] for row in walk(48, 200, instance_uuid=uuid).json()["data"]] == [key["id"]]
     assert walk(13, 200, query=where).json()["data"] == []
     walk(11, 202, instance_uuid=uuid)
