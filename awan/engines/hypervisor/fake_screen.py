@@ -22,7 +22,7 @@ HOST = "127.0.0.1"
 WIDTH, HEIGHT = 320, 200
 FIRST_COLOUR = (0x20, 0x40, 0x60)
 NAME = b"Simulated guest"
-POWER_CHECK_INTERVAL_S = 0.25
+POWER_CHECK_INTERVAL_S = 0.5
 ADMISSION_TIMEOUT_S = 15.0
 # Bytes after the type of a viewer's message, RFC 6143 section 7.5; those of a variable length are read apart.
 SET_PIXEL_FORMAT, SET_ENCODINGS, UPDATE_REQUEST, KEY, POINTER, CUT_TEXT = 0, 2, 3, 4, 5, 6
