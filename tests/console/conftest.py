@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,13 @@ from uuid import UUID
 
 import httpx
 import pytest
+from sqlalchemy import func, select
 
 from awan.api import create_app
+from awan.console.models import LIVE, Console
 from awan.engines.registry import sim_store
-from tests.support.in_process_worker import InProcessWorker
+from awan.kit.database import transaction
+from tests.support.in_process_worker import InProcessWorker, wait_until_idle
 from tests.support.live_api import LiveApi
 from tests.support.simulated_cloud import Customer, SimulatedCloud
 
@@ -41,6 +45,12 @@ class ConsoleRig:
         )
         return row["password"] if row is not None else None
 
+    def live_consoles(self) -> int:
+        """How many consoles the API holds, or is about to."""
+        with transaction() as session:
+            held = select(func.count()).select_from(Console).where(Console.state.in_(LIVE))
+            return session.scalar(held) or 0
+
     def operation(self, kind: str) -> dict[str, Any]:
         """The newest operation of a kind."""
         found = self.cloud.admin.get("/operations", params={"kind": kind}).json()["data"]["data"]
@@ -55,10 +65,17 @@ def live_api() -> Iterator[LiveApi]:
 
 
 @pytest.fixture
-def rig(cloud: SimulatedCloud, worker: InProcessWorker, live_api: LiveApi) -> ConsoleRig:
+def rig(cloud: SimulatedCloud, worker: InProcessWorker, live_api: LiveApi) -> Iterator[ConsoleRig]:
     """A running instance and everything that is needed to see its screen."""
     uuid = cloud.create_running()["uuid"]
-    return ConsoleRig(cloud, live_api, cloud.customer, uuid)
+    made = ConsoleRig(cloud, live_api, cloud.customer, uuid)
+    yield made
+    # The server is the module's: nothing of this test is to reach into the next one.
+    deadline = time.monotonic() + 20
+    while made.live_consoles():
+        assert time.monotonic() < deadline, "a console has not ended"
+        time.sleep(0.02)
+    wait_until_idle()
 
 
 @pytest.fixture

@@ -44,6 +44,10 @@ def test_a_screen_over_tls(tls_rig: LabRig, endpoint: ConsoleEndpoint) -> None:
     assert open_screen(endpoint, PASSWORD, context(tls_rig))[0] >= 320
     with pytest.raises(EngineRejected):
         open_screen(endpoint, "wrong", context(tls_rig))
+    for facts in tls_rig.hypervisor.list_domains(tls_rig.node):
+        tls_rig.hypervisor.lock_console(tls_rig.node, facts.domain_uuid)
+    with pytest.raises(EngineRejected):
+        open_screen(endpoint, PASSWORD, context(tls_rig))
 
 
 def test_who_shows_no_certificate_sees_nothing(tls_rig: LabRig, endpoint: ConsoleEndpoint) -> None:
