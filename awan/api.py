@@ -87,7 +87,7 @@ def create_app() -> FastAPI:
         app.include_router(router, prefix=PREFIX)
     for router in assembly.ADMIN_ROUTERS:
         app.include_router(router, prefix=f"{PREFIX}/admin", tags=["Operator"])
-    for router in (root_router, *assembly.ROOT_ROUTERS):
+    for router in (root_router, *assembly.ROOT_ROUTERS, *assembly.PAGE_ROUTERS):
         app.include_router(router)
     app.include_router(apidocs.router)
     middleware.install(app)

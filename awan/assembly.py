@@ -10,6 +10,8 @@ from fastapi import APIRouter
 import awan.accounts.routes
 import awan.catalogue.admin_routes
 import awan.catalogue.routes
+import awan.console.pages
+import awan.console.routes
 import awan.credentials.routes
 import awan.fleet.routes
 import awan.instances.admin_routes
@@ -20,6 +22,7 @@ import awan.operations.routes
 import awan.reconcile.routes
 import awan.volumes.routes
 from awan.accounts import forget_old_answers
+from awan.console.service import end_lost
 from awan.instances.screens import forget_screens
 from awan.kit.database import transaction
 from awan.metrics import collector as metrics_collector
@@ -31,12 +34,15 @@ ROUTERS: tuple[APIRouter, ...] = (
     awan.catalogue.routes.sizes_router,
     awan.instances.routes.router,
     awan.metrics.routes.router,
+    awan.console.routes.router,
     awan.networks.routes.router,
     awan.credentials.routes.router,
     awan.catalogue.routes.router,
     awan.operations.routes.router,
     awan.accounts.routes.router,
 )
+# Pages, at the root.
+PAGE_ROUTERS: tuple[APIRouter, ...] = (awan.console.pages.router,)
 ADMIN_ROUTERS: tuple[APIRouter, ...] = (
     awan.accounts.routes.admin_router,
     awan.catalogue.admin_routes.admin_router,
@@ -50,6 +56,7 @@ ADMIN_ROUTERS: tuple[APIRouter, ...] = (
 ROOT_ROUTERS: tuple[APIRouter, ...] = (awan.metrics.routes.root_router,)
 WORKFLOW_MODULES = (
     "awan.catalogue.images",
+    "awan.console.workflows",
     "awan.fleet.workflows",
     "awan.volumes.image_removal",
     "awan.instances.workflows",
@@ -68,9 +75,15 @@ def _forget_old_answers() -> None:
         forget_old_answers(session)
 
 
+def _end_lost_consoles() -> None:
+    with transaction() as session:
+        end_lost(session)
+
+
 # name, seconds between two runs, function; one worker at a time runs each.
 WORKER_TASKS: tuple[tuple[str, float, Callable[[], object]], ...] = (
     ("networks.end_quarantines", 60.0, _end_quarantines),
+    ("console.end_lost", 30.0, _end_lost_consoles),
     ("accounts.forget_old_answers", 3600.0, _forget_old_answers),
     ("instances.forget_screens", 60.0, forget_screens),
     ("metrics.keep", metrics_history.KEEP_INTERVAL_S, metrics_history.keep),

@@ -35,6 +35,11 @@ class Settings(BaseSettings):
     )
     listen_host: str = Field(default="127.0.0.1", description="Address the API listens on.")
     listen_port: int = Field(default=8080, ge=0, le=65535, description="Port the API listens on.")
+    public_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/?#]+$",
+        description="Origin at which customers reach the API, such as https://cloud.example.net; else the request's.",
+    )
     trusted_proxies: list[IPv4Network | IPv6Network] = Field(
         default_factory=list, description="Networks whose X-Forwarded-For is believed."
     )
@@ -76,6 +81,22 @@ class Settings(BaseSettings):
     )
     metrics_interval_s: float = Field(
         default=10.0, ge=10, le=60, description="How often the counters of each node are read."
+    )
+    console_ticket_s: float = Field(
+        default=60.0, gt=0, description="How long a console's ticket may be used, in seconds."
+    )
+    console_per_instance_max: int = Field(
+        default=2, gt=0, description="Open consoles of one instance."
+    )
+    console_per_account_max: int = Field(
+        default=20, gt=0, description="Open consoles of one account."
+    )
+    console_per_process_max: int = Field(
+        default=200, gt=0, description="Open consoles that one API process relays."
+    )
+    console_origins: list[str] = Field(
+        default_factory=list,
+        description="Origins of further pages that may open consoles, such as a panel's.",
     )
     display_timezone: str = Field(
         default="Asia/Jakarta", description="Zone of the display times of instances."

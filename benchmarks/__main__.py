@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import api_scale, boot, control_plane, entry_points, metrics
+from benchmarks import api_scale, boot, consoles, control_plane, entry_points, metrics
 
 BENCHMARKS = {
     "boot": boot.run,
     "control_plane": control_plane.run,
     "api_scale": api_scale.run,
     "metrics": metrics.run,
+    "consoles": consoles.run,
     "entry_points": entry_points.run,
 }
 

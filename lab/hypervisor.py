@@ -1,25 +1,28 @@
 """A lab hypervisor: Open vSwitch, ovn-controller and libvirt in a machine made of namespaces.
 
 Software and settings are those of a plain Debian hypervisor, with the exceptions a lab needs: the
-userspace datapath (no kernel module), libvirt over unencrypted TCP, and no KVM where the CPU
-offers none.
+userspace datapath (no kernel module), libvirt over unencrypted TCP on one node of the two, and no
+KVM where the CPU offers none.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import socket
 from pathlib import Path
 
+from lab import certificates
 from lab.central import INACTIVITY_PROBE_MS
 from lab.errors import LabError
 from lab.layout import CHECKOUT, PHYSICAL_NETWORK, STATE_ROOT, NodeLayout, SlotLayout
 from lab.links import disable_ipv6, disable_tx_checksum, find_master, host_links
 from lab.machine import Machine, MachineSpec
 from lab.processes import ProcessTable, run, wait_until
+from lab.requirements import QEMU_USER
 from lab.router import Router
 
-LIBVIRT_TCP_PORT = 16509
+PKI_DIR = "/etc/libvirt/pki"
 OVS_SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 
 # Private to the node and kept in its state directory: (path, mode).
@@ -36,8 +39,8 @@ PRIVATE_DIRS = (
 )
 
 LIBVIRTD_CONF = """\
-listen_tls = 0
-listen_tcp = 1
+listen_tls = {listen_tls}
+listen_tcp = {listen_tcp}
 listen_addr = "{mgmt_ip}"
 auth_tcp = "none"
 auth_unix_rw = "none"
@@ -45,6 +48,17 @@ host_uuid = "{host_uuid}"
 max_clients = 200
 max_workers = 20
 log_outputs = "3:file:/var/log/libvirt/libvirtd.log"
+"""
+LIBVIRTD_TLS_CONF = f"""\
+auth_tls = "none"
+ca_file = "{PKI_DIR}/ca-cert.pem"
+cert_file = "{PKI_DIR}/server-cert.pem"
+key_file = "{PKI_DIR}/server-key.pem"
+"""
+QEMU_TLS_CONF = f"""\
+vnc_tls = 1
+vnc_tls_x509_verify = 1
+vnc_tls_x509_cert_dir = "{PKI_DIR}"
 """
 
 # `namespaces`: QEMU's private /dev would bring back the machine's real /dev/kvm.
@@ -96,7 +110,9 @@ class Hypervisor:
 
     def is_libvirt_listening(self) -> bool:
         try:
-            with socket.create_connection((self.layout.mgmt_ip, LIBVIRT_TCP_PORT), timeout=1):
+            with socket.create_connection(
+                (self.layout.mgmt_ip, self.layout.libvirt_port), timeout=1
+            ):
                 return True
         except OSError:
             return False
@@ -161,10 +177,24 @@ class Hypervisor:
 
     def _write_libvirt_config(self, cgroup_controllers: list[str]) -> None:
         folder = self.machine.state_dir / "etc/libvirt"
-        names = {"mgmt_ip": self.layout.mgmt_ip, "host_uuid": self.layout.host_uuid}
-        (folder / "libvirtd.conf").write_text(LIBVIRTD_CONF.format(**names))
         quoted = ", ".join(f'"{name}"' for name in cgroup_controllers)
-        (folder / "qemu.conf").write_text(QEMU_CONF.format(**names, controllers=quoted))
+        mgmt_ip, has_tls = self.layout.mgmt_ip, self.layout.has_tls
+        libvirtd = LIBVIRTD_CONF.format(
+            mgmt_ip=mgmt_ip,
+            host_uuid=self.layout.host_uuid,
+            listen_tls=int(has_tls),
+            listen_tcp=int(not has_tls),
+        )
+        qemu = QEMU_CONF.format(mgmt_ip=mgmt_ip, controllers=quoted)
+        if has_tls:
+            libvirtd, qemu = libvirtd + LIBVIRTD_TLS_CONF, qemu + QEMU_TLS_CONF
+            pki = self.host_path(PKI_DIR)
+            certificates.issue_for_node(self._slot, self.layout, pki)
+            # QEMU shows the same certificate, and has no power to read root's key.
+            shutil.chown(pki / "server-key.pem", group=QEMU_USER)
+            (pki / "server-key.pem").chmod(0o640)
+        (folder / "libvirtd.conf").write_text(libvirtd)
+        (folder / "qemu.conf").write_text(qemu)
 
     def _ensure_links(self) -> None:
         link = self.layout.host_link

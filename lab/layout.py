@@ -22,6 +22,8 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 SLOT_MAX = 99
 PHYSICAL_NETWORK = "public"
 NODE_NUMBERS = (1, 2)
+TLS_NODE_NUMBER = 2
+"""The node that is reached with certificates on both sides, libvirt and VNC; the other one speaks in the clear."""
 
 _HOST_UUID_NAMESPACE = uuid.UUID("5b2c2d0e-2f43-4b5c-9d1b-6f0a37a0c1de")
 
@@ -94,7 +96,20 @@ class NodeLayout:
         return str(uuid.uuid5(_HOST_UUID_NAMESPACE, self.name))
 
     @property
+    def has_tls(self) -> bool:
+        """Whether certificates are asked for and shown."""
+        return self.number == TLS_NODE_NUMBER
+
+    @property
+    def libvirt_port(self) -> int:
+        """libvirt's own ports for TLS and for TCP."""
+        return 16514 if self.has_tls else 16509
+
+    @property
     def libvirt_uri(self) -> str:
+        if self.has_tls:
+            pki = SlotLayout(self.slot).control_plane_pki_dir
+            return f"qemu+tls://{self.mgmt_ip}/system?pkipath={pki}"
         return f"qemu+tcp://{self.mgmt_ip}/system"
 
 
@@ -111,6 +126,16 @@ class SlotLayout:
     @property
     def state_dir(self) -> Path:
         return STATE_ROOT / str(self.slot)
+
+    @property
+    def pki_dir(self) -> Path:
+        """The location's certificate authority and all it has signed."""
+        return self.state_dir / "pki"
+
+    @property
+    def control_plane_pki_dir(self) -> Path:
+        """cacert.pem, clientcert.pem and clientkey.pem, by libvirt's names."""
+        return self.pki_dir / "control-plane"
 
     @property
     def lock_file(self) -> Path:

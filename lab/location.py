@@ -15,6 +15,7 @@ from threading import Lock
 
 from lab import slots
 from lab.central import Central
+from lab.certificates import ensure_authority
 from lab.errors import LabError
 from lab.hypervisor import Hypervisor
 from lab.layout import SLOT_MAX, STATE_ROOT, LabInfo, SlotLayout
@@ -75,6 +76,7 @@ class Lab:
             if owner is not None and not owner.is_us and owner.is_gone:
                 self._end()
             slots.claim(self.layout, self._table)
+            ensure_authority(self.layout)
             with steps.timed("OVN central"):
                 ensure_mgmt_bridge(self.layout)
                 self._central.ensure()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from awan.apidocs.build import build
+from awan.apidocs.build import ASSETS
 
 try:
-    build()
+    ASSETS.build()
 except RuntimeError as failure:
     sys.exit(str(failure))

@@ -7,7 +7,7 @@ from pathlib import Path
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, HTMLResponse, Response
 
-from awan.apidocs.build import ASSETS, FILES, is_built
+from awan.apidocs.build import ASSETS
 from awan.errors import NotFound
 from awan.kit.http import UNKNOWN_ROUTE
 
@@ -35,7 +35,7 @@ router = APIRouter(include_in_schema=False)
 @router.get("/docs")
 def show_docs() -> Response:
     """The page, or how to build what it needs."""
-    name = "index.html" if is_built() else "unbuilt.html"
+    name = "index.html" if ASSETS.is_built() else "unbuilt.html"
     return HTMLResponse((PAGE / name).read_text(), headers=HEADERS)
 
 
@@ -48,6 +48,7 @@ def show_script() -> Response:
 @router.get("/docs/assets/{name}")
 def show_asset(name: str) -> Response:
     """One of the built files."""
-    if name not in FILES or not (ASSETS / name).exists():
+    path = ASSETS.find(name)
+    if path is None:
         raise NotFound(UNKNOWN_ROUTE)
-    return FileResponse(ASSETS / name, headers=ASSET_HEADERS)
+    return FileResponse(path, headers=ASSET_HEADERS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 SCHEMES = frozenset({"qemu+tls", "qemu+ssh", "qemu+tcp", "fake"})
@@ -37,3 +39,33 @@ def choose_threads(threads: Sequence[int], taken: Collection[int], count: int) -
     if not 0 < count <= len(free):
         raise ValueError(f"{count} threads wanted, {len(free)} are free")
     return free[-count:]
+
+
+@dataclass(frozen=True)
+class ClientCertificate:
+    """Files with which the control plane and a node show each other who they are."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+
+def client_certificate(uri: str) -> ClientCertificate | None:
+    """The files that libvirt uses for a `qemu+tls` URI: its defaults, or those in `pkipath`. None: no TLS.
+
+    The node's VNC server is spoken to with the same. Source: libvirt.org/kbase/tlscerts.html.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme != "qemu+tls":
+        return None
+    pkipath = dict(parse_qsl(parts.query)).get("pkipath")
+    if pkipath is not None:
+        folder = Path(pkipath)
+        return ClientCertificate(
+            folder / "cacert.pem", folder / "clientcert.pem", folder / "clientkey.pem"
+        )
+    return ClientCertificate(
+        Path("/etc/pki/CA/cacert.pem"),
+        Path("/etc/pki/libvirt/clientcert.pem"),
+        Path("/etc/pki/libvirt/private/clientkey.pem"),
+    )

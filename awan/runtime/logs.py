@@ -28,6 +28,8 @@ _SECRET_NAME = re.compile(
 _HARMLESS_NAME = re.compile(r"(_id|_file|_uuid)$")
 _SECRET_TEXT: Final = (
     (re.compile(r"\bawan_([A-Za-z0-9]+)_[A-Za-z0-9_-]{20,}"), r"awan_\1_" + MASK),
+    # The server's own line for a websocket repeats its address.
+    (re.compile(r"([?&#](?:token|password)=)[^&\s\"']+"), rf"\1{MASK}"),
     (re.compile(r"(://[^:/@\s]+):[^@\s]+@"), rf"\1:{MASK}@"),
     (re.compile(r"\$(?:6|y|argon2id?)\$[^\s'\"]+"), MASK),
     # PostgreSQL and SQLAlchemy repeat the values of a row that was refused.

@@ -12,6 +12,8 @@ from awan.runtime.environment import load_environment
 from awan.runtime.logs import configure_logging
 from awan.settings import get_settings
 
+WEBSOCKET_MESSAGE_MAX_BYTES = 1024 * 1024
+
 
 def run_api() -> None:
     """Serves the HTTP API until SIGTERM; requests under way get 10 s to end."""
@@ -27,6 +29,9 @@ def run_api() -> None:
         access_log=False,  # the API logs each call itself, with its request id
         server_header=False,
         proxy_headers=False,  # the API decides by `trusted_proxies`
+        # A screen is compressed already, or cheap to send; viewers send keys.
+        ws_per_message_deflate=False,
+        ws_max_size=WEBSOCKET_MESSAGE_MAX_BYTES,
         timeout_graceful_shutdown=10,
     )
 

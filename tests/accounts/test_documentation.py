@@ -8,8 +8,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from awan import apidocs
-from awan.apidocs import pages
 from awan.kit.forms import MEDIA_TYPES
+from awan.kit.web_assets import WebAssets
 from tests.support.probe_app import make_probe_app
 
 
@@ -79,7 +79,7 @@ def test_pages(api: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     assert api.get("http://api.test/docs/page.js").status_code == 200
     for name in ("nothing.js", "lock.sha256", "..%2fbuild.py"):
         assert api.get(f"http://api.test/docs/assets/{name}").status_code == 404
-    monkeypatch.setattr(pages, "is_built", lambda: False)
+    monkeypatch.setattr(WebAssets, "is_built", lambda _: False)
     assert "python -m awan.apidocs" in api.get("http://api.test/docs").text
 
 

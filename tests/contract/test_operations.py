@@ -72,6 +72,7 @@ def test_every_operation_answers_as_the_contract_says(cloud: SimulatedCloud, wal
         len(walk(5, 200, query={"periode": "hour"}, instance_uuid=uuid).json()["data"]["points"])
         == 60
     )
+    assert walk(7, 200, instance_uuid=uuid).json()["data"]["protocol"] == "rfb"
     assert [row["id"] for row in walk(48, 200, instance_uuid=uuid).json()["data"]] == [key["id"]]
     assert walk(13, 200, query=where).json()["data"] == []
     wait_until_booted(uuid)

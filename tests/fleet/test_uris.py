@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from awan.fleet.rules import check_libvirt_uri
+from awan.fleet.rules import ClientCertificate, check_libvirt_uri, client_certificate
 
 
 @pytest.mark.parametrize(
@@ -37,3 +39,16 @@ def test_remote_qemu_is_accepted(uri: str) -> None:
 def test_what_runs_programs_or_skips_checks_is_refused(uri: str) -> None:
     with pytest.raises(ValueError, match=r"URI"):
         check_libvirt_uri(uri)
+
+
+def test_certificates_of_a_node() -> None:
+    given = client_certificate("qemu+tls://hv1/system?pkipath=/etc/awan/pki")
+    assert given == ClientCertificate(
+        Path("/etc/awan/pki/cacert.pem"),
+        Path("/etc/awan/pki/clientcert.pem"),
+        Path("/etc/awan/pki/clientkey.pem"),
+    )
+    usual = client_certificate("qemu+tls://hv1/system")
+    assert usual is not None
+    assert usual.authority == Path("/etc/pki/CA/cacert.pem")
+    assert client_certificate("qemu+ssh://hv1/system?pkipath=/etc/awan/pki") is None

@@ -25,6 +25,10 @@ def never() -> bool:
     return False
 
 
+CONSOLE_PASSWORD_MAX = 8
+"""Characters of a VNC password; the protocol ignores further ones."""
+
+
 @dataclass(frozen=True)
 class NodeEndpoint:
     """How a node is reached. `uri` is a libvirt URI; `host_uuid` is verified when known (a changed host is refused)."""
@@ -206,6 +210,18 @@ class AgentAnswer(StrEnum):
 
 
 @dataclass(frozen=True)
+class ConsoleEndpoint:
+    """Where the screen of a running domain is served as RFB ("VNC"), on the node's management address.
+
+    `requires_tls`: nothing but VeNCrypt with certificates on both sides may be spoken with it.
+    """
+
+    host: str
+    port: int
+    requires_tls: bool
+
+
+@dataclass(frozen=True)
 class Subscription:
     """A registered listener; `cancel()` ends it."""
 
@@ -306,6 +322,20 @@ class Hypervisor(Protocol):
         self, node: NodeEndpoint, instance_id: UUID, target: int, path: str | None
     ) -> None:
         """The CD drive at SCSI target `target` holds the raw image `path`, or is empty, live and in the definition."""
+        ...
+
+    def unlock_console(
+        self, node: NodeEndpoint, instance_id: UUID, *, password: str, valid_s: float
+    ) -> ConsoleEndpoint:
+        """From now on `password` (1 to 8 ASCII characters, no other) opens the screen, for `valid_s` seconds.
+
+        Sessions that are open already go on. Only the running domain is changed: it starts locked the next time.
+        Raises EngineRejected when the domain does not run, or its screen is not served on one reachable address.
+        """
+        ...
+
+    def lock_console(self, node: NodeEndpoint, instance_id: UUID) -> None:
+        """No password opens the screen. Open sessions go on. A domain that does not run or is absent: no effect."""
         ...
 
     def subscribe(

@@ -12,12 +12,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import PurePosixPath
 from uuid import UUID
 
 from lxml import etree
 
-from awan.engines.hypervisor import BackingSpec, DiskSpec, DomainSpec, NicSpec
+from awan.engines.hypervisor import (
+    CONSOLE_PASSWORD_MAX,
+    BackingSpec,
+    DiskSpec,
+    DomainSpec,
+    NicSpec,
+)
 from awan.errors import EngineRejected
 
 NAMESPACE = "https://awan.dev/ns/domain/1"
@@ -39,6 +47,9 @@ BALLOON_STATS_PERIOD_S = 10
 CPU_SHARES_MIN, CPU_SHARES_MAX = 2, 10_000
 TITLE_LENGTH_MAX = 200
 
+LOCKED_SINCE = datetime(2000, 1, 1, tzinfo=UTC)
+"""The end of validity of a password that opens nothing."""
+
 # The guest's PCIe buses in front of the network cards: one device behind each root port.
 _SCSI_BUS, _SERIAL_BUS, _BALLOON_BUS, _RNG_BUS, _FIRST_NIC_BUS = 1, 2, 3, 4, 5
 # Root ports are functions of the slots from this one on (slot 1 is the video card's).
@@ -47,6 +58,7 @@ _FIRST_PORT_SLOT, _PORTS_PER_SLOT, _PORT_SLOTS = 2, 8, 8
 _SERIAL_PATTERN = re.compile(r"[A-Za-z0-9_.-]{1,36}")
 _CPUSET_PART = re.compile(r"(\^?)(\d{1,5})(?:-(\d{1,5}))?")
 _MAC_PATTERN = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_PASSWORD_PATTERN = re.compile(rf"[!-~]{{1,{CONSOLE_PASSWORD_MAX}}}")
 _PARSER = etree.XMLParser(resolve_entities=False, no_network=True, remove_blank_text=True)
 
 Element = etree._Element
@@ -131,6 +143,43 @@ def build_media(target: int, path: str | None) -> str:
     if path is not None:
         _check_path(path)
     return etree.tostring(_cdrom(target, path), encoding="unicode")
+
+
+def build_console_password(xml: str, password: str, valid_until: datetime) -> str:
+    """The XML that gives the screen of the running domain `xml` another password, valid until then.
+
+    Everything else is repeated as it is: libvirt refuses a change of it. Raises EngineRejected: no screen, or a
+    password that VNC cannot carry.
+    """
+    check_console_password(password)
+    graphics = _vnc(xml)
+    graphics.set("passwd", password)
+    graphics.set("passwdValidTo", _valid_to(valid_until))
+    return etree.tostring(graphics, encoding="unicode")
+
+
+def check_console_password(password: str) -> None:
+    """Raises EngineRejected for a password that VNC cannot carry whole."""
+    if not _PASSWORD_PATTERN.fullmatch(password):
+        raise EngineRejected("libvirt", "set the console's password", "not possible: its form")
+
+
+def read_console(xml: str) -> tuple[str, int]:
+    """Address and port at which the screen of the running domain `xml` is served.
+
+    Raises EngineRejected when that is no single address that is reachable from other hosts: with `vnc_listen` unset
+    it is the node's loopback, and on every address guests' networks might reach it.
+    """
+    graphics = _vnc(xml)
+    host, port = graphics.get("listen", ""), int(graphics.get("port", "-1"))
+    try:
+        address = ip_address(host)
+    except ValueError:
+        address = None
+    if address is None or address.is_unspecified or address.is_loopback or port <= 0:
+        words = f"VNC listens on {host or 'nothing'}; vnc_listen must be the management address"
+        raise EngineRejected("libvirt", "find the console", words)
+    return host, port
 
 
 def read_identity(xml: str) -> DomainIdentity:
@@ -309,7 +358,7 @@ def _add_devices(domain: Element, spec: DomainSpec, host: HostTraits, vnc_passwo
         port="-1",
         autoport="yes",
         passwd=vnc_password,
-        passwdValidTo="2000-01-01T00:00:00",
+        passwdValidTo=_valid_to(LOCKED_SINCE),
     )
     video = _add(devices, "video")
     _add(video, "model", type="vga", vram="16384", heads="1", primary="yes")
@@ -417,6 +466,17 @@ def _add_serial(devices: Element, instance_id: UUID) -> None:
     _add(serial, "target", type="isa-serial", port="0")
     console = _add(devices, "console", type="pty")
     _add(console, "target", type="serial", port="0")
+
+
+def _vnc(xml: str) -> Element:
+    graphics = etree.fromstring(xml, _PARSER).find("devices/graphics[@type='vnc']")
+    if graphics is None:
+        raise EngineRejected("libvirt", "find the console", "the domain has no VNC screen")
+    return graphics
+
+
+def _valid_to(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _uuid(text: str | None) -> UUID | None:

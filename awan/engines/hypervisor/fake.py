@@ -4,7 +4,8 @@ A domain has two definitions, as on a real node: the stored one and the one it w
 A guest answers as by an agent `boot_s` seconds after its start, and uses a little of everything from
 then on. What guests do by themselves, and what happens to nodes, is said by `crash`,
 `shut_down_from_inside`, `set_guest`, `set_counters`, `set_qemu_answers`, `set_clock` and
-`set_node_available`. Listeners hear of changes that were made in their own process.
+`set_node_available`. Listeners hear of changes that were made in their own process. The
+screen of a guest is served over TCP by the process that unlocked its console.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from psycopg.types.json import Jsonb
 from awan.engines.hypervisor import (
     GIVE_UP_INTERVAL_S,
     AgentAnswer,
+    ConsoleEndpoint,
     DiskCounters,
     DomainCounters,
     DomainEvent,
@@ -38,7 +40,13 @@ from awan.engines.hypervisor import (
     Subscription,
     never,
 )
-from awan.engines.hypervisor.domain_xml import check_spec, domain_name, printable_title
+from awan.engines.hypervisor.domain_xml import (
+    check_console_password,
+    check_spec,
+    domain_name,
+    printable_title,
+)
+from awan.engines.hypervisor.fake_screen import FakeScreens, Guest
 from awan.engines.hypervisor.pixmap import encode_png
 from awan.engines.sim import SimStore
 from awan.errors import EngineRejected, EngineUnavailable
@@ -108,6 +116,16 @@ STEADY_LOAD = {
     "disk_written_bytes": 8_192,
 }
 STEADY_DISK_USED_BYTES = 1024**3
+CONSOLE_DDL: LiteralString = """
+    CREATE TABLE IF NOT EXISTS sim.console (
+        location        text NOT NULL,
+        node_id         uuid NOT NULL,
+        uuid            uuid NOT NULL,
+        started_at      timestamptz NOT NULL,
+        password        text,
+        valid_until     timestamptz NOT NULL,
+        PRIMARY KEY (location, node_id, uuid)
+    )"""
 
 _listeners_lock = threading.Lock()
 _listeners: dict[tuple[str, UUID], list[Callable[[DomainEvent], None]]] = {}
@@ -142,6 +160,8 @@ class FakeHypervisor:
         store.ensure_table(NODE_DDL)
         store.ensure_table(CLOCK_DDL)
         store.ensure_table(COUNTERS_DDL)
+        store.ensure_table(CONSOLE_DDL)
+        self._screens = FakeScreens()
 
     def probe(self, node: NodeEndpoint) -> NodeFacts:
         with self._call(node, "probe", node.name):
@@ -319,6 +339,38 @@ class FakeHypervisor:
                 ],
             )
 
+    def unlock_console(
+        self, node: NodeEndpoint, instance_id: UUID, *, password: str, valid_s: float
+    ) -> ConsoleEndpoint:
+        with self._call(node, "unlock_console", instance_id):
+            check_console_password(password)
+            key = self._key(node, instance_id)
+            changed = self._store.execute(
+                "INSERT INTO sim.console (location, node_id, uuid, started_at, password, valid_until)"
+                " SELECT location, node_id, uuid, started_at, %s, clock_timestamp() + %s * interval '1 s'"
+                " FROM sim.domain"
+                " WHERE location = %s AND node_id = %s AND uuid = %s AND power = 'running'"
+                " ON CONFLICT (location, node_id, uuid) DO UPDATE SET started_at = excluded.started_at,"
+                " password = excluded.password, valid_until = excluded.valid_until",
+                [password, valid_s, *key],
+            )
+            if not changed:
+                words = "the domain does not run"
+                raise EngineRejected(ENGINE, f"unlock the console of {instance_id}", words)
+            guest = Guest(
+                is_on=lambda: self._is_running(key), find_password=lambda: self._find_password(key)
+            )
+            host, port = self._screens.serve(instance_id, guest)
+            return ConsoleEndpoint(host, port, requires_tls=False)
+
+    def lock_console(self, node: NodeEndpoint, instance_id: UUID) -> None:
+        with self._call(node, "lock_console", instance_id):
+            self._store.execute(
+                "UPDATE sim.console SET password = NULL"
+                " WHERE location = %s AND node_id = %s AND uuid = %s",
+                self._key(node, instance_id),
+            )
+
     def subscribe(
         self, node: NodeEndpoint, listener: Callable[[DomainEvent], None]
     ) -> Subscription:
@@ -334,7 +386,8 @@ class FakeHypervisor:
         return Subscription(cancel)
 
     def close(self) -> None:
-        """Nothing to end: the store belongs to whoever made it."""
+        """Ends the screens. The store belongs to whoever made it."""
+        self._screens.close()
 
     # What the outside world does
 
@@ -423,6 +476,23 @@ class FakeHypervisor:
                     ENGINE, f"{verb} on {node.name}", "the node does not answer"
                 )
             yield
+
+    def _is_running(self, key: list[Any]) -> bool:
+        query: LiteralString = (
+            "SELECT 1 FROM sim.domain"
+            " WHERE location = %s AND node_id = %s AND uuid = %s AND power = 'running'"
+        )
+        return self._store.find_one(query, key) is not None
+
+    def _find_password(self, key: list[Any]) -> str | None:
+        """What opens the screen of the running domain now. A domain that was started anew is locked again."""
+        row = self._store.find_one(
+            "SELECT password FROM sim.console JOIN sim.domain USING (location, node_id, uuid, started_at)"
+            " WHERE location = %s AND node_id = %s AND uuid = %s AND power = 'running'"
+            " AND valid_until > clock_timestamp()",
+            key,
+        )
+        return row["password"] if row is not None else None
 
     def _find(self, node: NodeEndpoint, instance_id: UUID) -> dict[str, Any] | None:
         return self._store.find_one(

@@ -25,7 +25,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, TypeAlias, TypeVar
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import libvirt
@@ -38,6 +40,7 @@ from awan.engines.hypervisor import (
     GIVE_UP_INTERVAL_S,
     NODE_CALL_TIMEOUT_S,
     AgentAnswer,
+    ConsoleEndpoint,
     DiskCounters,
     DomainCounters,
     DomainEvent,
@@ -479,6 +482,44 @@ class LibvirtHypervisor:
                 domain.updateDeviceFlags(domain_xml.build_media(target, path), wrong)
 
         self._call(node, "change media", change, instance_id)
+
+    def unlock_console(
+        self, node: NodeEndpoint, instance_id: UUID, *, password: str, valid_s: float
+    ) -> ConsoleEndpoint:
+        def unlock(conn: Connection) -> ConsoleEndpoint:
+            domain = conn.lookupByUUID(instance_id.bytes)
+            live = domain.XMLDesc(0)
+            if not domain.isActive():
+                what = f"unlock the console of {instance_id} on {node.name}"
+                raise EngineRejected(ENGINE, what, "the domain does not run")
+            host, port = domain_xml.read_console(live)
+            changed = domain_xml.build_console_password(
+                live, password, now() + timedelta(seconds=valid_s)
+            )
+            domain.updateDeviceFlags(changed, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            # A node that is spoken to with certificates serves its screens so as well.
+            return ConsoleEndpoint(host, port, urlsplit(node.uri).scheme == "qemu+tls")
+
+        return self._call(node, "unlock console", unlock, instance_id)
+
+    def lock_console(self, node: NodeEndpoint, instance_id: UUID) -> None:
+        password = secrets.token_urlsafe(6)
+
+        def lock(conn: Connection) -> None:
+            domain = _find(conn, instance_id)
+            if domain is None or not domain.isActive():
+                return
+            changed = domain_xml.build_console_password(
+                domain.XMLDesc(0), password, domain_xml.LOCKED_SINCE
+            )
+            try:
+                domain.updateDeviceFlags(changed, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            except libvirt.libvirtError as err:
+                # It has been stopped meanwhile.
+                if not has_code(err, libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
+                    raise
+
+        self._call(node, "lock console", lock, instance_id)
 
     def subscribe(
         self, node: NodeEndpoint, listener: Callable[[DomainEvent], None]

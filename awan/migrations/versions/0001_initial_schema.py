@@ -1092,6 +1092,48 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_audit_finding_audit_id"), "audit_finding", ["audit_id"], unique=False)
     op.create_table(
+        "console",
+        sa.Column("console_id", sa.Uuid(), nullable=False),
+        sa.Column("instance_id", sa.Uuid(), nullable=False),
+        sa.Column("account_id", sa.Uuid(), nullable=False),
+        sa.Column("key_id", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), server_default="issued", nullable=False),
+        sa.Column("ticket_expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("host", sa.Text(), nullable=True),
+        sa.Column("port", sa.BigInteger(), nullable=True),
+        sa.Column("requires_tls", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("seen_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("opened_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("closed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("closed_reason", sa.Text(), nullable=True),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.CheckConstraint(
+            "state IN ('issued', 'opening', 'ready', 'open', 'closed')",
+            name=op.f("ck_console_state"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["account_id"], ["account.account_id"], name=op.f("fk_console_account_id")
+        ),
+        sa.ForeignKeyConstraint(
+            ["instance_id"], ["instance.instance_id"], name=op.f("fk_console_instance_id")
+        ),
+        sa.ForeignKeyConstraint(["key_id"], ["api_key.key_id"], name=op.f("fk_console_key_id")),
+        sa.PrimaryKeyConstraint("console_id", name=op.f("pk_console")),
+    )
+    op.create_index(op.f("ix_console_closed_at"), "console", ["closed_at"], unique=False)
+    op.create_index(
+        "ix_console_unclosed",
+        "console",
+        ["account_id", "instance_id"],
+        unique=False,
+        postgresql_where=sa.text("state <> 'closed'"),
+    )
+    op.create_table(
         "instance_note",
         sa.Column("note_id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         sa.Column("instance_id", sa.Uuid(), nullable=False),
@@ -1161,6 +1203,11 @@ def downgrade() -> None:
     op.drop_table("instance_screen")
     op.drop_index(op.f("ix_instance_note_instance_id_note_id"), table_name="instance_note")
     op.drop_table("instance_note")
+    op.drop_index(
+        "ix_console_unclosed", table_name="console", postgresql_where=sa.text("state <> 'closed'")
+    )
+    op.drop_index(op.f("ix_console_closed_at"), table_name="console")
+    op.drop_table("console")
     op.drop_index(op.f("ix_audit_finding_audit_id"), table_name="audit_finding")
     op.drop_table("audit_finding")
     op.drop_index(op.f("ix_volume_node_id_state"), table_name="volume")

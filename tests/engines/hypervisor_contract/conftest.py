@@ -15,6 +15,7 @@ from awan.engines.hypervisor import DomainSpec
 from awan.engines.sim import SimStore
 from awan.engines.volumes import ImageSource
 from awan.runtime.postgres import EmbeddedPostgres
+from lab.layout import TLS_NODE_NUMBER
 from lab.location import Lab
 from lab.templates import cached
 from tests.engines.hypervisor_contract.rigs import (
@@ -49,6 +50,18 @@ def tiny_image() -> ImageSource:
 @pytest.fixture
 def lab_rig(lab_slot: Lab) -> Iterator[LabRig]:
     rig = LabRig(lab_slot)
+    rig.volumes.ensure_pool(rig.node)
+    try:
+        yield rig
+    finally:
+        remove_all(rig)
+        rig.hypervisor.close()
+
+
+@pytest.fixture
+def tls_rig(lab_slot: Lab) -> Iterator[LabRig]:
+    """The node that is spoken to with certificates."""
+    rig = LabRig(lab_slot, TLS_NODE_NUMBER - 1)
     rig.volumes.ensure_pool(rig.node)
     try:
         yield rig

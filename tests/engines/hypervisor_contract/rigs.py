@@ -6,12 +6,15 @@ engine's control: a QEMU that dies, a guest that shuts itself down.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
 import os
 import queue
 import signal
+import ssl
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +23,7 @@ from typing import Any, Protocol
 from uuid import UUID, uuid4
 
 from awan.engines.hypervisor import (
+    ConsoleEndpoint,
     DiskSpec,
     DomainEvent,
     DomainSpec,
@@ -33,6 +37,7 @@ from awan.engines.hypervisor import (
 from awan.engines.hypervisor.fake import FakeHypervisor
 from awan.engines.hypervisor.libvirt import LibvirtHypervisor
 from awan.engines.libvirt_nodes import LibvirtNodes
+from awan.engines.rfb import open_node
 from awan.engines.seed import SeedNic, SeedSpec, render_seed
 from awan.engines.sim import SimStore
 from awan.engines.volumes import ImageSource, Volumes
@@ -121,12 +126,12 @@ class FakeRig:
 
 
 class LabRig:
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, number: int = 0) -> None:
         self.lab = lab
         self.nodes = LibvirtNodes()
         self.hypervisor: Hypervisor = LibvirtHypervisor(self.nodes, pool_name=POOL_NAME)
         self.volumes: Volumes = LocalVolumes(self.nodes, pool_name=POOL_NAME, pool_path=POOL_PATH)
-        self.node = self.endpoint(0)
+        self.node = self.endpoint(number)
 
     def endpoint(self, number: int) -> NodeEndpoint:
         found = self.lab.info.nodes[number]
@@ -209,6 +214,24 @@ def restart(rig: Rig, instance_id: UUID, *, grace_s: float, force: bool = False)
     outcome = rig.hypervisor.ensure_stopped(rig.node, instance_id, grace_s=grace_s, force=force)
     rig.hypervisor.ensure_running(rig.node, instance_id)
     return outcome
+
+
+def open_screen(
+    endpoint: ConsoleEndpoint, password: str, tls: ssl.SSLContext | None = None
+) -> tuple[int, int]:
+    """Width and height of a screen, read over a new connection. Raises: as `open_node`."""
+
+    async def look() -> tuple[int, int]:
+        async with asyncio.timeout(20):
+            stream = await open_node(endpoint, password, tls)
+            try:
+                await stream.write(b"\1")
+                width, height = struct.unpack(">HH", await stream.read_exactly(4))
+                return width, height
+            finally:
+                await stream.close()
+
+    return asyncio.run(look())
 
 
 def remove_all(rig: Rig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 
 from awan.engines.hypervisor import (
     AgentAnswer,
+    ConsoleEndpoint,
     DiskSpec,
     DomainCounters,
     DomainSpec,
@@ -24,10 +26,11 @@ from awan.engines.hypervisor import (
     StopOutcome,
 )
 from awan.engines.hypervisor.pixmap import PNG_SIGNATURE
+from awan.engines.rfb import open_node
 from awan.engines.seed import hash_password
-from awan.errors import EngineRejected
+from awan.errors import EngineRejected, EngineUnavailable
 from awan.kit.clock import now
-from tests.engines.hypervisor_contract.rigs import Events, Rig, restart
+from tests.engines.hypervisor_contract.rigs import Events, Rig, open_screen, restart
 
 HASH = hash_password("Brave-Donkey-8")
 BlankSpec = Callable[..., DomainSpec]
@@ -298,6 +301,83 @@ def test_media_changes_live_and_for_the_next_start(rig: Rig, blank_spec: BlankSp
     for target in (0, 7):
         with pytest.raises(EngineRejected):
             rig.hypervisor.ensure_media(rig.node, spec.instance_id, target, other)
+
+
+def test_the_screen_opens_for_the_latest_password_only(rig: Rig, blank_spec: BlankSpec) -> None:
+    spec = blank_spec()
+    start(rig, spec)
+
+    def unlock(password: str, valid_s: float = 60) -> ConsoleEndpoint:
+        return rig.hypervisor.unlock_console(
+            rig.node, spec.instance_id, password=password, valid_s=valid_s
+        )
+
+    endpoint = unlock("first-01")
+    assert not endpoint.requires_tls
+    width, height = open_screen(endpoint, "first-01")
+    assert width >= 320
+    assert height >= 200
+    assert unlock("second-2") == endpoint
+    open_screen(endpoint, "second-2")
+    for wrong in ("first-01", "second-3", ""):
+        with pytest.raises(EngineRejected):
+            open_screen(endpoint, wrong)
+    for _ in range(2):
+        rig.hypervisor.lock_console(rig.node, spec.instance_id)
+        with pytest.raises(EngineRejected):
+            open_screen(endpoint, "second-2")
+    unlock("third-03", valid_s=1)
+    # The validity ends at a whole second, and the machine may be slow.
+    time.sleep(3)
+    with pytest.raises(EngineRejected):
+        open_screen(endpoint, "third-03")
+    unlock("fourth-4")
+    rig.hypervisor.restart(rig.node, spec.instance_id, grace_s=0, force=True)
+    with pytest.raises((EngineRejected, EngineUnavailable)):
+        open_screen(endpoint, "fourth-4")
+
+
+def test_an_open_screen_outlives_its_password_but_not_its_domain(
+    rig: Rig, blank_spec: BlankSpec
+) -> None:
+    spec = blank_spec()
+    start(rig, spec)
+    endpoint = rig.hypervisor.unlock_console(
+        rig.node, spec.instance_id, password="once-123", valid_s=60
+    )
+
+    async def watch() -> None:
+        stream = await open_node(endpoint, "once-123", None)
+        await asyncio.to_thread(rig.hypervisor.lock_console, rig.node, spec.instance_id)
+        await stream.write(b"\1")
+        (length,) = struct.unpack(">20xI", await stream.read_exactly(24))
+        await stream.read_exactly(length)
+        await asyncio.to_thread(rig.hypervisor.ensure_absent, rig.node, spec.instance_id)
+        async with asyncio.timeout(20):
+            assert await stream.reader.read() == b""
+        await stream.close()
+
+    asyncio.run(watch())
+
+
+def test_no_console_without_a_running_domain(rig: Rig, blank_spec: BlankSpec) -> None:
+    spec = blank_spec()
+
+    def unlock(password: str = "once-123") -> None:
+        rig.hypervisor.unlock_console(rig.node, spec.instance_id, password=password, valid_s=60)
+
+    for prepare in (
+        lambda: None,
+        lambda: rig.hypervisor.ensure_defined(rig.node, spec),
+    ):
+        prepare()
+        with pytest.raises(EngineRejected):
+            unlock()
+        rig.hypervisor.lock_console(rig.node, spec.instance_id)
+    start(rig, spec)
+    for impossible in ("", "nine-char", "sp ace", "ä", "\n"):
+        with pytest.raises(EngineRejected):
+            unlock(impossible)
 
 
 def test_all_domains_are_listed(rig: Rig, blank_spec: BlankSpec) -> None:
