@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable
 
 from fastapi import APIRouter
@@ -19,6 +20,7 @@ import awan.reconcile.routes
 from awan.accounts import forget_old_answers
 from awan.kit.database import transaction
 from awan.networks.service import end_quarantines
+from awan.reconcile.watching import run_watches
 
 # Fixed paths before paths with parameters: /instances/size-templates is not an instance's uuid.
 ROUTERS: tuple[APIRouter, ...] = (
@@ -41,6 +43,7 @@ WORKFLOW_MODULES = (
     "awan.catalogue.images",
     "awan.fleet.workflows",
     "awan.instances.workflows",
+    "awan.instances.recover",
     "awan.reconcile.workflows",
 )
 
@@ -59,6 +62,10 @@ def _forget_old_answers() -> None:
 WORKER_TASKS: tuple[tuple[str, float, Callable[[], object]], ...] = (
     ("networks.end_quarantines", 60.0, _end_quarantines),
     ("accounts.forget_old_answers", 3600.0, _forget_old_answers),
+)
+# name, function; each runs in a thread of every worker until the event is set.
+WORKER_SERVICES: tuple[tuple[str, Callable[[threading.Event], None]], ...] = (
+    ("reconcile.watches", run_watches),
 )
 
 

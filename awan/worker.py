@@ -63,6 +63,8 @@ def main() -> None:
     ]
     tasks += [PeriodicTask(*task) for task in assembly.WORKER_TASKS]
     start_tasks(tasks, stopping)
+    for name, serve in assembly.WORKER_SERVICES:
+        threading.Thread(target=serve, args=(stopping,), name=name, daemon=True).start()
     keep_alive(settings, stopping)
     _end_process()
 

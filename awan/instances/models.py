@@ -40,7 +40,8 @@ class CpuMode(StrEnum):
 class Instance(Base):
     """A virtual machine; its uuid is the resource's. Memory in MiB, storage in GiB.
 
-    `status` as the API shows it is computed from desired state, observed state and the active operation.
+    `status` as the API shows it is computed from desired state, observed state, the active operation and the node's
+    health. `crashed_at` is when it was last restarted after a crash.
     """
 
     __tablename__ = "instance"
@@ -83,6 +84,7 @@ class Instance(Base):
     stop_is_forced: Mapped[bool] = mapped_column(server_default=text("false"))
     releases_ips: Mapped[bool] = mapped_column(server_default=text("false"))
     ready_at: Mapped[datetime | None]
+    crashed_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     updated_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     deleted_at: Mapped[datetime | None]

@@ -15,6 +15,10 @@ from typing import Literal, Protocol
 from uuid import UUID
 
 NODE_CALL_TIMEOUT_S = 30.0
+UNEXPLAINED = "unknown"
+"""The `detail` of a domain of which the node does not know why it is off: it has not run since the node started."""
+SEEN_AFTER_RECONNECT = "seen_after_reconnect"
+"""The `detail` of an event that the engine made up from what it found after events may have been missed."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,11 @@ class Power(StrEnum):
 
 @dataclass(frozen=True)
 class DomainFacts:
-    """A domain found on a node. `instance_id` is None for a domain that does not carry our metadata."""
+    """A domain found on a node. `instance_id` is None for a domain that does not carry our metadata.
+
+    `detail` of one that is off is the engine's word for why ("shutdown" by its guest, "destroyed", "crashed", ...), or
+    `UNEXPLAINED`. One that is not persistent has no definition any more and vanishes with its QEMU.
+    """
 
     domain_uuid: UUID
     name: str
@@ -119,6 +127,8 @@ class DomainFacts:
     operation_id: UUID | None
     disk_paths: tuple[str, ...] = ()
     port_ids: tuple[UUID, ...] = ()
+    detail: str = ""
+    is_persistent: bool = True
 
 
 @dataclass(frozen=True)
@@ -193,8 +203,10 @@ class Hypervisor(Protocol):
         """The domain, or None when the node does not know it."""
         ...
 
-    def list_domains(self, node: NodeEndpoint) -> list[DomainFacts]:
-        """All domains of the node, also foreign ones, in one call."""
+    def list_domains(
+        self, node: NodeEndpoint, *, timeout_s: float = NODE_CALL_TIMEOUT_S
+    ) -> list[DomainFacts]:
+        """All domains of the node, also foreign ones, in one call. EngineUnavailable after `timeout_s`."""
         ...
 
     def guest_sign(self, node: NodeEndpoint, instance_id: UUID) -> GuestSign:
