@@ -23,7 +23,7 @@ class NodeState(StrEnum):
 
 
 class NodeHealth(StrEnum):
-    """Whether the node's libvirt answers. On one that does not nothing is placed, and nothing is known of its guests."""
+    """Whether the node's libvirt answers. Where it does not, nothing is placed, and nothing is known of the guests."""
 
     REACHABLE = "reachable"
     UNREACHABLE = "unreachable"
