@@ -289,7 +289,7 @@ class LibvirtHypervisor:
     ) -> list[DomainFacts]:
         def read(conn: Connection) -> list[DomainFacts]:
             # One call for all of them: asking each domain would be as many.
-            found = conn.listAllDomains(libvirt.VIR_CONNECT_LIST_TRANSIENT)
+            found = conn.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT)
             transient = {UUID(bytes=domain.UUID()) for domain in found}
             read_facts = (_read_facts(domain) for domain in conn.listAllDomains(0))
             return [
