@@ -136,18 +136,6 @@ def network_spec(session: Session, pool_id: int) -> PublicNetworkSpec:
     )
 
 
-def networks_in_use(session: Session, location_id: int) -> list[PublicNetworkSpec]:
-    """The logical switches of a location on which there is a network card."""
-    pool_ids = session.scalars(
-        select(Address.pool_id)
-        .join(Nic, Nic.nic_id == Address.nic_id)
-        .where(Nic.location_id == location_id, Nic.deleted_at.is_(None), Address.family == 4)
-        .distinct()
-        .order_by(Address.pool_id)
-    )
-    return [network_spec(session, pool_id) for pool_id in pool_ids.all()]
-
-
 def _ipv6_pool(session: Session, pool: Pool) -> Pool | None:
     return session.scalars(
         select(Pool)

@@ -12,22 +12,26 @@ from dataclasses import dataclass
 from uuid import UUID
 
 import structlog
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from awan.engines.fabric import PublicNetworkSpec
 from awan.engines.volumes.names import read_name
 from awan.errors import EngineError
 from awan.events import record
 from awan.fleet import NodeHealth
+from awan.instances.models import Instance
 from awan.instances.recover import ACTOR
 from awan.kit.database import transaction
-from awan.networks.service import networks_in_use
+from awan.networks import Address, Nic
+from awan.networks.service import network_spec
 from awan.reconcile.expected import Expectations, look_first
 from awan.reconcile.findings import Finding, FindingKind
 from awan.reconcile.models import StrayKind
 from awan.reconcile.power import Verdict
 from awan.reconcile.quarantine import Scope, Stray, update_quarantine
 from awan.reconcile.reading import Seen, Site, one_snapshot, open_sites, read
-from awan.reconcile.repairs import act, known_of
+from awan.reconcile.repairs import SETTLED_STATES, act, known_of
 from awan.reconcile.rules import ExpectedLocation, compare_domains, compare_files, compare_ports
 
 STRAYS = {
@@ -98,7 +102,7 @@ def _without_unreachable(site: Site) -> Site:
 def _put_back_networks(site: Site) -> None:
     """The logical switches that cards are on, with DHCP options and the rules for tenants, are as they should be."""
     with transaction() as session:
-        networks = networks_in_use(session, site.location.location_id)
+        networks = _networks_in_use(session, site.location.location_id)
     for network in networks:
         try:
             has_changed = site.engines.fabric.ensure_public_network(network)
@@ -109,6 +113,24 @@ def _put_back_networks(site: Site) -> None:
             log.warning("network was put back", switch=network.switch)
             with transaction() as session:
                 _record_network(session, site, network.switch)
+
+
+def _networks_in_use(session: Session, location_id: int) -> list[PublicNetworkSpec]:
+    """Those of instances that are made. One that is being made for the first time is not missing."""
+    pool_ids = session.scalars(
+        select(Address.pool_id)
+        .join(Nic, Nic.nic_id == Address.nic_id)
+        .join(Instance, Instance.instance_id == Nic.instance_id)
+        .where(
+            Nic.location_id == location_id,
+            Nic.deleted_at.is_(None),
+            Address.family == 4,
+            Instance.observed_state.in_(SETTLED_STATES),
+        )
+        .distinct()
+        .order_by(Address.pool_id)
+    )
+    return [network_spec(session, pool_id) for pool_id in pool_ids.all()]
 
 
 def _record_network(session: Session, site: Site, switch: str) -> None:

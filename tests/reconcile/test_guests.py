@@ -356,3 +356,15 @@ def test_two_watches_make_one_repair(guest: Guest, worker: InProcessWorker) -> N
     worker.start()
     wait_until_idle()
     assert guest.show()["status"] == "Running"
+
+
+def test_what_is_being_made_for_the_first_time_is_not_missing(
+    cloud: SimulatedCloud, worker: InProcessWorker
+) -> None:
+    worker.stop()
+    answer = cloud.create()
+    check_location(cloud.location_id)
+    assert cloud_events("network.repaired") == 0
+    assert fabric_state()[:2] == [[], []]
+    worker.start()
+    assert cloud.wait(answer["operation"]["uuid"])["status"] == "succeeded"
