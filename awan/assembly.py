@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable
 
 from fastapi import APIRouter
@@ -28,6 +29,7 @@ from awan.kit.database import transaction
 from awan.metrics import collector as metrics_collector
 from awan.metrics import history as metrics_history
 from awan.networks.service import end_quarantines
+from awan.reconcile.watching import run_watches
 
 # Fixed paths before paths with parameters: /instances/size-templates is not an instance's uuid.
 ROUTERS: tuple[APIRouter, ...] = (
@@ -61,6 +63,7 @@ WORKFLOW_MODULES = (
     "awan.volumes.image_removal",
     "awan.instances.workflows",
     "awan.instances.guest_workflows",
+    "awan.instances.recover",
     "awan.reconcile.workflows",
 )
 
@@ -91,6 +94,10 @@ WORKER_TASKS: tuple[tuple[str, float, Callable[[], object]], ...] = (
 # The same, run by every worker: these share their work by themselves.
 SHARED_TASKS: tuple[tuple[str, float, Callable[[], object]], ...] = (
     ("metrics.collect", metrics_collector.POLL_S, metrics_collector.tick),
+)
+# name, function; each runs in a thread of every worker until the event is set.
+WORKER_SERVICES: tuple[tuple[str, Callable[[threading.Event], None]], ...] = (
+    ("reconcile.watches", run_watches),
 )
 
 

@@ -76,6 +76,37 @@ class Settings(BaseSettings):
     ready_timeout_s: float = Field(
         default=900.0, gt=0, description="Running time after which a silent guest alarms."
     )
+    node_check_interval_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="Time between two looks at all domains of a node, beside its events.",
+    )
+    node_check_timeout_s: float = Field(
+        default=5.0, gt=0, description="Time in which a node has to answer such a look."
+    )
+    node_silence_s: float = Field(
+        default=20.0, gt=0, description="Silence after which a node counts as unreachable."
+    )
+    reconcile_interval_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="Time between two looks at the networks, ports and domains of a location.",
+    )
+    reconcile_files_interval_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="Time between two looks at the files of a location's nodes.",
+    )
+    crash_window_s: float = Field(
+        default=300.0,
+        ge=0,
+        description="Time within which a second crash leaves an instance stopped.",
+    )
+    repair_retry_s: float = Field(
+        default=60.0,
+        ge=0,
+        description="Wait after a repair that failed; doubled with each further failure.",
+    )
     address_quarantine_s: int = Field(
         default=86400, ge=0, description="Rest of a released address, in seconds."
     )

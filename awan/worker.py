@@ -68,6 +68,8 @@ def main() -> None:
     tasks += [PeriodicTask(*task) for task in assembly.WORKER_TASKS]
     tasks += [PeriodicTask(*task, is_alone=False) for task in assembly.SHARED_TASKS]
     start_tasks(tasks, stopping)
+    for name, serve in assembly.WORKER_SERVICES:
+        threading.Thread(target=serve, args=(stopping,), name=name, daemon=True).start()
     keep_alive(settings, stopping)
     _end_process()
 

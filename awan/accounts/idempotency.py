@@ -125,9 +125,16 @@ def replay(
     *,
     operation: OperationView | None = None,
     status: int | None = None,
+    warnings: list[str] | None = None,
 ) -> Answer:
     """The earlier answer again, with the thing and its operation as they are now."""
-    return answer(earlier.message, data, status=status or earlier.status, operation=operation)
+    return answer(
+        earlier.message,
+        data,
+        status=status or earlier.status,
+        operation=operation,
+        warnings=warnings,
+    )
 
 
 def forget_old_answers(session: Session) -> int:

@@ -47,11 +47,14 @@ def add(
 @nodes.command("list")
 def list_nodes() -> None:
     """List nodes and what of them is used."""
-    table = Table("name", "state", "location", "vCPU", "memory MiB", "disk GiB", "uuid", box=None)
+    table = Table(
+        "name", "state", "health", "location", "vCPU", "memory MiB", "disk GiB", "uuid", box=None
+    )
     for row in OperatorClient().get("/admin/nodes"):
         table.add_row(
             row["name"],
             row["state"],
+            _health(row),
             str(row["location_id"]),
             f"{row['vcpus_used'] + row['dedicated_threads_used']} on {row['cpu_threads']} threads",
             f"{row['memory_mib_used']}/{row['memory_mib']}",
@@ -63,7 +66,7 @@ def list_nodes() -> None:
 
 @nodes.command("show")
 def show(node: NodeName) -> None:
-    """Show a node."""
+    """Show a node: what it is, whether it answers (`seen at`: its last answer), and what of it is used."""
     client = OperatorClient()
     row = client.get(f"/admin/nodes/{_find(client, node)}")
     table = Table(show_header=False, box=None)
@@ -110,6 +113,13 @@ def remove(
     if operation := answer.get("operation"):
         client.follow(operation)
     console.print(answer["message"])
+
+
+def _health(row: dict[str, Any]) -> str:
+    """`reachable`, or since when a node is not."""
+    if row["health"] == "reachable":
+        return "reachable"
+    return f"[red]{row['health']} since {row['health_since']}[/red]"
 
 
 def _act(node: str, verb: str) -> None:

@@ -1,6 +1,6 @@
-"""`awan audit` and `awan trace`: is everything as it should be, and what happened to one thing.
+"""`awan audit`, `awan quarantine`, `awan trace`: is all as it should be, and what happened to one thing.
 
-Both speak HTTP with the operator's key, like any other client.
+They speak HTTP with the operator's key, like any other client.
 """
 
 from __future__ import annotations
@@ -90,6 +90,18 @@ def _findings_table(findings: Iterable[Mapping[str, Any]]) -> Table:
             f"[red]{finding['kind']}[/]", finding["location"] or "", escape(finding["sentence"])
         )
     return table
+
+
+def quarantine() -> None:
+    """Show domains, ports and files that no row explains. They are reported, and never touched."""
+    rows = OperatorClient().get("/admin/quarantine")
+    if not rows:
+        console.print("Nothing is in quarantine.")
+        return
+    table = Table("kind", "since", "what it is", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(f"[red]{row['kind']}[/]", row["found_at"], escape(row["sentence"]))
+    console.print(table)
 
 
 def trace(
@@ -195,4 +207,5 @@ def _status(status: str) -> str:
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
     app.command()(audit)
+    app.command()(quarantine)
     app.command()(trace)

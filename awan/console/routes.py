@@ -18,6 +18,7 @@ from awan.resources import ResourceKind, in_path
 from awan.settings import get_settings
 
 SOCKET_PATH, PAGE_PATH = "/api/v1/console", "/console"
+SHOWN_ONCE = "A ticket is shown once. To have another, call without this Idempotency-Key."
 
 router = APIRouter(tags=["Instance"])
 
@@ -31,12 +32,15 @@ def open_console(
         form_body(EmptyForm, path_check=in_path(ResourceKind.INSTANCE, "instance_uuid"))
     ),
 ) -> Answer:
-    """Virtual console websocket: a ticket for the screen of a running instance, good for one use within 60 s."""
+    """Virtual console websocket: a ticket for the screen of a running instance, good for one use within 60 s.
+
+    A repeat under the same Idempotency-Key shows no ticket again; `warnings` says so.
+    """
     with transaction() as session:
         call = idempotent(session, caller, request)
         if call.earlier:
             console = session.get_one(Console, UUID(call.earlier.resource_id))
-            return replay(call.earlier, _show(console, request))
+            return replay(call.earlier, _show_again(console), warnings=[SHOWN_ONCE])
         console = service.issue(session, caller, instance_uuid)
         return call.keep(answer("VNC connection", _show(console, request)), console.console_id)
 
@@ -51,6 +55,17 @@ def _show(console: Console, request: Request) -> ConsoleTicket:
         password=password,
         expires_at=console.ticket_expires_at,
         page_url=f"{origin}{PAGE_PATH}#token={quote(token)}&password={quote(password)}",
+    )
+
+
+def _show_again(console: Console) -> ConsoleTicket:
+    return ConsoleTicket(
+        url=None,
+        token=None,
+        protocol="rfb",
+        password=None,
+        expires_at=console.ticket_expires_at,
+        page_url=None,
     )
 
 

@@ -1,6 +1,6 @@
 """Fleet: the operator's nodes, what fits on them, and what is placed where."""
 
-from awan.fleet.models import Node, NodeImage
+from awan.fleet.models import Node, NodeHealth, NodeImage
 from awan.fleet.service import (
     Demand,
     NodeThreads,
@@ -15,6 +15,7 @@ from awan.fleet.service import (
 __all__ = [
     "Demand",
     "Node",
+    "NodeHealth",
     "NodeImage",
     "NodeThreads",
     "endpoint",

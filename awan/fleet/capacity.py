@@ -6,7 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from awan.catalogue.models import Tier
-from awan.fleet.models import Node, NodeState, NodeTier
+from awan.fleet.models import Node, NodeHealth, NodeState, NodeTier
 from awan.fleet.schemas import TierCapacity
 
 
@@ -37,7 +37,7 @@ def capacity(session: Session) -> list[TierCapacity]:
                 disk_gib_free=0,
             ),
         )
-        if node.state != NodeState.ACTIVE:
+        if node.state != NodeState.ACTIVE or node.health != NodeHealth.REACHABLE:
             entry.nodes_out_of_service += 1
             continue
         threads = node.cpu_threads - node.dedicated_threads_used

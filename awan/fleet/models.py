@@ -26,15 +26,25 @@ class NodeState(StrEnum):
     REMOVED = "removed"
 
 
+class NodeHealth(StrEnum):
+    """Whether the node's libvirt answers. Where it does not, nothing is placed, and nothing is known of the guests."""
+
+    REACHABLE = "reachable"
+    UNREACHABLE = "unreachable"
+
+
 class Node(Base):
     """A hypervisor. Capacity is what the probe found, capped by the operator's values.
 
+    `health` is what the watch over it has found, since `health_since` and (of one that is unreachable) why; `seen_at`
+    is its last answer.
     `*_used` count what is placed here (`vcpus_used` the shared ones only) and change in one conditional UPDATE.
     """
 
     __tablename__ = "node"
     __table_args__ = (
         one_of("state", NodeState),
+        one_of("health", NodeHealth),
         CheckConstraint(
             "vcpus_used >= 0 AND memory_mib_used >= 0 AND disk_gib_used >= 0", name="used"
         ),
@@ -81,6 +91,10 @@ class Node(Base):
     memory_mib_used: Mapped[int] = mapped_column(server_default="0")
     disk_gib_used: Mapped[int] = mapped_column(server_default="0")
     facts: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
+    health: Mapped[str] = mapped_column(server_default="reachable")
+    health_since: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    health_reason: Mapped[str | None]
+    seen_at: Mapped[datetime | None]
     probed_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
 

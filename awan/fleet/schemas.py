@@ -49,6 +49,10 @@ class NodeView(BaseModel):
     name: str
     libvirt_uri: str
     state: str
+    health: str
+    health_since: Timestamp
+    health_reason: str | None
+    seen_at: Timestamp | None
     host_uuid: UUID | None
     ovn_system_id: str | None
     mgmt_ip: str | None
@@ -75,6 +79,10 @@ class NodeView(BaseModel):
             name=row.name,
             libvirt_uri=row.libvirt_uri,
             state=row.state,
+            health=row.health,
+            health_since=row.health_since,
+            health_reason=row.health_reason,
+            seen_at=row.seen_at,
             host_uuid=row.libvirt_host_uuid,
             ovn_system_id=row.ovn_system_id,
             mgmt_ip=row.mgmt_ip,

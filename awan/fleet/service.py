@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -17,10 +18,14 @@ from awan.catalogue.service import find_location
 from awan.engines.hypervisor import NodeEndpoint, NodeFacts
 from awan.errors import Conflict, Invalid, NoCapacity, NotFound
 from awan.events import record
-from awan.fleet.models import Node, NodeImage, NodeState, NodeTier, Placement
+from awan.fleet.models import Node, NodeHealth, NodeImage, NodeState, NodeTier, Placement
 from awan.fleet.rules import choose_threads
 from awan.kit.clock import now
 from awan.kit.ids import new_id
+
+WATCH_ACTOR = "system:watch"
+# Where something new may be placed.
+_IN_SERVICE = (Node.state == NodeState.ACTIVE, Node.health == NodeHealth.REACHABLE)
 
 
 @dataclass(frozen=True)
@@ -218,6 +223,52 @@ def forget_copies(session: Session, node_id: UUID, sha256: str) -> None:
     )
 
 
+def note_answer(session: Session, node_id: UUID) -> bool:
+    """The node has just answered. Whether it counted as unreachable until now; then its instances are known again."""
+    node = session.get_one(Node, node_id, with_for_update=True, populate_existing=True)
+    node.seen_at = _database_time(session)
+    if node.health == NodeHealth.REACHABLE:
+        return False
+    silent_s = round((node.seen_at - node.health_since).total_seconds())
+    _set_health(session, node, NodeHealth.REACHABLE, None, {"unreachable_s": silent_s})
+    return True
+
+
+def note_silence(session: Session, node_id: UUID, silent_s: float, reason: str) -> bool:
+    """The node counts as unreachable, unless anyone has had an answer within `silent_s`. Whether this call did it.
+
+    `reason` is the engine's words, for the operator.
+    """
+    node = session.get_one(Node, node_id, with_for_update=True, populate_existing=True)
+    since = node.seen_at or node.created_at
+    has_answered = (_database_time(session) - since).total_seconds() < silent_s
+    if node.health == NodeHealth.UNREACHABLE or has_answered:
+        return False
+    _set_health(session, node, NodeHealth.UNREACHABLE, reason, {"reason": reason})
+    return True
+
+
+def _set_health(
+    session: Session, node: Node, health: NodeHealth, reason: str | None, data: dict[str, Any]
+) -> None:
+    node.health, node.health_reason = health, reason
+    node.health_since = _database_time(session)
+    record(
+        session,
+        kind=f"node.{health}",
+        actor=WATCH_ACTOR,
+        account_id=None,
+        data={"node": str(node.node_id), "name": node.name, **data},
+    )
+
+
+def _database_time(session: Session) -> datetime:
+    """One clock for all workers: they compare each other's times."""
+    moment = session.scalar(select(func.clock_timestamp()))
+    assert isinstance(moment, datetime)
+    return moment
+
+
 def _lock_node(session: Session, node_id: UUID) -> Node:
     node = session.get(Node, node_id, with_for_update=True, populate_existing=True)
     if node is None or node.state == NodeState.REMOVED:
@@ -266,7 +317,7 @@ def place(
             update(Node)
             .where(
                 Node.node_id == node_id,
-                Node.state == NodeState.ACTIVE,
+                *_IN_SERVICE,
                 *_fits(tier, demand).values(),
             )
             .values(**_change(demand, 1))
@@ -400,7 +451,7 @@ def _candidates(account_id: UUID, location_id: int, tier: Tier, demand: Demand) 
     )
     return (
         _serving(location_id, tier)
-        .where(Node.state == NodeState.ACTIVE, *_fits(tier, demand).values())
+        .where(*_IN_SERVICE, *_fits(tier, demand).values())
         .order_by(own, fullness, Node.name)
         .limit(20)
     )
@@ -408,7 +459,7 @@ def _candidates(account_id: UUID, location_id: int, tier: Tier, demand: Demand) 
 
 def _explain(session: Session, location_id: int, tier: Tier, demand: Demand) -> NoCapacity:
     """Why nothing fits: how many active nodes fail at which limit, in the operator's words."""
-    active = Node.state == NodeState.ACTIVE
+    active = and_(*_IN_SERVICE)
     counts = session.execute(
         select(
             func.count(),

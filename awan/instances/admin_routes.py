@@ -37,8 +37,8 @@ def add_instance_note(
     with transaction() as session:
         call = idempotent(session, caller, request)
         if call.earlier:
-            note = notes.get_note(session, instance_uuid, int(call.earlier.resource_id or 0))
-            return replay(call.earlier, _view(note))
+            known = session.get(InstanceNote, int(call.earlier.resource_id or 0))
+            return replay(call.earlier, call.earlier.remains if known is None else _view(known))
         note = notes.add_note(session, caller, instance_uuid, body.text)
         return call.keep(answer("Note added", _view(note), status=201), note.note_id)
 
@@ -49,13 +49,17 @@ def add_instance_note(
 def remove_instance_note(
     instance_uuid: UUID,
     note_id: PathId,
+    request: Request,
     caller: Caller = Depends(operator("write")),
     body: EmptyForm = Depends(form_body(EmptyForm)),
 ) -> Answer:
     """Delete a note."""
     with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            return replay(call.earlier, call.earlier.remains)
         note = notes.remove_note(session, caller, instance_uuid, note_id)
-        return answer("Note removed", _view(note))
+        return call.keep(answer("Note removed", _view(note)), note_id)
 
 
 def _view(note: InstanceNote) -> NoteView:

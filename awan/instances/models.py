@@ -40,7 +40,8 @@ class CpuMode(StrEnum):
 class Instance(Base):
     """A virtual machine; its uuid is the resource's. Memory in MiB, storage in GiB.
 
-    `status` as the API shows it is computed from desired state, observed state and the active operation.
+    `status` as the API shows it is computed from desired state, observed state, the active operation and the node's
+    health. `crashed_at` is when it was last restarted after a crash.
     `new_password_secret_id` is a password on its way to the guest, by its seed or by its agent; `seed_has_password`:
     the seed sets the password at the next boot. `hostname` is what the engines know; while it is changed, the
     resource's name is already the new one. `hostname_is_pending`: the guest takes it at its next boot.
@@ -92,6 +93,7 @@ class Instance(Base):
     stop_is_forced: Mapped[bool] = mapped_column(server_default=text("false"))
     releases_ips: Mapped[bool] = mapped_column(server_default=text("false"))
     ready_at: Mapped[datetime | None]
+    crashed_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     updated_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     deleted_at: Mapped[datetime | None]

@@ -31,17 +31,11 @@ def add_note(session: Session, caller: Caller, instance_id: UUID, text: str) -> 
     return note
 
 
-def get_note(session: Session, instance_id: UUID, note_id: int) -> InstanceNote:
-    """One note. Raises: NotFound."""
+def remove_note(session: Session, caller: Caller, instance_id: UUID, note_id: int) -> InstanceNote:
+    """Deletes a note. Raises: NotFound."""
     note = session.get(InstanceNote, note_id)
     if note is None or note.instance_id != instance_id:
         raise NotFound("Note not found.")
-    return note
-
-
-def remove_note(session: Session, caller: Caller, instance_id: UUID, note_id: int) -> InstanceNote:
-    """Deletes a note. Raises: NotFound."""
-    note = get_note(session, instance_id, note_id)
     session.delete(note)
     _record(session, caller, note, "instance.note_removed")
     return note

@@ -8,7 +8,13 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from awan.credentials import SshKey
-from awan.instances.rules import display_memory, display_storage, display_time, status_of
+from awan.instances.rules import (
+    NODE_UNREACHABLE,
+    display_memory,
+    display_storage,
+    display_time,
+    status_of,
+)
 from awan.instances.schemas import (
     CostDetail,
     CostItem,
@@ -41,11 +47,12 @@ def show_detail(session: Session, view: InstanceView) -> InstanceDetail:
     """One instance, whole."""
     instance = view.instance
     addresses = public_addresses(session, [instance.instance_id]).get(instance.instance_id, [])
+    row = _row(view, addresses)
     return InstanceDetail(
-        **_row(view, addresses),
+        **row,
         username=instance.username,
         cpu_type=instance.cpu_mode,
-        status_reason=instance.status_reason,
+        status_reason=NODE_UNREACHABLE if row["state"] == "unknown" else instance.status_reason,
         lock=view.operation.kind if view.operation is not None else None,
         location_detail=LocationDetail(
             id=view.location.location_id, name=view.location.name, code=view.location.code
@@ -85,6 +92,7 @@ def _row(view: InstanceView, addresses: Sequence[Address]) -> dict[str, Any]:
         instance.desired_state,
         instance.observed_state,
         operation.kind if operation is not None else None,
+        is_node_silent=view.is_node_silent,
     )
     four = next((address for address in addresses if address.family == 4), None)
     return {

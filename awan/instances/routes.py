@@ -328,7 +328,7 @@ def set_instance_password(
         lambda session: guest.set_password(session, caller, instance_uuid, body),
     )
     with transaction() as session:
-        view = service.get_view(session, caller, instance_uuid)
+        view = service.get_kept_view(session, instance_uuid)
     return answer(
         "Virtual machine password successfully updated",
         None,
@@ -361,7 +361,7 @@ def rename_instance(
         lambda session: guest.rename(session, caller, instance_uuid, body.hostname),
     )
     with transaction() as session:
-        view = service.get_view(session, caller, instance_uuid)
+        view = service.get_kept_view(session, instance_uuid)
         shown = dict(show_detail(session, view))
     applied = "next_boot" if view.instance.hostname_is_pending else "now"
     is_known = ended.status == OperationStatus.SUCCEEDED

@@ -45,6 +45,7 @@ STATUS_OF_OPERATION = {
     "instance.stop": "stopping",
     "instance.restart": "restarting",
     "instance.reset": "restarting",
+    "instance.recover": "starting",
 }
 STATUSES = (
     "provisioning",
@@ -54,7 +55,12 @@ STATUSES = (
     "stopping",
     "restarting",
     "terminating",
+    "unknown",
     "error",
+)
+CRASHED_AGAIN = "The instance crashed again soon after it was restarted, so it was left stopped."
+NODE_UNREACHABLE = (
+    "The server of the instance does not answer at the moment; its state is not known."
 )
 
 
@@ -136,10 +142,17 @@ def parse_label_filter(text: str) -> dict[str, str | None]:
     return wanted
 
 
-def status_of(desired: str, observed: str, operation_kind: str | None) -> str:
-    """The status that the API shows (lower case), from what is wanted, what is seen and what is running."""
+def status_of(
+    desired: str, observed: str, operation_kind: str | None, *, is_node_silent: bool = False
+) -> str:
+    """The status that the API shows (lower case), from what is wanted, what is seen and what is running.
+
+    What was seen of an instance is not known to be true any more once its node does not answer.
+    """
     if operation_kind in STATUS_OF_OPERATION:
         return STATUS_OF_OPERATION[operation_kind]
+    if is_node_silent and observed in (ObservedState.RUNNING, ObservedState.STOPPED):
+        return "unknown"
     if observed == ObservedState.RUNNING:
         return "running"
     if observed == ObservedState.STOPPED:
@@ -147,6 +160,12 @@ def status_of(desired: str, observed: str, operation_kind: str | None) -> str:
     if desired == DesiredState.DELETED and observed == ObservedState.DELETED:
         return "terminated"
     return "error"
+
+
+def repair_delay_s(failures: int, first_s: float) -> float:
+    """How long to wait after the last of so many (>= 1) failures: doubled each time, an hour or `first_s` at most."""
+    longest_s = max(first_s, 3600.0)
+    return min(longest_s, first_s * 2.0 ** min(failures - 1, 30))
 
 
 def display_memory(memory_mib: int) -> str:

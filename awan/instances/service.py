@@ -27,8 +27,9 @@ from awan.catalogue.models import Location, Template, Tier
 from awan.credentials import SshKey
 from awan.errors import Conflict, Protected
 from awan.events import record
+from awan.fleet import Node, NodeHealth
 from awan.instances.models import DesiredState, Instance, InstanceSshKey, ObservedState
-from awan.instances.rules import STATUS_OF_OPERATION
+from awan.instances.rules import NODE_UNREACHABLE, STATUS_OF_OPERATION
 from awan.instances.workflows import DELETE, RESTART, START, STOP
 from awan.kit.clock import now
 from awan.kit.pagination import PageRequest
@@ -45,6 +46,10 @@ SORTS = {
     "cost": (Instance.monthly_minor.asc(), Resource.resource_id.asc()),
     "-cost": (Instance.monthly_minor.desc(), Resource.resource_id.desc()),
 }
+UNREACHABLE_RETRY_AFTER_S = 30
+_IS_NODE_SILENT = func.coalesce(Node.health == NodeHealth.UNREACHABLE, False).label(
+    "is_node_silent"
+)
 
 
 @dataclass(frozen=True)
@@ -57,16 +62,18 @@ class InstanceView:
     tier: Tier
     template: Template
     operation: Operation | None
+    is_node_silent: bool
 
 
 def _views() -> Any:
     return (
-        select(Instance, Resource, Location, Tier, Template, Operation)
+        select(Instance, Resource, Location, Tier, Template, Operation, _IS_NODE_SILENT)
         .join(Resource, Resource.resource_id == Instance.instance_id)
         .join(Location, Location.location_id == Instance.location_id)
         .join(Tier, Tier.tier_id == Instance.tier_id)
         .join(Template, Template.template_id == Instance.template_id)
         .outerjoin(Operation, Operation.operation_id == Resource.active_operation_id)
+        .outerjoin(Node, Node.node_id == Instance.node_id)
     )
 
 
@@ -131,11 +138,18 @@ def is_hostname_taken(
 
 
 def _status_column() -> Any:
-    """`rules.status_of` in SQL."""
+    """`rules.status_of` in SQL, over instances joined with their operation and (outer) their node."""
     return case(
         *(
             (Operation.kind == kind, literal(status))
             for kind, status in STATUS_OF_OPERATION.items()
+        ),
+        (
+            and_(
+                _IS_NODE_SILENT,
+                Instance.observed_state.in_([ObservedState.RUNNING, ObservedState.STOPPED]),
+            ),
+            literal("unknown"),
         ),
         (Instance.observed_state == ObservedState.RUNNING, literal("running")),
         (Instance.observed_state == ObservedState.STOPPED, literal("stopped")),
@@ -200,6 +214,7 @@ def without_public_network(
             select(Instance.instance_id, Instance.hostname, _status_column().label("status"))
             .join(Resource, Resource.resource_id == Instance.instance_id)
             .outerjoin(Operation, Operation.operation_id == Resource.active_operation_id)
+            .outerjoin(Node, Node.node_id == Instance.node_id)
             .where(
                 Resource.account_id == account_id,
                 Resource.kind == ResourceKind.INSTANCE,
@@ -280,6 +295,9 @@ def lock_idle(session: Session, caller: Caller, instance_id: UUID) -> tuple[Reso
     """An instance on which nothing is running, locked. Raises: NotFound, Conflict."""
     resource, instance = lock_instance(session, caller, instance_id)
     refuse_if_busy(session, resource)
+    node = session.get(Node, instance.node_id) if instance.node_id is not None else None
+    if node is not None and node.health == NodeHealth.UNREACHABLE:
+        raise Conflict(NODE_UNREACHABLE, retry_after_s=UNREACHABLE_RETRY_AFTER_S)
     return resource, instance
 
 

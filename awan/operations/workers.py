@@ -71,6 +71,14 @@ def beat(executor_id: str) -> None:
         )
 
 
+def count_alive(session: Session, lease_s: float) -> int:
+    """How many workers have been heard of within a lease."""
+    alive = text(
+        "SELECT count(*) FROM worker WHERE seen_at > now() - make_interval(secs => :lease_s)"
+    )
+    return int(session.scalar(alive, {"lease_s": lease_s}) or 0)
+
+
 def take_over_dead(executor_id: str, lease_s: float) -> list[str]:
     """Requeues the work of every worker that has been silent for a lease; gives their names.
 

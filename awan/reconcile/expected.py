@@ -21,6 +21,7 @@ from awan.instances.workflows import FIRST_BOOT, SCRUBBED_GENERATION, SECRET_GEN
 from awan.kit.ids import derived_id
 from awan.networks.models import Address, Nic
 from awan.networks.rules import switch_name
+from awan.networks.service import network_spec
 from awan.reconcile.findings import Finding, FindingKind
 from awan.reconcile.rules import (
     ExpectedInstance,
@@ -236,6 +237,7 @@ class Expectations:
     def _ports(
         self, location_id: int, settled: Mapping[UUID, Instance], nodes: Mapping[UUID, Node]
     ) -> list[ExpectedPort]:
+        has_dhcpv6: dict[int, bool] = {}
         addresses: dict[UUID, dict[int, Address]] = {}
         cards: dict[UUID, Nic] = {}
         for nic, address in self._session.execute(
@@ -253,6 +255,9 @@ class Expectations:
             if instance is None or four is None:
                 continue
             six = addresses[nic_id].get(6)
+            if four.pool_id not in has_dhcpv6:
+                network = network_spec(self._session, four.pool_id)
+                has_dhcpv6[four.pool_id] = network.ipv6_cidr is not None
             is_up = instance.observed_state == ObservedState.RUNNING
             node = nodes.get(instance.node_id) if instance.node_id is not None else None
             ports.append(
@@ -272,6 +277,9 @@ class Expectations:
                     ),
                     owner=f"instance {instance.hostname} ({instance.instance_id})",
                     chassis=node.ovn_system_id if node is not None and is_up else None,
+                    dhcp_families=(
+                        (4, 6) if six is not None and has_dhcpv6[four.pool_id] else (4,)
+                    ),
                 )
             )
         return ports

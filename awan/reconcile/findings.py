@@ -16,6 +16,7 @@ class FindingKind(StrEnum):
 
     DOMAIN_STRAY = "domain.stray"
     DOMAIN_MISSING = "domain.missing"
+    DOMAIN_UNDEFINED = "domain.undefined"
     DOMAIN_POWER = "domain.power"
     DOMAIN_DISKS = "domain.disks"
     DOMAIN_CARDS = "domain.cards"

@@ -1,4 +1,4 @@
-"""`/admin/audit` and `/admin/trace`: is everything as it should be, and what happened to one thing."""
+"""`/admin/audit`, `/admin/quarantine`, `/admin/trace`: is all as it should be, and what happened to one thing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from awan.kit.http import Answer, EmptyForm, Envelope, OperationView, Request, a
 from awan.operations import summary, wait_for_end
 from awan.operations.models import FINAL, OperationStatus
 from awan.reconcile import service
-from awan.reconcile.schemas import AuditView, TraceView
+from awan.reconcile.quarantine import list_quarantined
+from awan.reconcile.schemas import AuditView, QuarantinedView, TraceView
 from awan.reconcile.trace import trace
 from awan.settings import get_settings
 
@@ -57,6 +58,14 @@ def get_audit(uuid: UUID, caller: Caller = Depends(operator("read"))) -> Answer:
     with transaction() as session:
         view = AuditView.of(*service.get_audit(session, uuid))
     return answer("Audit", view)
+
+
+@admin_router.get("/quarantine", response_model=Envelope[list[QuarantinedView]])
+def get_quarantine(caller: Caller = Depends(operator("read"))) -> Answer:
+    """Domains, ports and files that no row explains. They are reported here, and never touched."""
+    with transaction() as session:
+        views = [QuarantinedView.of(row) for row in list_quarantined(session)]
+    return answer("Quarantine", views)
 
 
 @admin_router.get("/trace/{uuid}", response_model=Envelope[TraceView])

@@ -53,11 +53,15 @@ class ExpectedInstance:
 
 @dataclass(frozen=True)
 class ExpectedPort:
-    """The port of a live card of a settled instance. `chassis` is set where the port must be bound and up."""
+    """The port of a live card of a settled instance. `chassis` is set where the port must be bound and up.
+
+    `dhcp_families` (4, 6) are those whose addresses must be given out by DHCP.
+    """
 
     spec: PortSpec
     owner: str
     chassis: str | None
+    dhcp_families: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,16 @@ def _compare_domain(
     where: ExpectedLocation, node: ExpectedNode, instance: ExpectedInstance, facts: DomainFacts
 ) -> Iterator[Finding]:
     subject = str(instance.instance_id)
+    if not facts.is_persistent:
+        yield Finding(
+            FindingKind.DOMAIN_UNDEFINED,
+            where.code,
+            subject,
+            "a definition",
+            "none",
+            f"The domain of {instance.label} on {node.name} runs without a definition: it is gone once"
+            " it stops.",
+        )
     if instance.power is not None and not _is_power(instance.power, facts.power):
         yield Finding(
             FindingKind.DOMAIN_POWER,
@@ -304,7 +318,14 @@ def _compare_port(
         ("addresses", spec.address_line, _listed(facts.addresses)),
         # A port without any security has its own finding.
         ("port security", spec.security_line, _listed(facts.port_security) or spec.security_line),
+        ("membership", "a tenant's", "a tenant's" if facts.is_confined else "none"),
     ]
+    if missing := set(port.dhcp_families) - set(facts.dhcp_families):
+        wished_families, seen_families = (
+            _families(port.dhcp_families),
+            _families(facts.dhcp_families),
+        )
+        pairs.append(("DHCP families", wished_families, f"{seen_families} (no IPv{min(missing)})"))
     for what, wished, seen in pairs:
         if wished != seen:
             yield Finding(
@@ -325,6 +346,10 @@ def _compare_port(
             state,
             f"The port {facts.name} of {port.owner} is {state}, not up on {port.chassis}.",
         )
+
+
+def _families(families: Iterable[int]) -> str:
+    return _listed(f"IPv{family}" for family in families) or "none"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Wire shapes of audits and traces."""
+"""Wire shapes of audits, traces and the quarantine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sqlalchemy import RowMapping
 from awan.kit.http import Timestamp
 from awan.operations import Operation
 from awan.operations.models import OperationStatus
-from awan.reconcile.models import AuditFinding, AuditRun
+from awan.reconcile.models import AuditFinding, AuditRun, Quarantined, StrayKind
 from awan.reconcile.trace import Trace, Workflow, columns
 
 
@@ -37,6 +37,33 @@ class FindingView(BaseModel):
             expected=row.expected,
             found=row.found,
             sentence=row.sentence,
+        )
+
+
+class QuarantinedView(BaseModel):
+    """Something on an engine that no row explains, seen from `found_at` to `seen_at`. It is left alone."""
+
+    id: int
+    location_id: int
+    node_uuid: UUID | None
+    kind: StrayKind
+    subject: str
+    sentence: str
+    found_at: Timestamp
+    seen_at: Timestamp
+
+    @classmethod
+    def of(cls, row: Quarantined) -> QuarantinedView:
+        """The row as the operator sees it."""
+        return cls(
+            id=row.quarantined_id,
+            location_id=row.location_id,
+            node_uuid=row.node_id,
+            kind=StrayKind(row.kind),
+            subject=row.subject,
+            sentence=row.sentence,
+            found_at=row.found_at,
+            seen_at=row.seen_at,
         )
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
+from awan.fleet import NodeHealth
 from awan.instances import rules
 from awan.instances.models import DesiredState, ObservedState
 from awan.instances.service import _status_column
@@ -104,16 +105,22 @@ def test_the_status_in_sql_is_the_status_in_python(session: Session) -> None:
     )
     instances = ", ".join(f"('{desired}', '{observed}')" for desired, observed in states)
     operations = ", ".join("(NULL::text)" if kind is None else f"('{kind}')" for kind in kinds)
+    # An instance without a node has none whose health could count.
+    healths = [None, *NodeHealth]
+    nodes = ", ".join("(NULL::text)" if health is None else f"('{health}')" for health in healths)
     rows = session.execute(
         text(
-            f"SELECT desired_state, observed_state, kind, {column}"
+            f"SELECT desired_state, observed_state, kind, health, {column}"
             f" FROM (VALUES {instances}) AS instance (desired_state, observed_state)"
             f" CROSS JOIN (VALUES {operations}) AS operation (kind)"
+            f" CROSS JOIN (VALUES {nodes}) AS node (health)"
         )
     ).all()
-    assert len(rows) == len(states) * len(kinds)
-    for desired, observed, kind, status in rows:
-        assert status == rules.status_of(desired, observed, kind), (desired, observed, kind)
+    assert len(rows) == len(states) * len(kinds) * len(healths)
+    for desired, observed, kind, health, status in rows:
+        is_silent = health == NodeHealth.UNREACHABLE
+        expected = rules.status_of(desired, observed, kind, is_node_silent=is_silent)
+        assert status == expected, (desired, observed, kind, health)
         assert status in {*rules.STATUSES, "terminated"}
 
 
@@ -168,3 +175,12 @@ def test_a_filter_is_understood_or_refused(text: str) -> None:
     except ValueError:
         return
     assert rules.check_labels({key: value or "" for key, value in wanted.items()})
+
+
+@given(st.integers(1, 10_000), st.floats(0, 10_000))
+def test_repairs_are_tried_again_later_each_time_within_bounds(
+    failures: int, first_s: float
+) -> None:
+    delay_s = rules.repair_delay_s(failures, first_s)
+    assert first_s <= delay_s <= max(first_s, 3600.0)
+    assert delay_s <= rules.repair_delay_s(failures + 1, first_s)

@@ -64,6 +64,13 @@ def northbound(cloud: LabCloud, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+@pytest.fixture(autouse=True)
+def nobody_repairs(cloud: LabCloud) -> Iterator[None]:
+    """What is planted here stays until it was found."""
+    with cloud.unwatched():
+        yield
+
+
 def test_green_around_an_instances_life(cloud: LabCloud) -> None:
     assert audit(cloud) == []
     shown = cloud.create_instance(hostname="audited")

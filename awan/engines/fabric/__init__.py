@@ -86,7 +86,11 @@ def link_local_address(mac: str) -> IPv6Address:
 
 @dataclass(frozen=True)
 class PortFacts:
-    """A port found in the fabric. `chassis` is the node that claims it. Ports without our ids have None there."""
+    """A port found in the fabric. `chassis` is the node that claims it. Ports without our ids have None there.
+
+    `dhcp_families` (4, 6) are those whose addresses are given out by DHCP. `is_confined`: the rules that hold for all
+    tenant ports of its switch hold for it.
+    """
 
     name: str
     switch: str
@@ -96,6 +100,8 @@ class PortFacts:
     port_security: tuple[str, ...]
     is_up: bool
     chassis: str | None
+    dhcp_families: tuple[int, ...] = (4, 6)
+    is_confined: bool = True
 
 
 @dataclass(frozen=True)
@@ -115,8 +121,11 @@ class ChassisFacts:
 class Fabric(Protocol):
     """The contract. One object per location."""
 
-    def ensure_public_network(self, spec: PublicNetworkSpec) -> None:
-        """The switch, its localnet port, DHCP options and the ACLs for tenant ports exist as given."""
+    def ensure_public_network(self, spec: PublicNetworkSpec) -> bool:
+        """The switch, its localnet port, DHCP options and the ACLs for tenant ports exist as given.
+
+        Returns whether anything of it had to be changed.
+        """
         ...
 
     def ensure_port(self, spec: PortSpec) -> None:

@@ -42,6 +42,8 @@ CREATE TABLE IF NOT EXISTS sim.fabric_port (
     instance_id uuid,
     account_id uuid,
     operation_id uuid,
+    dhcp_families integer[] NOT NULL,
+    is_confined boolean NOT NULL DEFAULT true,
     is_up boolean NOT NULL DEFAULT false,
     chassis text,
     PRIMARY KEY (location, name)
@@ -64,30 +66,36 @@ class FakeFabric:
         for ddl in (NETWORK_DDL, PORT_DDL, CHASSIS_DDL):
             store.ensure_table(ddl)
 
-    def ensure_public_network(self, spec: PublicNetworkSpec) -> None:
+    def ensure_public_network(self, spec: PublicNetworkSpec) -> bool:
         """See `Fabric`."""
         stored = {name: _as_json(value) for name, value in vars(spec).items()}
         with self._store.call(ENGINE, "ensure_public_network", spec.switch):
-            self._store.execute(
-                "INSERT INTO sim.fabric_network (location, switch, spec) VALUES (%s, %s, %s)"
-                " ON CONFLICT (location, switch) DO UPDATE SET spec = excluded.spec",
+            changed = self._store.execute(
+                "INSERT INTO sim.fabric_network AS network (location, switch, spec)"
+                " VALUES (%s, %s, %s)"
+                " ON CONFLICT (location, switch) DO UPDATE SET spec = excluded.spec"
+                " WHERE network.spec <> excluded.spec",
                 [self._location, spec.switch, Jsonb(stored)],
             )
+            return changed > 0
 
     def ensure_port(self, spec: PortSpec) -> None:
         """See `Fabric`."""
         with self._store.call(ENGINE, "ensure_port", str(spec.port_id)):
             stored = self._store.execute(
                 "INSERT INTO sim.fabric_port AS port (location, name, switch, address_line,"
-                "   security_line, hostname, instance_id, account_id, operation_id)"
+                "   security_line, hostname, dhcp_families, instance_id, account_id, operation_id)"
                 " SELECT location, %(name)s, switch, %(address_line)s,"
                 "   %(security_line)s, %(hostname)s,"
+                "   CASE WHEN spec ->> 'ipv6_cidr' IS NULL"
+                "     THEN array_remove(%(families)s::integer[], 6) ELSE %(families)s END,"
                 "   %(instance_id)s, %(account_id)s, %(operation_id)s"
                 " FROM sim.fabric_network"
                 " WHERE location = %(location)s AND switch = %(switch)s"
                 " ON CONFLICT (location, name) DO UPDATE SET switch = excluded.switch,"
                 "   address_line = excluded.address_line, security_line = excluded.security_line,"
-                "   hostname = excluded.hostname,"
+                "   hostname = excluded.hostname, dhcp_families = excluded.dhcp_families,"
+                "   is_confined = true,"
                 "   instance_id = excluded.instance_id, account_id = excluded.account_id,"
                 "   operation_id = excluded.operation_id",
                 {
@@ -97,6 +105,11 @@ class FakeFabric:
                     "address_line": spec.address_line,
                     "security_line": spec.security_line,
                     "hostname": spec.hostname,
+                    "families": [
+                        family
+                        for family, address in ((4, spec.ipv4), (6, spec.ipv6))
+                        if address is not None
+                    ],
                     "instance_id": spec.instance_id,
                     "account_id": spec.account_id,
                     "operation_id": spec.operation_id,
@@ -182,6 +195,13 @@ class FakeFabric:
             [self._location, system_id, is_alive],
         )
 
+    def forget_dhcp(self, port_id: UUID) -> None:
+        """Somebody removes the port's reservations. Not part of the contract."""
+        self._store.execute(
+            "UPDATE sim.fabric_port SET dhcp_families = '{}' WHERE location = %s AND name = %s",
+            [self._location, str(port_id)],
+        )
+
     def _is_alive(self, chassis: str) -> bool:
         self._store.execute(
             "INSERT INTO sim.fabric_chassis (location, system_id) VALUES (%s, %s)"
@@ -205,6 +225,8 @@ def _port_facts(row: dict[str, Any]) -> PortFacts:
         port_security=(row["security_line"],),
         is_up=row["is_up"],
         chassis=row["chassis"],
+        dhcp_families=tuple(row["dhcp_families"]),
+        is_confined=row["is_confined"],
     )
 
 

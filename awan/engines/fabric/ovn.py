@@ -110,7 +110,7 @@ class OvnFabric:
             keys=keys,
         )
 
-    def ensure_public_network(self, spec: PublicNetworkSpec) -> None:
+    def ensure_public_network(self, spec: PublicNetworkSpec) -> bool:
         """See `Fabric`. Two callers at once make one network: OVN itself allows switches of equal name."""
 
         def edit(tables: Tables, txn: Any) -> None:
@@ -126,7 +126,7 @@ class OvnFabric:
             _edit_dhcp(tables, txn, spec, "dhcpv6", dhcpv6_options(spec))
             _edit_tenants(tables, txn, spec.switch)
 
-        self._nb.change(f"ensure_public_network {spec.switch}", edit)
+        return self._nb.change(f"ensure_public_network {spec.switch}", edit)
 
     def ensure_port(self, spec: PortSpec) -> None:
         """See `Fabric`. Raises EngineRejected when the switch or its tenants' group does not exist."""
@@ -225,8 +225,10 @@ class OvnFabric:
             row = find_row(tables, "Logical_Switch_Port", "name", str(port_id))
             if row is None or row.type:
                 return None
+            switch = next((switch.name for switch in _switches_of(tables, row)), "")
+            group = find_row(tables, "Port_Group", "name", tenants_group(switch))
             return _NorthPort.of(
-                row, next((switch.name for switch in _switches_of(tables, row)), "")
+                row, switch, is_confined=group is not None and refers_to(group, "ports", row)
             )
 
         port = self._nb.read(call, look)
@@ -351,15 +353,22 @@ class _NorthPort:
     external_ids: Mapping[str, str]
     addresses: tuple[str, ...]
     port_security: tuple[str, ...]
+    dhcp_families: tuple[int, ...]
+    is_confined: bool
 
     @classmethod
-    def of(cls, row: Row, switch: str) -> _NorthPort:
+    def of(cls, row: Row, switch: str, *, is_confined: bool) -> _NorthPort:
         return cls(
             name=row.name,
             switch=switch,
             external_ids=dict(row.external_ids),
             addresses=tuple(row.addresses),
             port_security=tuple(row.port_security),
+            # A reference to options that were deleted is gone with them: it is a weak one.
+            dhcp_families=tuple(
+                family for family in (4, 6) if referenced(row, f"dhcpv{family}_options")
+            ),
+            is_confined=is_confined,
         )
 
     def facts(self, is_up: bool, chassis: str | None) -> PortFacts:
@@ -373,6 +382,8 @@ class _NorthPort:
             port_security=self.port_security,
             is_up=is_up,
             chassis=chassis,
+            dhcp_families=self.dhcp_families,
+            is_confined=self.is_confined,
         )
 
 
@@ -476,12 +487,16 @@ def _switches_of(tables: Tables, port: Row) -> list[Row]:
 def _tenant_ports(tables: Tables) -> list[_NorthPort]:
     """All ports that a guest may hang on, in no order."""
     rows = tables["Logical_Switch_Port"].rows
-    return [
-        _NorthPort.of(rows[uuid], switch.name)
-        for switch in tables["Logical_Switch"].rows.values()
-        for uuid in referenced(switch, "ports")
-        if not rows[uuid].type
-    ]
+    found = []
+    for switch in tables["Logical_Switch"].rows.values():
+        group = find_row(tables, "Port_Group", "name", tenants_group(switch.name))
+        confined = set(referenced(group, "ports")) if group is not None else set()
+        found += [
+            _NorthPort.of(rows[uuid], switch.name, is_confined=uuid in confined)
+            for uuid in referenced(switch, "ports")
+            if not rows[uuid].type
+        ]
+    return found
 
 
 def _nb_cfg(tables: Tables) -> int:

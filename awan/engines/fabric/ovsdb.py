@@ -96,19 +96,21 @@ class Database:
         assert self._connection is not None
         return self._connection.idl
 
-    def change(self, call: str, edit: Callable[[Tables, Any], T], *, counts: bool = True) -> T:
-        """Runs `edit(tables, txn)` and commits what it wrote as one transaction; gives what `edit` returned.
+    def change(
+        self, call: str, edit: Callable[[Tables, Any], None], *, counts: bool = True
+    ) -> bool:
+        """Runs `edit(tables, txn)` and commits what it wrote as one transaction; whether that was anything.
 
         `edit` looks at the tables and writes only what differs. It may run more than once: again on newer rows
         whenever the server refuses what older ones led to. It must not keep rows. With `counts` the transaction
         also raises `nb_cfg`, if it changes anything.
         Raises: EngineUnavailable, EngineRejected, and what `edit` raises.
         """
-        return self._run(call, edit, counts=counts, is_read=False)
+        return self._run(call, edit, counts=counts, is_read=False)[1]
 
     def read(self, call: str, look: Callable[[Tables], T]) -> T:
         """Gives `look(tables)` on rows that are at least as new as this call. Raises: EngineUnavailable."""
-        return self._run(call, lambda tables, _txn: look(tables), counts=False, is_read=True)
+        return self._run(call, lambda tables, _txn: look(tables), counts=False, is_read=True)[0]
 
     def wait_for(self, call: str, predicate: Callable[[Tables], bool], *, timeout_s: float) -> bool:
         """Sleeps until `predicate(tables)` holds; False after `timeout_s`. Woken by each change of a row.
@@ -135,11 +137,12 @@ class Database:
 
     def _run(
         self, call: str, edit: Callable[[Tables, Any], T], *, counts: bool, is_read: bool
-    ) -> T:
+    ) -> tuple[T, bool]:
+        """What `edit` returned, and whether it changed anything."""
         link = self._open(call)
         commit = _Commit(self, link, edit, root=self._root, counts=counts, is_read=is_read)
         try:
-            result: T = commit.commit()
+            result: tuple[T, bool] = commit.commit()
         except EngineError:
             raise
         except _Refused as err:
@@ -270,7 +273,7 @@ class _Commit(transaction.Transaction):  # type: ignore[misc]
                 raise
             status = self._drive(replica, txn)
             if status == txn.SUCCESS or (status == txn.UNCHANGED and is_fresh):
-                return result
+                return result, status == txn.SUCCESS
             if status == txn.TRY_AGAIN:
                 is_fresh = False
                 self._until_changed(replica, seqno)

@@ -18,15 +18,17 @@ NODE_CALL_TIMEOUT_S = 30.0
 GIVE_UP_INTERVAL_S = 0.5
 COUNTERS_TIMEOUT_S = 4.0
 """How long one bulk read of counters may take; `read_counters` makes at most two of them."""
+CONSOLE_PASSWORD_MAX = 8
+"""Characters of a VNC password; the protocol ignores further ones."""
+UNEXPLAINED = "unknown"
+"""The `detail` of a domain of which the node does not know why it is off: it has not run since the node started."""
+SEEN_AFTER_RECONNECT = "seen_after_reconnect"
+"""The `detail` of an event that the engine made up from what it found after events may have been missed."""
 
 
 def never() -> bool:
     """No wait is given up."""
     return False
-
-
-CONSOLE_PASSWORD_MAX = 8
-"""Characters of a VNC password; the protocol ignores further ones."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ class DomainFacts:
     """A domain found on a node. `instance_id` is None for a domain that does not carry our metadata.
 
     `threads` are those of the host that its vCPUs may run on; none when it was never told.
+    `detail` of one that is off is the engine's word for why ("shutdown" by its guest, "destroyed", "crashed", ...), or
+    `UNEXPLAINED`. One that is not persistent has no definition any more and vanishes with its QEMU.
     """
 
     domain_uuid: UUID
@@ -137,6 +141,8 @@ class DomainFacts:
     disk_paths: tuple[str, ...] = ()
     port_ids: tuple[UUID, ...] = ()
     threads: tuple[int, ...] = ()
+    detail: str = ""
+    is_persistent: bool = True
 
 
 @dataclass(frozen=True)
@@ -274,8 +280,10 @@ class Hypervisor(Protocol):
         """The domain, or None when the node does not know it."""
         ...
 
-    def list_domains(self, node: NodeEndpoint) -> list[DomainFacts]:
-        """All domains of the node, also foreign ones, in one call."""
+    def list_domains(
+        self, node: NodeEndpoint, *, timeout_s: float = NODE_CALL_TIMEOUT_S
+    ) -> list[DomainFacts]:
+        """All domains of the node, also foreign ones, in one call. EngineUnavailable after `timeout_s`."""
         ...
 
     def read_counters(self, node: NodeEndpoint) -> NodeCounters:

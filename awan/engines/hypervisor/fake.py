@@ -3,9 +3,9 @@
 A domain has two definitions, as on a real node: the stored one and the one it was started with.
 A guest answers as by an agent `boot_s` seconds after its start, and uses a little of everything from
 then on. What guests do by themselves, and what happens to nodes, is said by `crash`,
-`shut_down_from_inside`, `set_guest`, `set_counters`, `set_qemu_answers`, `set_clock` and
-`set_node_available`. Listeners hear of changes that were made in their own process. The
-screen of a guest is served over TCP by the process that unlocked its console.
+`shut_down_from_inside`, `set_guest`, `set_counters`, `set_qemu_answers`, `set_clock`, `undefine`,
+`lose_power` and `set_node_available`. Listeners hear of changes that were made in their own process.
+The screen of a guest is served over TCP by the process that unlocked its console.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from psycopg.types.json import Jsonb
 
 from awan.engines.hypervisor import (
     GIVE_UP_INTERVAL_S,
+    NODE_CALL_TIMEOUT_S,
+    UNEXPLAINED,
     AgentAnswer,
     ConsoleEndpoint,
     DiskCounters,
@@ -61,6 +63,8 @@ DOMAIN_DDL: LiteralString = """
         uuid            uuid NOT NULL,
         power           text NOT NULL DEFAULT 'stopped'
                         CHECK (power IN ('running', 'paused', 'stopped', 'crashed')),
+        detail          text NOT NULL DEFAULT 'unknown',
+        is_persistent   boolean NOT NULL DEFAULT true,
         config          jsonb NOT NULL,
         live            jsonb,
         started_at      timestamptz,
@@ -190,7 +194,8 @@ class FakeHypervisor:
             check_spec(spec)
             self._store.execute(
                 "INSERT INTO sim.domain (location, node_id, uuid, config) VALUES (%s, %s, %s, %s)"
-                " ON CONFLICT (location, node_id, uuid) DO UPDATE SET config = excluded.config",
+                " ON CONFLICT (location, node_id, uuid)"
+                " DO UPDATE SET config = excluded.config, is_persistent = true",
                 [*self._key(node, spec.instance_id), Jsonb(_as_json(spec))],
             )
 
@@ -247,7 +252,9 @@ class FakeHypervisor:
             row = self._find(node, instance_id)
             return _read_facts(row) if row is not None else None
 
-    def list_domains(self, node: NodeEndpoint) -> list[DomainFacts]:
+    def list_domains(
+        self, node: NodeEndpoint, *, timeout_s: float = NODE_CALL_TIMEOUT_S
+    ) -> list[DomainFacts]:
         with self._call(node, "list_domains", node.name):
             rows = self._store.fetch_all(
                 "SELECT * FROM sim.domain WHERE location = %s AND node_id = %s ORDER BY uuid",
@@ -393,13 +400,31 @@ class FakeHypervisor:
 
     def crash(self, node: NodeEndpoint, instance_id: UUID) -> None:
         """The domain's QEMU dies."""
-        if self._set_off(node, instance_id, Power.CRASHED):
+        if self._set_off(node, instance_id, Power.CRASHED, "failed"):
             self._announce(node, instance_id, Power.CRASHED, "failed")
 
     def shut_down_from_inside(self, node: NodeEndpoint, instance_id: UUID) -> None:
         """The guest's user shuts it down."""
-        if self._set_off(node, instance_id, Power.STOPPED):
+        if self._set_off(node, instance_id, Power.STOPPED, "shutdown"):
             self._announce(node, instance_id, Power.STOPPED, "shutdown")
+
+    def undefine(self, node: NodeEndpoint, instance_id: UUID) -> None:
+        """Somebody removes the definition by hand; a domain that runs goes on without one."""
+        self._store.execute(
+            "UPDATE sim.domain SET is_persistent = false"
+            " WHERE location = %s AND node_id = %s AND uuid = %s",
+            self._key(node, instance_id),
+        )
+        self._forget_transient(node)
+
+    def lose_power(self, node: NodeEndpoint) -> None:
+        """The node is reset: no domain runs any more, nobody is told, and the node does not know why."""
+        self._store.execute(
+            "UPDATE sim.domain SET power = 'stopped', detail = %s, live = NULL, started_at = NULL"
+            " WHERE location = %s AND node_id = %s",
+            [UNEXPLAINED, self._location, node.node_id],
+        )
+        self._forget_transient(node)
 
     def set_guest(
         self,
@@ -582,19 +607,29 @@ class FakeHypervisor:
                 if gives_up():
                     return StopOutcome.GIVEN_UP
                 time.sleep(min(left_s, GIVE_UP_INTERVAL_S))
-        if not self._set_off(node, instance_id, Power.STOPPED):
+        detail = "shutdown" if is_graceful else "destroyed"
+        if not self._set_off(node, instance_id, Power.STOPPED, detail):
             return StopOutcome.ALREADY_STOPPED
         return StopOutcome.GRACEFUL if is_graceful else StopOutcome.FORCED
 
-    def _set_off(self, node: NodeEndpoint, instance_id: UUID, power: Power) -> bool:
+    def _set_off(self, node: NodeEndpoint, instance_id: UUID, power: Power, detail: str) -> bool:
         """The domain runs no more; False when it did not run."""
         changed = self._store.execute(
-            "UPDATE sim.domain SET power = %s, live = NULL, started_at = NULL"
+            "UPDATE sim.domain SET power = %s, detail = %s, live = NULL, started_at = NULL"
             " WHERE location = %s AND node_id = %s AND uuid = %s"
             " AND power IN ('running', 'paused')",
-            [power.value, *self._key(node, instance_id)],
+            [power.value, detail, *self._key(node, instance_id)],
         )
+        self._forget_transient(node)
         return changed > 0
+
+    def _forget_transient(self, node: NodeEndpoint) -> None:
+        """What has no definition is gone once it is off."""
+        self._store.execute(
+            "DELETE FROM sim.domain WHERE location = %s AND node_id = %s"
+            " AND NOT is_persistent AND power IN ('stopped', 'crashed')",
+            [self._location, node.node_id],
+        )
 
     def _announce_stop(self, node: NodeEndpoint, instance_id: UUID, outcome: StopOutcome) -> None:
         if outcome in (StopOutcome.GRACEFUL, StopOutcome.FORCED):
@@ -671,4 +706,6 @@ def _read_facts(row: dict[str, Any]) -> DomainFacts:
         disk_paths=tuple(disk["path"] for disk in definition["disks"] if disk["path"]),
         port_ids=tuple(UUID(port) for port in definition["port_ids"]),
         threads=tuple(definition["threads"]),
+        detail=row["detail"] if row["power"] in (Power.STOPPED, Power.CRASHED) else "",
+        is_persistent=row["is_persistent"],
     )

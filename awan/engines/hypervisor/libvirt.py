@@ -39,6 +39,8 @@ from awan.engines.hypervisor import (
     COUNTERS_TIMEOUT_S,
     GIVE_UP_INTERVAL_S,
     NODE_CALL_TIMEOUT_S,
+    SEEN_AFTER_RECONNECT,
+    UNEXPLAINED,
     AgentAnswer,
     ConsoleEndpoint,
     DiskCounters,
@@ -161,6 +163,23 @@ _SHUTOFF_CRASHES = frozenset(
         libvirt.VIR_DOMAIN_SHUTOFF_DAEMON,
     }
 )
+_SHUTOFF_DETAILS = {
+    libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN: "shutdown",
+    libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED: "destroyed",
+    libvirt.VIR_DOMAIN_SHUTOFF_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED: "migrated",
+    libvirt.VIR_DOMAIN_SHUTOFF_SAVED: "saved",
+    libvirt.VIR_DOMAIN_SHUTOFF_FAILED: "failed",
+    libvirt.VIR_DOMAIN_SHUTOFF_FROM_SNAPSHOT: "from_snapshot",
+    libvirt.VIR_DOMAIN_SHUTOFF_DAEMON: "daemon",
+}
+
+
+def read_detail(state: int, reason: int) -> str:
+    """The word for why a domain is off; empty for one that is not."""
+    if state != libvirt.VIR_DOMAIN_SHUTOFF:
+        return ""
+    return _SHUTOFF_DETAILS.get(reason, UNEXPLAINED)
 
 
 def read_power(state: int, reason: int) -> Power:
@@ -344,16 +363,30 @@ class LibvirtHypervisor:
     def find_domain(self, node: NodeEndpoint, instance_id: UUID) -> DomainFacts | None:
         def find(conn: Connection) -> DomainFacts | None:
             domain = _find(conn, instance_id)
-            return _read_facts(domain) if domain is not None else None
+            if domain is None:
+                return None
+            facts = _read_facts(domain)
+            if facts is None or _is_persistent(domain):
+                return facts
+            return replace(facts, is_persistent=False)
 
         return self._call(node, "find domain", find)
 
-    def list_domains(self, node: NodeEndpoint) -> list[DomainFacts]:
+    def list_domains(
+        self, node: NodeEndpoint, *, timeout_s: float = NODE_CALL_TIMEOUT_S
+    ) -> list[DomainFacts]:
         def read(conn: Connection) -> list[DomainFacts]:
-            found = (_read_facts(domain) for domain in conn.listAllDomains(0))
-            return [facts for facts in found if facts is not None]
+            # One call for all of them: asking each domain would be as many.
+            found = conn.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT)
+            transient = {UUID(bytes=domain.UUID()) for domain in found}
+            read_facts = (_read_facts(domain) for domain in conn.listAllDomains(0))
+            return [
+                replace(facts, is_persistent=False) if facts.domain_uuid in transient else facts
+                for facts in read_facts
+                if facts is not None
+            ]
 
-        return self._call(node, "list domains", read)
+        return self._call(node, "list domains", read, timeout_s=timeout_s)
 
     def read_counters(self, node: NodeEndpoint) -> NodeCounters:
         """A read that hangs holds its QEMU's job in libvirtd, so the next one passes that QEMU by.
@@ -534,7 +567,7 @@ class LibvirtHypervisor:
                 log.warning("hypervisor_resync_failed", node=node.name, error=str(err))
                 return
             for facts in domains:
-                announcer.announce(facts.domain_uuid, facts.power, "seen_after_reconnect")
+                announcer.announce(facts.domain_uuid, facts.power, SEEN_AFTER_RECONNECT)
 
         return Subscription(self._nodes.watch(node, Watcher(announcer.on_lifecycle, resync)))
 
@@ -864,7 +897,7 @@ def _find(conn: Connection, instance_id: UUID) -> Domain | None:
 def _read_facts(domain: Domain) -> DomainFacts | None:
     """The domain's facts, or None when it vanishes while it is read."""
     try:
-        power = read_power(*domain.state(0))
+        state = domain.state(0)
         identity = domain_xml.read_identity(domain.XMLDesc(0))
     except libvirt.libvirtError as err:
         if has_code(err, libvirt.VIR_ERR_NO_DOMAIN):
@@ -873,12 +906,13 @@ def _read_facts(domain: Domain) -> DomainFacts | None:
     return DomainFacts(
         domain_uuid=UUID(bytes=domain.UUID()),
         name=str(domain.name()),
-        power=power,
+        power=read_power(*state),
         instance_id=identity.instance_id,
         operation_id=identity.operation_id,
         disk_paths=identity.disk_paths,
         port_ids=identity.port_ids,
         threads=identity.threads,
+        detail=read_detail(*state),
     )
 
 
@@ -938,6 +972,15 @@ def _read_memory_used(stats: dict[str, Any]) -> int | None:
     total = stats.get("balloon.available")
     free = stats.get("balloon.usable", stats.get("balloon.unused"))
     return max(0, total - free) * KIB if total is not None and free is not None else None
+
+
+def _is_persistent(domain: Domain) -> bool:
+    try:
+        return bool(domain.isPersistent())
+    except libvirt.libvirtError as err:
+        if has_code(err, libvirt.VIR_ERR_NO_DOMAIN):
+            return False
+        raise
 
 
 def _read_threads(conn: Connection) -> tuple[int, ...]:

@@ -283,6 +283,18 @@ def upgrade() -> None:
         sa.UniqueConstraint("name", name=op.f("uq_tier_name")),
     )
     op.create_table(
+        "watch_lease",
+        sa.Column("subject", sa.Text(), nullable=False),
+        sa.Column("executor_id", sa.Text(), nullable=True),
+        sa.Column(
+            "leased_until",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("subject", name=op.f("pk_watch_lease")),
+    )
+    op.create_table(
         "worker",
         sa.Column("executor_id", sa.Text(), nullable=False),
         sa.Column("hostname", sa.Text(), nullable=False),
@@ -418,6 +430,15 @@ def upgrade() -> None:
             server_default=sa.text("'{}'::jsonb"),
             nullable=False,
         ),
+        sa.Column("health", sa.Text(), server_default="reachable", nullable=False),
+        sa.Column(
+            "health_since",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.Column("health_reason", sa.Text(), nullable=True),
+        sa.Column("seen_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("probed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column(
             "created_at",
@@ -425,6 +446,7 @@ def upgrade() -> None:
             server_default=sa.text("now()"),
             nullable=False,
         ),
+        sa.CheckConstraint("health IN ('reachable', 'unreachable')", name=op.f("ck_node_health")),
         sa.CheckConstraint(
             "state IN ('adding', 'active', 'cordoned', 'removing', 'removed')",
             name=op.f("ck_node_state"),
@@ -797,6 +819,7 @@ def upgrade() -> None:
         sa.Column("stop_is_forced", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("releases_ips", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("ready_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("crashed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column(
             "created_at",
             sa.DateTime(timezone=True),
@@ -957,6 +980,40 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_placement_account_id"), "placement", ["account_id"], unique=False)
     op.create_index(op.f("ix_placement_node_id"), "placement", ["node_id"], unique=False)
+    op.create_table(
+        "quarantined",
+        sa.Column("quarantined_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("location_id", sa.BigInteger(), nullable=False),
+        sa.Column("node_id", sa.Uuid(), nullable=True),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("subject", sa.Text(), nullable=False),
+        sa.Column("sentence", sa.Text(), nullable=False),
+        sa.Column(
+            "found_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
+        ),
+        sa.Column(
+            "seen_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
+        ),
+        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint("kind IN ('domain', 'port', 'file')", name=op.f("ck_quarantined_kind")),
+        sa.ForeignKeyConstraint(
+            ["location_id"], ["location.location_id"], name=op.f("fk_quarantined_location_id")
+        ),
+        sa.ForeignKeyConstraint(["node_id"], ["node.node_id"], name=op.f("fk_quarantined_node_id")),
+        sa.PrimaryKeyConstraint("quarantined_id", name=op.f("pk_quarantined")),
+    )
+    op.create_index(
+        "uq_quarantined_present",
+        "quarantined",
+        [
+            "location_id",
+            "kind",
+            "subject",
+            sa.literal_column("coalesce(CAST(node_id AS text), '')"),
+        ],
+        unique=True,
+        postgresql_where=sa.text("ended_at IS NULL"),
+    )
     op.create_table(
         "ssh_key",
         sa.Column("ssh_key_id", sa.BigInteger(), nullable=False),
@@ -1225,6 +1282,12 @@ def downgrade() -> None:
         postgresql_where=sa.text("deleted_at IS NULL"),
     )
     op.drop_table("ssh_key")
+    op.drop_index(
+        "uq_quarantined_present",
+        table_name="quarantined",
+        postgresql_where=sa.text("ended_at IS NULL"),
+    )
+    op.drop_table("quarantined")
     op.drop_index(op.f("ix_placement_node_id"), table_name="placement")
     op.drop_index(op.f("ix_placement_account_id"), table_name="placement")
     op.drop_table("placement")
@@ -1296,6 +1359,7 @@ def downgrade() -> None:
     op.drop_table("api_key")
     op.drop_index(op.f("ix_worker_seen_at"), table_name="worker")
     op.drop_table("worker")
+    op.drop_table("watch_lease")
     op.drop_table("tier")
     op.drop_index(
         "uq_template_name_version",

@@ -28,6 +28,9 @@ def test_new_port_is_complete(fabric: Fabric, make_port_spec) -> None:
     )
     assert not port.is_up
     assert port.chassis is None
+    assert port.dhcp_families == (4, 6)
+    assert port.is_confined
+    assert fabric.list_ports() == [port]
 
 
 def test_port_with_one_family(fabric: Fabric, make_port_spec) -> None:
@@ -39,6 +42,15 @@ def test_port_with_one_family(fabric: Fabric, make_port_spec) -> None:
         ("02:00:00:00:00:0b 198.18.200.11",),
         ("02:00:00:00:00:0c 2001:db8:200:1::c fe80::ff:fe00:c",),
     ]
+    assert [port.dhcp_families for port in ports_of(fabric, only_ipv4, only_ipv6)] == [(4,), (6,)]
+
+
+def test_port_on_a_network_without_ipv6(fabric: Fabric, make_network_spec, make_port_spec) -> None:
+    fabric.ensure_public_network(make_network_spec(ipv6_cidr=None, ipv6_gateway=None))
+    spec = make_port_spec(13)
+    fabric.ensure_port(spec)
+    (port,) = ports_of(fabric, spec)
+    assert port.dhcp_families == (4,)
 
 
 def test_port_without_address_cannot_be_named(make_port_spec) -> None:
@@ -97,8 +109,9 @@ def test_absent_port(fabric: Fabric, make_port_spec) -> None:
 
 
 def test_public_network_twice_is_once(fabric: Fabric, make_network_spec) -> None:
-    fabric.ensure_public_network(make_network_spec())
-    fabric.ensure_public_network(make_network_spec(mtu=1400, vlan=7))
+    assert not fabric.ensure_public_network(make_network_spec())
+    assert fabric.ensure_public_network(make_network_spec(mtu=1400, vlan=7))
+    assert not fabric.ensure_public_network(make_network_spec(mtu=1400, vlan=7))
     assert fabric.list_ports() == []  # the provider's own port is not a tenant's
 
 

@@ -303,3 +303,34 @@ def test_close_and_use_again(network, make_port_spec) -> None:
     assert threading.active_count() <= before - 1
     network.ensure_port(make_port_spec(29))
     assert len(network.list_ports()) == 1
+
+
+def test_what_was_taken_from_a_port_is_seen_and_put_back(
+    network, make_network_spec, make_port_spec
+) -> None:
+    spec = make_port_spec(30)
+    network.ensure_port(spec)
+    whole = network.find_port(spec.port_id)
+
+    def forget_dhcp(tables, txn) -> None:
+        for row in list(tables["DHCP_Options"].rows.values()):
+            row.delete()
+
+    def leave_group(tables, txn) -> None:
+        (group,) = tables["Port_Group"].rows.values()
+        group.ports = []
+
+    def forget_rules(tables, txn) -> None:
+        (group,) = tables["Port_Group"].rows.values()
+        group.acls = []
+
+    assert network._nb.change("forget_dhcp", forget_dhcp)
+    assert network.find_port(spec.port_id).dhcp_families == ()
+    assert network._nb.change("leave_group", leave_group)
+    assert not network.list_ports()[0].is_confined
+    assert network._nb.change("forget_rules", forget_rules)
+    assert network.ensure_public_network(make_network_spec(switch=SWITCH))
+    network.ensure_port(spec)
+    assert network.find_port(spec.port_id) == whole
+    assert network.list_ports() == [whole]
+    assert not network.ensure_public_network(make_network_spec(switch=SWITCH))

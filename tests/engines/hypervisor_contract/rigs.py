@@ -66,6 +66,10 @@ class Rig(Protocol):
         """Somebody in the booted guest shuts it down."""
         ...
 
+    def undefine(self, instance_id: UUID) -> None:
+        """Somebody removes the domain's definition by hand."""
+        ...
+
     def deafen(self, instance_id: UUID) -> None:
         """The guest does not hear the power button (a machine without an operating system never does)."""
         ...
@@ -100,6 +104,9 @@ class FakeRig:
 
     def shut_down_from_inside(self, instance_id: UUID) -> None:
         self.fake.shut_down_from_inside(self.node, instance_id)
+
+    def undefine(self, instance_id: UUID) -> None:
+        self.fake.undefine(self.node, instance_id)
 
     def deafen(self, instance_id: UUID) -> None:
         self.fake.set_guest(self.node, instance_id, hears_power=False)
@@ -156,6 +163,9 @@ class LabRig:
 
     def shut_down_from_inside(self, instance_id: UUID) -> None:
         self.ask_agent(instance_id, "guest-exec", path="/usr/sbin/poweroff")
+
+    def undefine(self, instance_id: UUID) -> None:
+        self.on_domain(instance_id, lambda domain: domain.undefine())
 
     def deafen(self, instance_id: UUID) -> None:
         """Domains of `blank_spec` have no system that could hear."""

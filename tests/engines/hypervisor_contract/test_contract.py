@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from awan.engines.hypervisor import (
+    UNEXPLAINED,
     AgentAnswer,
     ConsoleEndpoint,
     DiskSpec,
@@ -271,6 +272,55 @@ def test_a_crash_is_announced_and_the_domain_starts_again(
     assert outcome == StopOutcome.ALREADY_STOPPED
     rig.hypervisor.ensure_running(rig.node, spec.instance_id)
     assert power_of(rig, spec.instance_id) == Power.RUNNING
+
+
+def test_why_a_domain_is_off(rig: Rig, blank_spec: BlankSpec) -> None:
+    spec = blank_spec()
+
+    def detail() -> str:
+        found = rig.hypervisor.find_domain(rig.node, spec.instance_id)
+        assert found is not None
+        listed = rig.hypervisor.list_domains(rig.node, timeout_s=20)
+        assert [it for it in listed if it.domain_uuid == spec.instance_id] == [found]
+        return found.detail
+
+    rig.hypervisor.ensure_defined(rig.node, spec)
+    assert detail() == UNEXPLAINED
+    rig.hypervisor.ensure_running(rig.node, spec.instance_id)
+    assert detail() == ""
+    rig.hypervisor.ensure_stopped(rig.node, spec.instance_id, grace_s=0, force=True)
+    assert detail() == "destroyed"
+    rig.hypervisor.ensure_running(rig.node, spec.instance_id)
+    rig.crash(spec.instance_id)
+    until_off = time.monotonic() + 20
+    while power_of(rig, spec.instance_id) == Power.RUNNING:
+        assert time.monotonic() < until_off
+    assert power_of(rig, spec.instance_id) == Power.CRASHED
+    assert detail() in ("crashed", "failed")
+
+
+def test_a_definition_that_was_removed_is_put_back(rig: Rig, blank_spec: BlankSpec) -> None:
+    spec = blank_spec()
+
+    def found() -> tuple[Power, bool] | None:
+        facts = rig.hypervisor.find_domain(rig.node, spec.instance_id)
+        listed = {it.domain_uuid: it for it in rig.hypervisor.list_domains(rig.node)}
+        assert listed.get(spec.instance_id) == facts
+        return None if facts is None else (facts.power, facts.is_persistent)
+
+    start(rig, spec)
+    assert found() == (Power.RUNNING, True)
+    rig.undefine(spec.instance_id)
+    assert found() == (Power.RUNNING, False)
+    rig.hypervisor.ensure_defined(rig.node, spec)
+    assert found() == (Power.RUNNING, True)
+    rig.undefine(spec.instance_id)
+    rig.hypervisor.ensure_stopped(rig.node, spec.instance_id, grace_s=0, force=True)
+    assert found() is None
+    rig.hypervisor.ensure_defined(rig.node, spec)
+    assert found() == (Power.STOPPED, True)
+    rig.undefine(spec.instance_id)
+    assert found() is None
 
 
 def test_media_changes_live_and_for_the_next_start(rig: Rig, blank_spec: BlankSpec) -> None:

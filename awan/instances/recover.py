@@ -1,0 +1,272 @@
+"""Putting an instance right after something happened to it outside of any operation.
+
+instance.repair    disk is there -> seed -> ports -> definition -> port up                    (power as it is)
+instance.recover   disk is there -> seed -> ports -> definition -> network -> power -> port up   (it should run)
+
+The steps are those of every other change. Only the root disk is never made anew: an empty one would pass for the
+customer's. The verbs below them are called by whoever compares nodes with rows; they take the instance locked, idle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import structlog
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from awan.engines.hypervisor import Power
+from awan.errors import Conflict, EngineUnavailable
+from awan.events import record
+from awan.instances.models import DesiredState, Instance, ObservedState
+from awan.instances.rules import CRASHED_AGAIN, repair_delay_s
+from awan.instances.workflows import (
+    define_domain,
+    make_ports,
+    mark_change_failed,
+    mark_running,
+    power_on,
+    read_situation,
+    wait_for_ports,
+    write_seed,
+)
+from awan.kit.clock import now
+from awan.kit.database import transaction
+from awan.kit.ids import new_id
+from awan.operations import Operation, Plan, Step, Target, begin, register
+from awan.operations.models import OperationStatus
+from awan.resources import Resource, ResourceKind
+from awan.settings import get_settings
+
+ACTOR = "system:reconcile"
+DISK_MISSING = "The disk of the instance is missing on its server. The operator has been informed."
+# After a node's reset many of its parts are still on their way up.
+NODE_PATIENCE_S = 300.0
+FAILURES_COUNTED_S = 86_400.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Reconciler:
+    """Who asks for a repair: nobody but the control plane itself."""
+
+    account_id: UUID | None = None
+    is_operator: bool = True
+    actor: str = ACTOR
+    request_id: str = field(default_factory=lambda: new_id().hex)
+
+
+def check_disk(target: Target) -> None:
+    """The root disk is on the node. Raises: Conflict when it is not."""
+    it = read_situation(target.subject_id)
+    if it.root is None or it.engines.volumes.find(it.node, it.root.volume_id) is None:
+        log.error("instance.disk_missing", instance=str(target.subject_id), alarm=True)
+        raise Conflict(DISK_MISSING)
+
+
+def put_back_definition(target: Target) -> None:
+    """The domain has a definition. One that is there stays as it is."""
+    it = read_situation(target.subject_id)
+    found = it.engines.hypervisor.find_domain(it.node, it.instance.instance_id)
+    if found is None or not found.is_persistent:
+        define_domain(target)
+
+
+def wait_for_network(target: Target) -> None:
+    """The node knows all ports and their protection, so that not even a guest's first packet passes without.
+
+    Raises: EngineUnavailable as long as it does not.
+    """
+    it = read_situation(target.subject_id)
+    if not it.engines.fabric.wait_applied(it.chassis):
+        raise EngineUnavailable("fabric", "wait_applied", f"chassis {it.chassis} is behind")
+
+
+def wait_for_ports_of_running(target: Target) -> None:
+    """The ports of a guest that runs are bound and up; others have nothing to be bound to."""
+    it = read_situation(target.subject_id)
+    found = it.engines.hypervisor.find_domain(it.node, it.instance.instance_id)
+    if found is not None and found.power is Power.RUNNING:
+        wait_for_ports(target)
+
+
+def note_seen_power(target: Target) -> None:
+    """What the node says of the domain's power is what is seen; what is wanted stays."""
+    it = read_situation(target.subject_id)
+    found = it.engines.hypervisor.find_domain(it.node, it.instance.instance_id)
+    is_running = found is not None and found.power is Power.RUNNING
+    with transaction() as session:
+        instance = session.get_one(Instance, target.subject_id, with_for_update=True)
+        if instance.deleted_at is None:
+            instance.observed_state = ObservedState.RUNNING if is_running else ObservedState.STOPPED
+
+
+def mark_repaired(session: Session, target: Target) -> None:
+    """What was missing is back."""
+    instance = session.get_one(Instance, target.subject_id, with_for_update=True)
+    if instance.deleted_at is None:
+        instance.status_reason = None
+        instance.updated_at = now()
+
+
+REPAIR = register(
+    Plan(
+        workflow="instance.repair.v1",
+        kind="instance.repair",
+        steps=(
+            Step("disk", check_disk, percent=5),
+            Step("seed", write_seed, percent=15),
+            Step("port", make_ports, percent=30),
+            Step("domain", put_back_definition, percent=60),
+            Step("port_up", wait_for_ports_of_running, percent=80),
+        ),
+        succeed=mark_repaired,
+        fail=mark_change_failed,
+        deadline_s=600,
+    )
+)
+RECOVER = register(
+    Plan(
+        workflow="instance.recover.v1",
+        kind="instance.recover",
+        steps=(
+            Step("disk", check_disk, percent=5, timeout_s=NODE_PATIENCE_S),
+            Step("seed", write_seed, percent=15),
+            Step("port", make_ports, percent=25),
+            Step("domain", put_back_definition, percent=40),
+            Step("network", wait_for_network, percent=50, timeout_s=NODE_PATIENCE_S),
+            Step("power", power_on, note_seen_power, percent=60),
+            Step("port_up", wait_for_ports, percent=80),
+        ),
+        succeed=mark_running,
+        fail=mark_change_failed,
+        deadline_s=1200,
+    )
+)
+
+
+def note_powered_on(session: Session, instance: Instance) -> None:
+    """The guest was found running, though nobody here had started it: so it is, and so it stays."""
+    _note(session, instance, ObservedState.RUNNING, "instance.powered_on", {})
+    instance.desired_state = DesiredState.RUNNING
+    instance.status_reason = None
+
+
+def note_powered_off(session: Session, instance: Instance, detail: str) -> None:
+    """The guest shut itself down, or somebody cut its power on the node: it stays off until it is started."""
+    _note(session, instance, ObservedState.STOPPED, "instance.powered_off", {"detail": detail})
+    instance.desired_state = DesiredState.STOPPED
+    instance.status_reason = None
+
+
+def note_crash(session: Session, resource: Resource, instance: Instance) -> Operation | None:
+    """The guest's QEMU died. It is restarted once; a second time within `crash_window_s` it stays off, with the reason.
+
+    Returns the operation that restarts it.
+    """
+    moment = now()
+    window = timedelta(seconds=get_settings().crash_window_s)
+    is_again = instance.crashed_at is not None and moment - instance.crashed_at < window
+    _note(
+        session, instance, ObservedState.STOPPED, "instance.crashed", {"is_restarted": not is_again}
+    )
+    if is_again:
+        instance.desired_state = DesiredState.STOPPED
+        instance.status_reason = CRASHED_AGAIN
+        return None
+    instance.crashed_at = moment
+    return _begin(session, RECOVER, resource, instance, "crashed")
+
+
+def begin_recovery(
+    session: Session, resource: Resource, instance: Instance, reason: str
+) -> Operation | None:
+    """Brings back an instance that should run and does not. None while an earlier attempt is too recent."""
+    if not _is_due(session, instance.instance_id):
+        return None
+    if instance.observed_state != ObservedState.STOPPED:
+        _note(session, instance, ObservedState.STOPPED, "instance.lost_power", {"reason": reason})
+    return _begin(session, RECOVER, resource, instance, reason)
+
+
+def begin_repair(
+    session: Session, resource: Resource, instance: Instance, reason: str
+) -> Operation | None:
+    """Puts back what an instance lacks on the engines. None while an earlier attempt is too recent."""
+    if not _is_due(session, instance.instance_id):
+        return None
+    return _begin(session, REPAIR, resource, instance, reason)
+
+
+def _begin(
+    session: Session, plan: Plan, resource: Resource, instance: Instance, reason: str
+) -> Operation:
+    caller = Reconciler()
+    operation = begin(
+        session,
+        caller=caller,
+        plan=plan,
+        resource=resource,
+        resource_kind=ResourceKind.INSTANCE,
+        subject_id=instance.instance_id,
+    )
+    instance.updated_at = now()
+    record(
+        session,
+        kind=plan.kind,
+        actor=caller.actor,
+        account_id=instance.account_id,
+        resource_id=instance.instance_id,
+        operation_id=operation.operation_id,
+        data={"reason": reason},
+    )
+    return operation
+
+
+def _note(
+    session: Session,
+    instance: Instance,
+    observed: ObservedState,
+    kind: str,
+    data: dict[str, object],
+) -> None:
+    instance.observed_state = observed
+    instance.updated_at = now()
+    record(
+        session,
+        kind=kind,
+        actor=ACTOR,
+        account_id=instance.account_id,
+        resource_id=instance.instance_id,
+        data=data,
+    )
+
+
+def _is_due(session: Session, instance_id: UUID) -> bool:
+    """Whether the last failed attempts of today are long enough ago. A success makes them forgotten."""
+    since = now() - timedelta(seconds=FAILURES_COUNTED_S)
+    attempts = (
+        Operation.resource_id == instance_id,
+        Operation.created_at > since,
+        Operation.kind.in_([REPAIR.kind, RECOVER.kind]),
+    )
+    succeeded = (
+        select(func.max(Operation.created_at))
+        .where(*attempts, Operation.status == OperationStatus.SUCCEEDED)
+        .scalar_subquery()
+    )
+    failures, last = session.execute(
+        select(func.count(), func.max(Operation.finished_at)).where(
+            *attempts,
+            Operation.status == OperationStatus.FAILED,
+            Operation.created_at > func.coalesce(succeeded, since),
+        )
+    ).one()
+    if not failures:
+        return True
+    assert isinstance(last, datetime)
+    delay_s = repair_delay_s(failures, get_settings().repair_retry_s)
+    return (now() - last).total_seconds() >= delay_s

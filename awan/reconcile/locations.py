@@ -1,0 +1,176 @@
+"""One look at a location: its networks, the ports of its instances, and what lies on its engines without a row.
+
+networks -> put back by the same verb that made them
+ports, seeds -> repaired by an operation on the instance
+strays -> quarantined: reported, watched, never touched
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+import structlog
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from awan.engines.fabric import PublicNetworkSpec
+from awan.engines.volumes.names import read_name
+from awan.errors import EngineError
+from awan.events import record
+from awan.fleet import NodeHealth
+from awan.instances.models import Instance
+from awan.instances.recover import ACTOR
+from awan.kit.database import transaction
+from awan.networks import Address, Nic
+from awan.networks.service import network_spec
+from awan.reconcile.expected import Expectations, look_first
+from awan.reconcile.findings import Finding, FindingKind
+from awan.reconcile.models import StrayKind
+from awan.reconcile.power import Verdict
+from awan.reconcile.quarantine import Scope, Stray, update_quarantine
+from awan.reconcile.reading import Seen, Site, one_snapshot, open_sites, read
+from awan.reconcile.repairs import SETTLED_STATES, act, known_of
+from awan.reconcile.rules import ExpectedLocation, compare_domains, compare_files, compare_ports
+
+STRAYS = {
+    FindingKind.DOMAIN_STRAY: StrayKind.DOMAIN,
+    FindingKind.PORT_STRAY: StrayKind.PORT,
+    FindingKind.FILE_STRAY: StrayKind.FILE,
+}
+PORT_FAULTS = (FindingKind.PORT_MISSING, FindingKind.PORT_WRONG, FindingKind.PORT_UNPROTECTED)
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A finding with the node it was made on; None for what belongs to the whole location."""
+
+    node_id: UUID | None
+    finding: Finding
+
+
+def check_location(location_id: int, *, with_files: bool = True) -> None:
+    """Compares the location's engines with its rows, and acts on what differs.
+
+    Nodes that are unreachable are left out, and so is whatever does not answer: the next look sees it.
+    Raises: Unavailable when the database is away.
+    """
+    silent: list[Finding] = []
+    with transaction() as session:
+        first = look_first(session)
+        sites = [_without_unreachable(site) for site in open_sites(session, [location_id], silent)]
+    if not sites:
+        return
+    _put_back_networks(sites[0])
+    (site, seen) = read(sites, with_files=with_files, with_chassis=False)[0]
+    with one_snapshot() as session:
+        expected = Expectations(session, first).of_location(
+            session.merge(site.location, load=False)
+        )
+        found = list(_compare(expected, seen))
+        owners = {str(port.spec.port_id): port.spec.instance_id for port in expected.ports}
+        faulty = {
+            instance_id: it.finding
+            for it in found
+            if (instance_id := _instance_of(it.finding, owners)) is not None
+        }
+        known = known_of(session, set(faulty))
+    for silence in (*silent, *seen.findings):
+        log.warning(
+            "location was not read whole", location=site.location.code, why=silence.sentence
+        )
+    for instance_id, it in known.items():
+        finding = faulty[instance_id]
+        act(it, Verdict.REPAIR, f"{finding.kind}: {finding.found}")
+    with transaction() as session:
+        strays = [
+            Stray(STRAYS[it.finding.kind], it.node_id, it.finding.subject, it.finding.sentence)
+            for it in found
+            if it.finding.kind in STRAYS
+        ]
+        update_quarantine(session, location_id, strays, _scopes(seen))
+
+
+def _without_unreachable(site: Site) -> Site:
+    nodes = [node for node in site.nodes if node.health == NodeHealth.REACHABLE]
+    return Site(site.location, nodes, site.engines)
+
+
+def _put_back_networks(site: Site) -> None:
+    """The logical switches that cards are on, with DHCP options and the rules for tenants, are as they should be."""
+    with transaction() as session:
+        networks = _networks_in_use(session, site.location.location_id)
+    for network in networks:
+        try:
+            has_changed = site.engines.fabric.ensure_public_network(network)
+        except EngineError as err:
+            log.warning("network was not looked at", switch=network.switch, error=str(err))
+            return
+        if has_changed:
+            log.warning("network was put back", switch=network.switch)
+            with transaction() as session:
+                _record_network(session, site, network.switch)
+
+
+def _networks_in_use(session: Session, location_id: int) -> list[PublicNetworkSpec]:
+    """Those of instances that are made. One that is being made for the first time is not missing."""
+    pool_ids = session.scalars(
+        select(Address.pool_id)
+        .join(Nic, Nic.nic_id == Address.nic_id)
+        .join(Instance, Instance.instance_id == Nic.instance_id)
+        .where(
+            Nic.location_id == location_id,
+            Nic.deleted_at.is_(None),
+            Address.family == 4,
+            Instance.observed_state.in_(SETTLED_STATES),
+        )
+        .distinct()
+        .order_by(Address.pool_id)
+    )
+    return [network_spec(session, pool_id) for pool_id in pool_ids.all()]
+
+
+def _record_network(session: Session, site: Site, switch: str) -> None:
+    record(
+        session,
+        kind="network.repaired",
+        actor=ACTOR,
+        account_id=None,
+        data={"location": site.location.code, "switch": switch},
+    )
+
+
+def _compare(expected: ExpectedLocation, seen: Seen) -> Iterator[Found]:
+    for node in expected.nodes.values():
+        if node.node_id in seen.domains:
+            domains = compare_domains(expected, node, seen.domains[node.node_id])
+            yield from (Found(node.node_id, it) for it in domains)
+        if node.node_id in seen.files:
+            files = compare_files(expected, node, seen.files[node.node_id])
+            yield from (Found(node.node_id, it) for it in files)
+    if seen.ports is not None:
+        yield from (Found(None, it) for it in compare_ports(expected, seen.ports))
+
+
+def _instance_of(finding: Finding, owners: Mapping[str, UUID]) -> UUID | None:
+    """The instance that a repair would put right (`owners`: of ports by name); None for what no repair can.
+
+    Not a disk that is missing: what was on it cannot be made again. Domains are the business of their node's watch.
+    """
+    if finding.kind in PORT_FAULTS:
+        return owners.get(finding.subject)
+    if finding.kind is FindingKind.FILE_MISSING:
+        return read_name(finding.subject).instance_id
+    return None
+
+
+def _scopes(seen: Seen) -> set[Scope]:
+    """What was read whole: of this alone it can be said that something is not there any more."""
+    scopes = {Scope(StrayKind.DOMAIN, node_id) for node_id in seen.domains}
+    scopes |= {Scope(StrayKind.FILE, node_id) for node_id in seen.files}
+    if seen.ports is not None:
+        scopes.add(Scope(StrayKind.PORT, None))
+    return scopes

@@ -1,0 +1,187 @@
+"""The watch over one node: its domains against its instances, and whether it answers at all.
+
+an event    -> that one domain is looked at, at once
+a timer     -> all domains of the node are looked at
+no answer   -> after a while the node counts as unreachable; its instances' state is then unknown
+an answer   -> first the truth about all its instances, then the node counts as reachable again
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import structlog
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from awan.catalogue import engines
+from awan.engines.hypervisor import (
+    SEEN_AFTER_RECONNECT,
+    DomainEvent,
+    DomainFacts,
+    Hypervisor,
+    NodeEndpoint,
+    Power,
+)
+from awan.errors import EngineError
+from awan.events import record
+from awan.fleet import Node, endpoint
+from awan.fleet.service import WATCH_ACTOR, note_answer, note_silence
+from awan.instances.models import Instance
+from awan.kit.database import transaction
+from awan.reconcile.power import Circumstances, Verdict, judge
+from awan.reconcile.repairs import SETTLED_STATES, Known, act, find_known, known_on
+from awan.settings import get_settings
+
+# A daemon that has just come back tells of guests that died with its node as if they had crashed by themselves.
+GAP_S = 15.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """The node's address and the engine that speaks to it, as the rows have them now."""
+
+    node: NodeEndpoint
+    hypervisor: Hypervisor
+
+
+class NodeWatch:
+    """What one watcher remembers of its node between two looks. Used by one thread."""
+
+    def __init__(self, node_id: UUID, *, gap_s: float = GAP_S) -> None:
+        """`gap_s`: for so long after the begin, a silence or a lost connection, nothing counts as a crash."""
+        self.node_id = node_id
+        self._gap_s = gap_s
+        self._announced: set[UUID] = set()
+        self._suspected: set[UUID] = set()
+        self._silent_since: float | None = None
+        self._gap_until = 0.0
+        self._begin_gap()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the last look had no answer."""
+        return self._silent_since is not None
+
+    def reach(self) -> Reached:
+        """Raises: EngineError when the location's engines cannot be opened."""
+        with transaction() as session:
+            node = session.get_one(Node, self.node_id)
+            return Reached(endpoint(node), engines(session, node.location_id).hypervisor)
+
+    def handle(self, events: Sequence[DomainEvent]) -> None:
+        """Looks at the domains that the node has announced changes of; at all of them when it may have missed some."""
+        if any(event.detail == SEEN_AFTER_RECONNECT for event in events):
+            self._begin_gap()
+            self.look()
+            return
+        for event in events:
+            if event.power is Power.CRASHED:
+                self._announced.add(event.domain_uuid)
+        for domain_uuid in dict.fromkeys(event.domain_uuid for event in events):
+            self._look_at(domain_uuid)
+
+    def look(self) -> None:
+        """Compares all domains of the node with its instances. What the engine raises is taken for silence."""
+        with transaction() as session:
+            known = known_on(session, self.node_id)
+        asked_at = time.monotonic()
+        try:
+            reached = self.reach()
+            found = reached.hypervisor.list_domains(
+                reached.node, timeout_s=get_settings().node_check_timeout_s
+            )
+        except EngineError as err:
+            self._note_silence(err, asked_at)
+            return
+        self._silent_since = None
+        domains = {facts.domain_uuid: facts for facts in found}
+        suspected: set[UUID] = set()
+        for it in known:
+            if self._judge(it, domains.get(it.instance_id)) is Verdict.SUSPECTED:
+                suspected.add(it.instance_id)
+        self._suspected = suspected
+        self._announced.clear()
+        self._note_answer()
+
+    def _look_at(self, instance_id: UUID) -> None:
+        with transaction() as session:
+            known = find_known(session, self.node_id, instance_id)
+        if known is None:
+            return
+        try:
+            reached = self.reach()
+            found = reached.hypervisor.find_domain(reached.node, instance_id)
+        except EngineError as err:
+            log.warning(
+                "node did not answer after an event", node=str(self.node_id), error=str(err)
+            )
+            return
+        self._judge(known, found)
+        self._announced.discard(instance_id)
+
+    def _judge(self, known: Known, found: DomainFacts | None) -> Verdict | None:
+        given = Circumstances(
+            is_announced=known.instance_id in self._announced,
+            is_suspected=known.instance_id in self._suspected,
+            is_after_gap=time.monotonic() < self._gap_until,
+        )
+        verdict = judge(known.desired, known.observed, found, given)
+        if verdict is not None and verdict is not Verdict.SUSPECTED:
+            act(known, verdict, _reason(found))
+        return verdict
+
+    def _begin_gap(self) -> None:
+        self._gap_until = time.monotonic() + self._gap_s
+
+    def _note_silence(self, err: EngineError, asked_at: float) -> None:
+        self._begin_gap()
+        if self._silent_since is None:
+            self._silent_since = asked_at
+            log.warning("node does not answer", node=str(self.node_id), error=str(err))
+        silence_s = get_settings().node_silence_s
+        # A watcher that was frozen itself has not been told anything either, so its own silence counts as well.
+        if time.monotonic() - self._silent_since < silence_s:
+            return
+        with transaction() as session:
+            if note_silence(session, self.node_id, silence_s, str(err)):
+                _tell_owners(session, self.node_id, "instance.unreachable")
+                log.error("node is unreachable", node=str(self.node_id), alarm=True)
+
+    def _note_answer(self) -> None:
+        with transaction() as session:
+            if note_answer(session, self.node_id):
+                _tell_owners(session, self.node_id, "instance.reachable")
+                log.warning("node is reachable again", node=str(self.node_id))
+
+
+def _tell_owners(session: Session, node_id: UUID, kind: str) -> None:
+    """An event for each instance whose shown status changes with the node's health."""
+    rows = session.execute(
+        select(Instance.instance_id, Instance.account_id).where(
+            Instance.node_id == node_id,
+            Instance.holds_quota,
+            Instance.observed_state.in_(SETTLED_STATES),
+        )
+    ).all()
+    for instance_id, account_id in rows:
+        record(
+            session,
+            kind=kind,
+            actor=WATCH_ACTOR,
+            account_id=account_id,
+            resource_id=instance_id,
+        )
+
+
+def _reason(found: DomainFacts | None) -> str:
+    if found is None:
+        return "no domain"
+    if found.power is Power.RUNNING:
+        return "running" if found.is_persistent else "no definition"
+    return found.detail or str(found.power)

@@ -1,0 +1,168 @@
+"""A node that stops answering: marked after a while, nothing placed on it, its instances unknown; and back again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from awan.events import Event
+from awan.fleet import Node
+from awan.fleet.service import note_silence
+from awan.instances.rules import NODE_UNREACHABLE
+from awan.kit.clock import now
+from awan.kit.database import transaction
+from awan.reconcile import run_audit
+from awan.reconcile.locations import check_location
+from awan.reconcile.nodes import NodeWatch
+from awan.settings import get_settings
+from tests.support.in_process_worker import wait_until_idle
+from tests.support.simulated_cloud import SimulatedCloud
+from tests.support.watched_guests import Guest, find_guest
+
+pytestmark = pytest.mark.usefixtures("worker")
+
+SILENCE_S = 0.05
+
+
+@pytest.fixture
+def short_silence(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A node counts as unreachable almost at once."""
+    monkeypatch.setenv("AWAN_NODE_SILENCE_S", str(SILENCE_S))
+    get_settings.cache_clear()
+    yield
+    monkeypatch.undo()
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+def guest(cloud: SimulatedCloud, short_silence: None) -> Guest:
+    """An instance that runs."""
+    return find_guest(cloud, cloud.create_running()["uuid"])
+
+
+def silence(guest: Guest) -> NodeWatch:
+    """The guest's node does not answer any more, for longer than it may; the watch that has noticed."""
+    watch = guest.watch()
+    watch.look()
+    guest.hypervisor.set_node_available(guest.node, False)
+    watch.look()
+    assert health_of(guest)["health"] == "reachable", "one missing answer is not enough"
+    until_late = now() + timedelta(seconds=SILENCE_S)
+    while now() <= until_late:
+        pass
+    watch.look()
+    return watch
+
+
+def health_of(guest: Guest) -> dict[str, Any]:
+    """The node as the operator sees it."""
+    return dict(guest.cloud.admin.get(f"/admin/nodes/{guest.node.node_id}").json()["data"])
+
+
+def operator_events(kind: str) -> list[dict[str, Any]]:
+    """Data of the operator's events of this kind."""
+    with transaction() as session:
+        return list(session.scalars(select(Event.data).where(Event.kind == kind)))
+
+
+def test_a_silent_node_is_marked_and_its_instances_are_unknown(guest: Guest) -> None:
+    silence(guest)
+    shown = health_of(guest)
+    assert (shown["health"], shown["state"]) == ("unreachable", "active")
+    assert "does not answer" in shown["health_reason"]
+    assert shown["seen_at"] <= shown["health_since"]
+    instance = guest.show()
+    assert (instance["status"], instance["status_reason"]) == ("Unknown", NODE_UNREACHABLE)
+    listed = guest.cloud.customer.http.get("/instances?statuses=unknown").json()["data"]["data"]
+    assert [(row["uuid"], row["state"]) for row in listed] == [(guest.uuid, "unknown")]
+    assert (
+        guest.cloud.customer.http.get("/instances?statuses=running").json()["data"]["page"]["total"]
+        == 0
+    )
+    assert guest.count("instance.unreachable") == 1
+    (event,) = operator_events("node.unreachable")
+    assert event["node"] == str(guest.node.node_id)
+
+
+@pytest.mark.parametrize("verb", ["start", "stop", "restart"])
+def test_power_is_not_changed_while_nobody_knows_it(guest: Guest, verb: str) -> None:
+    silence(guest)
+    refused = guest.cloud.customer.http.post(f"/instances/{guest.uuid}/{verb}")
+    assert (refused.status_code, refused.json()["message"]) == (409, NODE_UNREACHABLE)
+    assert int(refused.headers["retry-after"]) > 0
+
+
+def test_nothing_is_placed_on_a_silent_node(guest: Guest) -> None:
+    cloud = guest.cloud
+    (capacity,) = cloud.admin.get("/admin/capacity").json()["data"]
+    assert (capacity["nodes_active"], capacity["nodes_out_of_service"]) == (2, 0)
+    silence(guest)
+    (capacity,) = cloud.admin.get("/admin/capacity").json()["data"]
+    assert (capacity["nodes_active"], capacity["nodes_out_of_service"]) == (1, 1)
+    for _ in range(3):
+        other = find_guest(cloud, cloud.create_running()["uuid"])
+        assert other.node.node_id != guest.node.node_id
+    silence(other)
+    refused = cloud.customer.http.post("/instances", json=cloud.order())
+    assert (refused.status_code, refused.json()["type"]) == (503, "NO_CAPACITY")
+    assert "no server in service" in refused.json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("happened", "status"),
+    [("nothing", "Running"), ("shut down", "Stopped"), ("reset", "Running")],
+)
+def test_a_node_that_returns_tells_the_truth(guest: Guest, happened: str, status: str) -> None:
+    watch = silence(guest)
+    guest.hypervisor.set_node_available(guest.node, True)
+    if happened == "shut down":
+        guest.shut_down()
+    elif happened == "reset":
+        guest.hypervisor.lose_power(guest.node)
+    assert guest.show()["status"] == "Unknown"
+    watch.look()
+    wait_until_idle()
+    assert guest.show()["status"] == status
+    assert guest.power() == status.lower()
+    shown = health_of(guest)
+    assert (shown["health"], shown["health_reason"]) == ("reachable", None)
+    assert guest.count("instance.reachable") == 1
+    assert len(operator_events("node.reachable")) == 1
+    assert run_audit() == []
+
+
+def test_a_watcher_that_was_frozen_marks_nothing(guest: Guest) -> None:
+    """It has heard nothing for long, but another one has."""
+    late = silence(guest)
+    guest.hypervisor.set_node_available(guest.node, True)
+    guest.watch().look()
+    guest.hypervisor.set_node_available(guest.node, False)
+    with transaction() as session:
+        assert not note_silence(session, guest.node.node_id, 3600.0, "nothing")
+    late.look()
+    with transaction() as session:
+        session.execute(
+            update(Node)
+            .where(Node.node_id == guest.node.node_id)
+            .values(seen_at=now() + timedelta(hours=1))
+        )
+    late.look()
+    guest.hypervisor.set_node_available(guest.node, True)
+    late.look()
+    assert health_of(guest)["health"] == "reachable"
+
+
+def test_a_silent_node_does_not_hold_up_its_location(guest: Guest) -> None:
+    other = find_guest(guest.cloud, guest.cloud.create_running()["uuid"])
+    assert other.node.node_id != guest.node.node_id
+    silence(guest)
+    other.fabric.forget_dhcp(other.port_id)
+    check_location(guest.cloud.location_id)
+    wait_until_idle()
+    port = other.fabric.find_port(other.port_id)
+    assert port is not None
+    assert port.dhcp_families == (4, 6)
