@@ -71,6 +71,7 @@ def show_detail(session: Session, view: InstanceView) -> InstanceDetail:
         ssh_keys=[show_key(key) for key in installed_keys(session, instance.instance_id)],
         labels=view.resource.labels,
         is_protected=view.resource.is_protected,
+        hostname_applied="next_boot" if instance.hostname_is_pending else "now",
         ready_at=instance.ready_at,
         updated_at=instance.updated_at,
     )

@@ -361,13 +361,11 @@ def rename_instance(
         lambda session: guest.rename(session, caller, instance_uuid, body.hostname),
     )
     with transaction() as session:
-        view = service.get_kept_view(session, instance_uuid)
-        shown = dict(show_detail(session, view))
-    applied = "next_boot" if view.instance.hostname_is_pending else "now"
+        shown = show_detail(session, service.get_kept_view(session, instance_uuid))
     is_known = ended.status == OperationStatus.SUCCEEDED
     return answer(
         "Hostname successfully updated",
-        RenamedInstance(**shown, applied=applied if is_known else None),
+        RenamedInstance(**dict(shown), applied=shown.hostname_applied if is_known else None),
         status=status_of(ended),
         operation=_operation(ended),
     )

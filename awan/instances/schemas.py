@@ -380,14 +380,19 @@ class InstanceDetail(InstanceRow):
     ssh_keys: list[InstalledKey]
     labels: dict[str, str]
     is_protected: bool = Field(description="Whether its deletion is refused.")
+    hostname_applied: Literal["now", "next_boot"] = Field(
+        description="Whether the guest has this hostname already, or takes it at its next boot."
+    )
     ready_at: Timestamp | None
     updated_at: Timestamp
 
 
 class RenamedInstance(InstanceDetail):
-    """An instance, and when its guest has the new name; null while that is not known yet."""
+    """An instance, and when its guest has the new name."""
 
-    applied: Literal["now", "next_boot"] | None
+    applied: Literal["now", "next_boot"] | None = Field(
+        description="As `hostname_applied`; null while the operation goes on."
+    )
 
 
 class InstanceOption(BaseModel):

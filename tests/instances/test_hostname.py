@@ -70,7 +70,11 @@ def test_a_silent_guest_has_it_at_its_next_boot(cloud: SimulatedCloud) -> None:
     assert guest(uuid) == {}
     assert instance_row(uuid).hostname_is_pending
     assert renamings(uuid) == [{"hostname": "web-2", "applied": "next_boot"}]
+    shown = cloud.customer.http.get(f"/instances/{uuid}").json()["data"]
+    assert shown["hostname_applied"] == "next_boot"
     power(cloud, uuid, "restart")
+    shown = cloud.customer.http.get(f"/instances/{uuid}").json()["data"]
+    assert shown["hostname_applied"] == "now"
     assert not instance_row(uuid).hostname_is_pending
 
 

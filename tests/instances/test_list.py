@@ -44,7 +44,7 @@ ROW_TYPES: dict[str, tuple[type, ...]] = {
 DETAIL_ONLY = {
     "username", "cpu_type", "status_reason", "lock", "location_detail", "tier_detail", "template_detail",
     "cost_detail", "public_network", "ssh_keys", "labels", "is_protected",
-    "ready_at", "updated_at",
+    "hostname_applied", "ready_at", "updated_at",
 }  # fmt: skip
 ORDERS = [
     {"hostname": "web-1", "cpu": 1, "memory": 1},

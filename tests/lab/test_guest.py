@@ -17,12 +17,20 @@ SECOND, THIRD = "Brave-Donkey-8", """Calm'Badger"$(id)\\9"""
 
 
 def put(cloud: LabCloud, uuid: str, what: str, **body: Any) -> dict[str, Any]:
-    """A change that is done when it is answered."""
+    """The answer of a change that has succeeded; on a busy machine it may be a 202, and is waited for."""
     answer = cloud.client.put(f"/instances/{uuid}/{what}", json=body)
     assert answer.status_code in (200, 202), answer.text
     ended = cloud.wait(answer.json()["operation"]["uuid"])
     assert ended["status"] == "succeeded", ended
     return dict(answer.json())
+
+
+def rename(cloud: LabCloud, uuid: str, hostname: str) -> str:
+    """Another name; when the guest has it."""
+    put(cloud, uuid, "hostname", hostname=hostname)
+    shown = cloud.show(uuid)
+    assert shown["hostname"] == hostname
+    return str(shown["hostname_applied"])
 
 
 def set_password(cloud: LabCloud, uuid: str, password: str) -> dict[str, Any]:
@@ -41,14 +49,13 @@ def test_a_small_guest(cloud: LabCloud, tmp_path: Path) -> None:
     cloud.wait_ready(uuid)
     assert cloud.ssh_when_up(four, "hostname") == "lamp\n"
 
-    renamed = put(cloud, uuid, "hostname", hostname="lamp-2.example.com")["data"]
-    assert (renamed["hostname"], renamed["applied"]) == ("lamp-2.example.com", "now")
+    assert rename(cloud, uuid, "lamp-2.example.com") == "now"
     assert cloud.ssh(four, "hostname").stdout == "lamp-2\n"
     assert cloud.ssh(four, "cat /etc/hostname").stdout == "lamp-2\n"
     assert "lamp-2.example.com lamp-2" in cloud.ssh(four, "cat /etc/hosts").stdout
 
     assert logs_in(cloud, four, PASSWORD)
-    assert "warnings" not in set_password(cloud, uuid, SECOND)
+    set_password(cloud, uuid, SECOND)
     assert logs_in(cloud, four, SECOND)
     assert not logs_in(cloud, four, PASSWORD)
     cloud.assert_green()
@@ -86,7 +93,7 @@ def test_a_debian_guest_with_and_without_its_agent(cloud: LabCloud) -> None:
     set_password(cloud, uuid, SECOND)
     assert logs_in(cloud, four, SECOND)
     assert not logs_in(cloud, four, PASSWORD)
-    assert put(cloud, uuid, "hostname", hostname="web-2")["data"]["applied"] == "now"
+    assert rename(cloud, uuid, "web-2") == "now"
     assert cloud.ssh(four, "hostname; hostnamectl --static").stdout == "web-2\nweb-2\n"
     assert cloud.ssh(four, "getent hosts web-2").returncode == 0
     cloud.assert_green()
@@ -98,11 +105,11 @@ def test_a_debian_guest_with_and_without_its_agent(cloud: LabCloud) -> None:
     assert (refused.status_code, refused.json()["type"]) == (409, "INVALID_OPERATION")
     assert "stop the instance" in refused.json()["message"]
     assert logs_in(cloud, four, SECOND)
-    assert put(cloud, uuid, "hostname", hostname="web-3")["data"]["applied"] == "next_boot"
+    assert rename(cloud, uuid, "web-3") == "next_boot"
     assert cloud.ssh(four, "hostname").stdout == "web-2\n"
 
     cloud.change(uuid, "stop")
-    assert "next boot" in set_password(cloud, uuid, THIRD)["warnings"][0]
+    set_password(cloud, uuid, THIRD)
     cloud.assert_green()
     cloud.change(uuid, "start")
     assert cloud.ssh_when_up(four, "hostname", timeout_s=700, password=THIRD) == "web-3\n"
@@ -117,5 +124,3 @@ def test_a_debian_guest_with_and_without_its_agent(cloud: LabCloud) -> None:
     assert b"web-3" in seed()
     assert logs_in(cloud, four, THIRD)
     cloud.assert_green()
-    cloud.change(uuid, "restart")
-    assert cloud.ssh_when_up(four, "hostname", timeout_s=700, password=THIRD) == "web-3\n"
