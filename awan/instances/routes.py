@@ -377,7 +377,10 @@ def _quick(
     instance_id: UUID,
     change: Callable[[Session], Operation],
 ) -> Operation:
-    """Begins a change and waits for its end; the same for a repeat of the call. Raises: as `wait_for_success`."""
+    """Begins a change and waits for its end. Raises: as `wait_for_success`.
+
+    A repeat of the call waits for the same operation: of one that went on at the first answer, it tells the end.
+    """
     with transaction() as session:
         call = idempotent(session, caller, request)
         if call.earlier:

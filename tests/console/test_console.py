@@ -74,11 +74,21 @@ def test_the_answer_has_the_contracts_fields(rig: ConsoleRig, http: httpx.Client
     assert {given[name] for name in ("token", "password")}.isdisjoint(other.values())
 
 
-def test_a_repeat_with_the_same_key_is_the_same_ticket(rig: ConsoleRig, http: httpx.Client) -> None:
+def test_a_repeat_with_the_same_key_shows_no_ticket(rig: ConsoleRig, http: httpx.Client) -> None:
     headers = {"Idempotency-Key": uuid4().hex}
     path = f"/instances/{rig.uuid}/vnc"
     first, again = http.post(path, headers=headers), http.post(path, headers=headers)
-    assert first.json()["data"] == again.json()["data"]
+    given, shown = first.json()["data"], again.json()["data"]
+    assert (again.status_code, again.json()["message"]) == (200, first.json()["message"])
+    hidden = dict.fromkeys(("url", "token", "password", "page_url"))
+    assert shown == {**given, **hidden}
+    assert len(again.json()["warnings"]) == 1
+    assert "warnings" not in first.json()
+    assert not [given[name] for name in hidden if given[name] in again.text]
+    assert states(rig) == ["issued"]
+    # The first answer's ticket is as good as before.
+    viewer, _ = open_viewer(given)
+    viewer.close()
 
 
 def test_a_viewer_sees_the_screen_and_its_keys_arrive(rig: ConsoleRig, http: httpx.Client) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from awan.api import PREFIX, create_app
 from tests.support.database_state import changed, contents
+from tests.support.guests import create_ready
 from tests.support.images import make_qcow2
 from tests.support.in_process_worker import wait_until_idle
 from tests.support.simulated_cloud import SimulatedCloud
@@ -25,6 +26,8 @@ from tests.support.ssh_keys import ED25519_KEYS
 REMOVE = {"remove_ip": False, "remove_block_storage": False}
 # It refuses whatever it gets: the same path with `_method=DELETE` is the deletion.
 REFUSES_ALL = {"POST /instances/{instance_uuid}"}
+PASSWORD = {"password": "Brave-Donkey-8", "password_confirmation": "Brave-Donkey-8"}
+OTHER_PASSWORD = {"password": "Calm-Badger-9", "password_confirmation": "Calm-Badger-9"}
 OCTETS = {"content-type": "application/octet-stream"}
 
 
@@ -73,6 +76,16 @@ class World:
         if power == "stopped":
             self.make(f"/instances/{uuid}/stop", {"force": True})
         return uuid
+
+    def ready(self) -> str:
+        """An instance whose first boot is over."""
+        return create_ready(self.cloud)
+
+    def note(self) -> str:
+        """A note about an instance, named below the instances."""
+        path = f"{self.ready()}/notes"
+        made = self.make(f"/admin/instances/{path}", {"text": self.name()})
+        return f"{path}/{made['id']}"
 
     def address(self) -> str:
         """A free address of the customer."""
@@ -155,6 +168,23 @@ CALLS: dict[str, Callable[[World], Pair]] = {
     "POST /instances/{instance_uuid}/restart": lambda w: w.either(
         f"/instances/{w.instance()}/restart", {"force": True}, {"force": False}
     ),
+    "POST /instances/{instance_uuid}/reset": lambda w: w.both("/instances/{}/reset", w.instance),
+    "POST /instances/actions": lambda w: w.either(
+        "/instances/actions", *(_action(w.instance(), force) for force in (True, False))
+    ),
+    "POST /instances/{instance_uuid}/vnc": lambda w: w.both("/instances/{}/vnc", w.instance),
+    "PUT /instances/{instance_uuid}/hostname": lambda w: w.twice(
+        f"/instances/{w.ready()}/hostname", lambda: {"hostname": w.name()}
+    ),
+    "PUT /instances/{instance_uuid}/password": lambda w: w.either(
+        f"/instances/{w.ready()}/password", PASSWORD, OTHER_PASSWORD
+    ),
+    "PUT /instances/{instance_uuid}/labels": lambda w: w.twice(
+        f"/instances/{w.instance()}/labels", lambda: {"labels": {"env": w.name()}}
+    ),
+    "PUT /instances/{instance_uuid}/protection": lambda w: w.either(
+        f"/instances/{w.instance()}/protection", {"is_protected": True}, {"is_protected": False}
+    ),
     "POST /networks/public": lambda w: w.either(
         "/networks/public", {"location_id": w.cloud.location_id}, {"location_id": 2**40}
     ),
@@ -228,12 +258,22 @@ CALLS: dict[str, Callable[[World], Pair]] = {
     "DELETE /admin/pools/{pool_id}": lambda w: w.both(
         "/admin/pools/{}", lambda: str(w.make("/admin/pools", w.pool_body())["id"])
     ),
+    "POST /admin/instances/{instance_uuid}/notes": lambda w: w.twice(
+        f"/admin/instances/{w.ready()}/notes", lambda: {"text": w.name()}
+    ),
+    "DELETE /admin/instances/{instance_uuid}/notes/{note_id}": lambda w: w.both(
+        "/admin/instances/{}", w.note
+    ),
     # It has no other call of its own: a cordon under the same key is as much another one.
     "POST /admin/audit": lambda w: (
         Call("/admin/audit"),
         Call(f"/admin/nodes/{w.cloud.node_ids[0]}/cordon"),
     ),
 }
+
+
+def _action(instance: str, force: bool) -> dict[str, Any]:
+    return {"action": "stop", "uuids": [instance], "force": force}
 
 
 def _key_of(world: World, account: str) -> str:
@@ -254,15 +294,18 @@ def changing_routes() -> dict[str, dict[str, Any]]:
 def ids_of(answer: httpx.Response) -> tuple[Any, ...]:
     """What a repeat has in common with the first answer, whatever became of the thing."""
     said = answer.json()
-    data = said["data"] if isinstance(said["data"], dict) else {}
-    operation = said.get("operation") or {}
+    rows = said["data"] if isinstance(said["data"], list) else [said["data"] or {}]
+    # A bulk action has an operation in each of its rows.
     return (
         answer.status_code,
-        said["message"],
-        data.get("id"),
-        data.get("uuid"),
-        operation.get("uuid"),
+        said.get("message"),
+        _operation_of(said),
+        *((row.get("id"), row.get("uuid"), _operation_of(row)) for row in rows),
     )
+
+
+def _operation_of(said: dict[str, Any]) -> Any:
+    return (said.get("operation") or {}).get("uuid")
 
 
 @pytest.fixture
@@ -311,12 +354,13 @@ def settled(tables: dict[str, Any], side: str) -> dict[str, Any]:
     return {name: values for name, values in tables.items() if not name.startswith(by_itself)}
 
 
-# A creation -> how what it made goes. Paths take the id that the creation answered.
+# A creation -> how what it made goes. Paths take the id that the creation answered, and the path of the creation.
 ENDS: dict[str, str] = {
     "POST /instances": "/instances/{}",
     "POST /networks/public": "/networks/public/{}",
     "POST /ssh-keys": "/ssh-keys/{}",
     "POST /api-keys": "/api-keys/{}",
+    "POST /admin/instances/{instance_uuid}/notes": "{made_at}/{}",
     "POST /admin/sizes": "/admin/sizes/{}",
     "POST /admin/templates": "/admin/templates/{}",
     "POST /admin/templates/{template_id}/images": "/admin/images/{}",
@@ -334,11 +378,41 @@ def test_a_creation_can_be_repeated_after_the_thing_is_gone(world: World, route:
     wait_until_idle()
     made = first.json()["data"]
     body = REMOVE if route == "POST /instances" else None
-    gone = world.send("DELETE", Call(ENDS[route].format(made.get("uuid") or made["id"]), body))
+    path = ENDS[route].format(made.get("uuid") or made["id"], made_at=call.path)
+    gone = world.send("DELETE", Call(path, body))
     assert gone.is_success, gone.text
     wait_until_idle()
     again = world.send("POST", call, "once")
     assert ids_of(again) == ids_of(first), again.text
+
+
+@pytest.mark.usefixtures("worker")
+def test_changes_can_be_repeated_after_the_instance_is_gone(world: World) -> None:
+    uuid = world.ready()
+    changes: list[tuple[str, str, dict[str, Any] | None]] = [
+        ("POST", f"/instances/{uuid}/vnc", None),
+        ("PUT", f"/instances/{uuid}/hostname", {"hostname": world.name()}),
+        ("PUT", f"/instances/{uuid}/password", PASSWORD),
+        ("PUT", f"/instances/{uuid}/labels", {"labels": {"env": "prod"}}),
+        ("PUT", f"/instances/{uuid}/protection", {"is_protected": False}),
+        ("POST", f"/instances/{uuid}/reset", None),
+        ("POST", f"/instances/{uuid}/restart", {"force": True}),
+        ("POST", "/instances/actions", _action(uuid, force=True)),
+        ("POST", f"/instances/{uuid}/start", None),
+        ("POST", f"/instances/{uuid}/stop", {"force": True}),
+        ("DELETE", f"/instances/{uuid}", REMOVE),
+    ]
+    first = []
+    for method, path, body in changes:
+        answer = world.send(method, Call(path, body), f"{method} {path}")
+        assert answer.is_success, f"{method} {path}: {answer.text}"
+        first.append(ids_of(answer))
+        wait_until_idle()
+    before = contents()
+    for (method, path, body), ids in zip(changes, first, strict=True):
+        again = world.send(method, Call(path, body), f"{method} {path}")
+        assert ids_of(again) == ids, f"{method} {path}: {again.text}"
+    assert settled(changed(before), "operator") == {}
 
 
 @pytest.mark.usefixtures("worker")
