@@ -35,7 +35,7 @@ the input was wrong. Each answer has an `x-request-id`: quote it when you ask fo
 
 **Repeats.** With an `Idempotency-Key` a changing call can be sent again safely for 24 hours: it has one effect. The
 repeat has the same status and ids and shows the thing as it is then; of one that is gone meanwhile it shows what is
-still known of it, at the least its id. A secret, such as the text of a new API key or the ticket of a console, is not shown
+still known of it, at the least its id. A secret, such as the text of a new API key or a console's ticket, is not shown
 again. After a `202`, the repeat of a call that waits for its operation tells how that ended. **Rates** are limited per
 key and minute; `429` says when to go on.
 """.strip()

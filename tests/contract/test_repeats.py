@@ -294,7 +294,8 @@ def changing_routes() -> dict[str, dict[str, Any]]:
 def ids_of(answer: httpx.Response) -> tuple[Any, ...]:
     """What a repeat has in common with the first answer, whatever became of the thing."""
     said = answer.json()
-    rows = said["data"] if isinstance(said["data"], list) else [said["data"] or {}]
+    data = said.get("data") or {}
+    rows = data if isinstance(data, list) else [data]
     # A bulk action has an operation in each of its rows.
     return (
         answer.status_code,

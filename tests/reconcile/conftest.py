@@ -167,4 +167,8 @@ def _put_back(connection: psycopg.Connection[Any], tables: list[tuple[str, str]]
         for schema, table in tables:
             there, kept = sql.Identifier(schema, table), sql.Identifier(f"{schema}.{table}")
             connection.execute(sql.SQL("DELETE FROM {}").format(there))
-            connection.execute(sql.SQL("INSERT INTO {} SELECT * FROM kept.{}").format(there, kept))
+            connection.execute(
+                sql.SQL("INSERT INTO {} OVERRIDING SYSTEM VALUE SELECT * FROM kept.{}").format(
+                    there, kept
+                )
+            )
