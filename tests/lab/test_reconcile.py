@@ -202,15 +202,8 @@ def test_dhcp_and_rules_that_were_deleted_come_back(cloud: LabCloud, note: Note)
     northbound(cloud, "clear", "Port_Group", group, "acls")
 
     def is_back() -> bool:
-        row = northbound(
-            cloud,
-            "--bare",
-            "--columns=dhcpv4_options",
-            "find",
-            "Logical_Switch_Port",
-            f"name={port}",
-        )
-        return bool(row.strip()) and "rogue_dhcp" in northbound(cloud, "acl-list", group)
+        row = northbound(cloud, "get", "Logical_Switch_Port", port, "dhcpv4_options").strip()
+        return row != "[]" and "rogue_dhcp" in northbound(cloud, "acl-list", group)
 
     took_s = seconds_until(is_back, LATER_S, "DHCP and rules are not back")
     note("DHCP options and rules deleted", took_s, "put back")

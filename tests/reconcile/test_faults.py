@@ -92,6 +92,11 @@ ENGINES = [
         found={Kind.DOMAIN_POWER: "running"},
     ),
     fault(
+        "running without a definition",
+        "UPDATE sim.domain SET is_persistent = false WHERE uuid = :running",
+        found={Kind.DOMAIN_UNDEFINED: "running"},
+    ),
+    fault(
         "paused instead of running",
         "UPDATE sim.domain SET power = 'paused' WHERE uuid = :running",
         found={Kind.DOMAIN_POWER: "running"},
@@ -122,6 +127,16 @@ ENGINES = [
         "missing port",
         "DELETE FROM sim.fabric_port WHERE instance_id = :running",
         found={Kind.PORT_MISSING: "nic"},
+    ),
+    fault(
+        "port without DHCP",
+        "UPDATE sim.fabric_port SET dhcp_families = '{4}' WHERE instance_id = :running",
+        found={Kind.PORT_WRONG: "nic"},
+    ),
+    fault(
+        "port to which the rules for tenants do not apply",
+        "UPDATE sim.fabric_port SET is_confined = false WHERE instance_id = :running",
+        found={Kind.PORT_WRONG: "nic"},
     ),
     fault(
         "port without security",

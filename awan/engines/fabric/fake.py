@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS sim.fabric_port (
     instance_id uuid,
     account_id uuid,
     operation_id uuid,
-    dhcp_families integer[] NOT NULL,
+    dhcp_families integer[] NOT NULL DEFAULT '{}',
     is_confined boolean NOT NULL DEFAULT true,
     is_up boolean NOT NULL DEFAULT false,
     chassis text,
