@@ -11,6 +11,7 @@ import awan.accounts.routes
 import awan.catalogue.admin_routes
 import awan.catalogue.routes
 import awan.credentials.routes
+import awan.event_stream.routes
 import awan.fleet.routes
 import awan.instances.routes
 import awan.networks.routes
@@ -29,6 +30,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     awan.catalogue.routes.router,
     awan.operations.routes.router,
     awan.accounts.routes.router,
+    awan.event_stream.routes.router,
 )
 ADMIN_ROUTERS: tuple[APIRouter, ...] = (
     awan.accounts.routes.admin_router,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import api_scale, boot, control_plane, entry_points
+from benchmarks import api_scale, boot, control_plane, entry_points, events
 
 BENCHMARKS = {
     "boot": boot.run,
     "control_plane": control_plane.run,
     "api_scale": api_scale.run,
+    "events": events.run,
     "entry_points": entry_points.run,
 }
 

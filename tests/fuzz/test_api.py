@@ -44,6 +44,8 @@ CHECKS = [
 ]
 # What would end the experiment itself: a driver or a node's uri that makes the worker call foreign hosts.
 NEVER_ALLOWED = ("/engines/{kind}",)
+# Answers without an end, and the parameter that asks for one.
+ENDLESS = {f"{PREFIX}/events": "wait_s"}
 # Answers that say "not now" and are right to.
 MAY_BE_AWAY = {"NO_CAPACITY"}
 
@@ -159,6 +161,9 @@ def calls(draw: st.DrawFn, operation: APIOperation[Any, Any, Any], target: Targe
                 for name in [*container]:
                     if name in target.real:
                         container[name] = draw(st.sampled_from(target.real[name]))
+    if case.operation.path in ENDLESS:
+        name = ENDLESS[case.operation.path]
+        case.query = {**(case.query or {}), name: draw(st.sampled_from(["0", "1", "-1", "x"]))}
     if isinstance(case.body, dict) and operation.path == f"{PREFIX}/instances" and takes_known:
         case.body.update(draw(orders(target)))
     return case
