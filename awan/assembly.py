@@ -17,9 +17,12 @@ import awan.instances.routes
 import awan.networks.routes
 import awan.operations.routes
 import awan.reconcile.routes
+import awan.webhooks.routes
 from awan.accounts import forget_old_answers
 from awan.kit.database import transaction
 from awan.networks.service import end_quarantines
+from awan.webhooks.deliveries import forget_old
+from awan.webhooks.sender import deliver_due
 
 # Fixed paths before paths with parameters: /instances/size-templates is not an instance's uuid.
 ROUTERS: tuple[APIRouter, ...] = (
@@ -31,6 +34,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     awan.operations.routes.router,
     awan.accounts.routes.router,
     awan.event_stream.routes.router,
+    awan.webhooks.routes.router,
 )
 ADMIN_ROUTERS: tuple[APIRouter, ...] = (
     awan.accounts.routes.admin_router,
@@ -61,6 +65,8 @@ def _forget_old_answers() -> None:
 WORKER_TASKS: tuple[tuple[str, float, Callable[[], object]], ...] = (
     ("networks.end_quarantines", 60.0, _end_quarantines),
     ("accounts.forget_old_answers", 3600.0, _forget_old_answers),
+    ("webhooks.deliver", 1.0, deliver_due),
+    ("webhooks.forget_old", 3600.0, forget_old),
 )
 
 

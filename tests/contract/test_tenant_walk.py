@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from awan.api import PREFIX, create_app
+from awan.webhooks.deliveries import fan_out
 from tests.support.database_state import changed, contents
 from tests.support.simulated_cloud import Customer, SimulatedCloud
 from tests.support.ssh_keys import ED25519_KEYS
@@ -27,6 +28,8 @@ OWNED_IN_PATH = {
     "ip_uuid": ("address", UNKNOWN_UUID),
     "ssh_id": ("ssh_key", UNKNOWN_ID),
     "key_id": ("api_key", UNKNOWN_KEY),
+    "webhook_uuid": ("webhook", UNKNOWN_UUID),
+    "delivery_uuid": ("delivery", UNKNOWN_UUID),
     "/operations/{uuid}": ("operation", UNKNOWN_UUID),
 }
 SHARED_IN_PATH = {"tier_id"}
@@ -73,6 +76,9 @@ def tenants(cloud: SimulatedCloud) -> Tenants:
     address = http.post("/networks/public", json={"location_id": cloud.location_id})
     key = http.post("/ssh-keys", json={"title": "owners-laptop", "key": ED25519_KEYS[0]})
     api_key = http.post("/api-keys", json={"name": "owners-script"})
+    webhook = http.post("/webhooks", json={"url": "https://owners-receiver.example"})
+    fan_out()
+    deliveries = http.get(f"/webhooks/{webhook.json()['data']['uuid']}/deliveries").json()
     found.things = {
         "instance": created["data"]["uuid"],
         "operation": created["operation"]["uuid"],
@@ -80,6 +86,8 @@ def tenants(cloud: SimulatedCloud) -> Tenants:
         "address": address.json()["data"]["uuid"],
         "ssh_key": str(key.json()["data"]["id"]),
         "api_key": api_key.json()["data"]["id"],
+        "webhook": webhook.json()["data"]["uuid"],
+        "delivery": deliveries["data"]["data"][0]["uuid"],
         "event": str(http.get("/account/events").json()["data"][0]["id"]),
     }
     return found

@@ -307,3 +307,32 @@ def test_a_process_that_is_told_to_end_ends_its_streams(
     with SseClient(live.url, tenant.key) as client:
         stopping.begin()
         client.wait_for_end()
+
+
+def test_a_client_that_takes_nothing_is_given_up(
+    live: LiveApi, tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would hold its place for ever: a full socket hides even the end of its key."""
+    monkeypatch.setattr(stream, "SEND_MAX_S", 1.0)
+    host, port = live.origin.removeprefix("http://").split(":")
+    with socket.socket() as stuck:
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stuck.connect((host, int(port)))
+        stuck.sendall(
+            f"GET /api/v1/events HTTP/1.1\r\nhost: x\r\nx-apikey: {tenant.key}\r\n\r\n".encode()
+        )
+        assert stuck.recv(4096).startswith(b"HTTP/1.1 200")
+        for _ in range(6):
+            with transaction() as session:
+                for _ in range(100):
+                    events.record(
+                        session,
+                        kind="x.done",
+                        actor="key:a",
+                        account_id=tenant.account_id,
+                        data={"padding": "x" * 20_000},
+                    )
+        deadline = time.monotonic() + 30
+        while stream._slots._open:
+            assert time.monotonic() < deadline, "still holds its place"
+            time.sleep(0.1)

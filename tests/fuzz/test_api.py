@@ -28,6 +28,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from awan.api import PREFIX, create_app
+from awan.webhooks.deliveries import fan_out
 from tests.support.live_api import LiveApi
 from tests.support.simulated_cloud import SimulatedCloud
 from tests.support.ssh_keys import ED25519_KEYS
@@ -103,7 +104,14 @@ def target(cloud: SimulatedCloud, worker: Any) -> Iterator[Target]:
         "uuid": [instances[0], cloud.node_ids[0]],
     }
     operations = [row["uuid"] for row in http.get("/operations").json()["data"]["data"]]
+    webhooks = [
+        post(http, "/webhooks", url="https://example.com/", event_types=["*"]) for _ in range(3)
+    ]
+    fan_out()
+    deliveries = http.get(f"/webhooks/{webhooks[0]['uuid']}/deliveries").json()["data"]["data"]
     real = {
+        "webhook_uuid": [webhook["uuid"] for webhook in webhooks],
+        "delivery_uuid": [delivery["uuid"] for delivery in deliveries],
         "location_id": [cloud.location_id],
         "location": [cloud.location_id],
         "tier_id": [cloud.tier_id],
