@@ -14,6 +14,7 @@ import awan.catalogue.routes
 import awan.console.pages
 import awan.console.routes
 import awan.credentials.routes
+import awan.event_stream.routes
 import awan.fleet.routes
 import awan.instances.admin_routes
 import awan.instances.routes
@@ -22,6 +23,7 @@ import awan.networks.routes
 import awan.operations.routes
 import awan.reconcile.routes
 import awan.volumes.routes
+import awan.webhooks.routes
 from awan.accounts import forget_old_answers
 from awan.console.service import end_lost
 from awan.instances.screens import forget_screens
@@ -30,6 +32,8 @@ from awan.metrics import collector as metrics_collector
 from awan.metrics import history as metrics_history
 from awan.networks.service import end_quarantines
 from awan.reconcile.watching import run_watches
+from awan.webhooks.deliveries import forget_old
+from awan.webhooks.sender import deliver_due
 
 # Fixed paths before paths with parameters: /instances/size-templates is not an instance's uuid.
 ROUTERS: tuple[APIRouter, ...] = (
@@ -42,6 +46,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     awan.catalogue.routes.router,
     awan.operations.routes.router,
     awan.accounts.routes.router,
+    awan.event_stream.routes.router,
+    awan.webhooks.routes.router,
 )
 # Pages, at the root.
 PAGE_ROUTERS: tuple[APIRouter, ...] = (awan.console.pages.router,)
@@ -89,6 +95,8 @@ WORKER_TASKS: tuple[tuple[str, float, Callable[[], object]], ...] = (
     ("console.end_lost", 30.0, _end_lost_consoles),
     ("accounts.forget_old_answers", 3600.0, _forget_old_answers),
     ("instances.forget_screens", 60.0, forget_screens),
+    ("webhooks.deliver", 1.0, deliver_due),
+    ("webhooks.forget_old", 3600.0, forget_old),
     ("metrics.keep", metrics_history.KEEP_INTERVAL_S, metrics_history.keep),
 )
 # The same, run by every worker: these share their work by themselves.

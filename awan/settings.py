@@ -129,6 +129,17 @@ class Settings(BaseSettings):
         default_factory=list,
         description="Origins of further pages that may open consoles, such as a panel's.",
     )
+    outbound_allow_http: bool = Field(
+        default=False, description="Whether webhooks may go to http URLs; else https only."
+    )
+    outbound_allowed_networks: list[IPv4Network | IPv6Network] = Field(
+        default_factory=list,
+        description="Networks that webhooks may go to though they are private, local or our own.",
+    )
+    outbound_refused_networks: list[IPv4Network | IPv6Network] = Field(
+        default_factory=list,
+        description="Management networks with public addresses, which webhooks must not reach.",
+    )
     display_timezone: str = Field(
         default="Asia/Jakarta", description="Zone of the display times of instances."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import api_scale, boot, consoles, control_plane, entry_points, metrics
+from benchmarks import api_scale, boot, consoles, control_plane, entry_points, events, metrics
 
 BENCHMARKS = {
     "boot": boot.run,
@@ -12,6 +12,7 @@ BENCHMARKS = {
     "api_scale": api_scale.run,
     "metrics": metrics.run,
     "consoles": consoles.run,
+    "events": events.run,
     "entry_points": entry_points.run,
 }
 

@@ -18,6 +18,7 @@ from fastapi import Request, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import APIKeyHeader
 from sqlalchemy import RowMapping, text
+from sqlalchemy.orm import Session
 
 from awan.accounts.models import AccountKind, AccountState, KeyScope
 from awan.accounts.rules import Address, parse_key, source_address
@@ -55,6 +56,16 @@ class Caller:
         """Who, as events and operations record it."""
         return f"key:{self.key_id}"
 
+
+_IS_USABLE = text(
+    """
+    SELECT EXISTS (
+        SELECT FROM api_key JOIN account USING (account_id)
+        WHERE key_id = :key_id AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+            AND account.state <> 'closed'
+    )
+    """
+)
 
 # The digest is compared here so that only the key's holder can use up its calls, and once more, in constant time,
 # by the caller. A call that is refused for its rate is counted too.
@@ -138,6 +149,11 @@ def operator(access: Access, *, or_bearer: bool = False) -> Callable[..., Awaita
 def _bearer_key(request: Request) -> str | None:
     given = request.headers.get("authorization", "")
     return given[len(BEARER) :].strip() if given.lower().startswith(BEARER) else None
+
+
+def is_key_usable(session: Session, key_id: str) -> bool:
+    """Whether a key that was accepted before still would be: for answers that last."""
+    return bool(session.scalar(_IS_USABLE, {"key_id": key_id}))
 
 
 async def _identify(request: Request, key: str | None, access: Access) -> Caller:

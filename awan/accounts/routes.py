@@ -22,11 +22,11 @@ from awan.accounts.schemas import (
     AdminKeyCreate,
     CreatedKeyView,
     EventQuery,
-    EventView,
     KeyCreate,
     KeyView,
     OwnAccountView,
 )
+from awan.events.schemas import EventView
 from awan.kit.database import transaction
 from awan.kit.http import Answer, EmptyForm, Envelope, answer, form_body, query_of
 from awan.kit.pagination import PageRequest, paged

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, Field, field_validator
 
 from awan.accounts.models import Account, AccountState, ApiKey, KeyScope
 from awan.accounts.quotas import LIMITS
-from awan.events import Event
 from awan.kit.clock import now
 from awan.kit.http import Timestamp
 from awan.kit.money import MINOR_DIGITS
@@ -231,28 +230,3 @@ class AccountList(BaseModel):
 
     data: list[AccountRow]
     page: PageInfo
-
-
-class EventView(BaseModel):
-    """One change: what (`kind`), by whom (`actor`), to what."""
-
-    id: int
-    kind: str
-    actor: str
-    resource_uuid: UUID | None
-    operation_uuid: UUID | None
-    data: dict[str, Any]
-    created_at: Timestamp
-
-    @classmethod
-    def of(cls, event: Event) -> EventView:
-        """The view of a row."""
-        return cls(
-            id=event.event_id,
-            kind=event.kind,
-            actor=event.actor,
-            resource_uuid=event.resource_id,
-            operation_uuid=event.operation_id,
-            data=event.data,
-            created_at=event.created_at,
-        )

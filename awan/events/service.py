@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, text
+from sqlalchemy import Text, cast, func, select, text
 from sqlalchemy.orm import Session
 
 from awan.events.models import Event
+from awan.events.position import Position
+from awan.kit.notifications import Channel
 
 CHANNEL = "awan_event"
 """NOTIFY channel. The payload is the account's uuid, or empty for the operator's own events."""
+
+changes = Channel(CHANNEL)
 
 _RECORD = text(
     """
@@ -33,6 +39,23 @@ _OLDER = text(
     )
     """
 )
+
+# Parameters are text, because the driver knows no xid8.
+_NEWER = text(
+    "(event.xid, event.event_id) > (CAST(CAST(:after_xid AS text) AS xid8), CAST(:after_id AS bigint))"
+)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Events that no transaction still under way can come before, in their order.
+
+    `is_behind`: there are later ones, committed already, for which that is not yet true. Ask again shortly: nothing
+    announces the end of the transaction that they wait for.
+    """
+
+    events: Sequence[Event]
+    is_behind: bool
 
 
 def record(
@@ -90,3 +113,27 @@ def account_events(
         query = query.where(Event.resource_id == resource_id)
     newest_first = query.order_by(Event.xid.desc(), Event.event_id.desc())
     return list(session.scalars(newest_first.limit(limit)))
+
+
+def present_position(session: Session) -> Position:
+    """Before everything that may still be recorded: who follows from here misses nothing that commits from now on."""
+    xid = session.scalar(select(cast(func.pg_snapshot_xmin(func.pg_current_snapshot()), Text)))
+    return Position(int(xid or 0), 0)
+
+
+def follow(session: Session, account_id: UUID, after: Position, limit: int) -> Settled:
+    """The account's next events, oldest first, at most `limit`: each once, whatever the order of commits.
+
+    Order is (xid, event_id). A transaction can commit after one with a higher xid, so only what lies below all
+    running transactions is given: there, nothing can appear any more.
+    """
+    is_settled = Event.xid < func.pg_snapshot_xmin(func.pg_current_snapshot())
+    newer = _NEWER.bindparams(after_xid=str(after.xid), after_id=after.event_id)
+    rows = session.execute(
+        select(Event, is_settled)
+        .where(Event.account_id == account_id, newer)
+        .order_by(Event.xid, Event.event_id)
+        .limit(limit)
+    ).all()
+    settled = [event for event, is_below in rows if is_below]
+    return Settled(settled, is_behind=len(settled) < len(rows))

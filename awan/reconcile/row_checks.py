@@ -115,6 +115,9 @@ RESOURCES = (
             WHEN 'ssh_key' THEN EXISTS (
                 SELECT FROM ssh_key WHERE ssh_key.resource_id = named.resource_id
                     AND deleted_at IS NULL AND ssh_key.account_id = named.account_id)
+            WHEN 'webhook' THEN EXISTS (
+                SELECT FROM webhook_endpoint WHERE endpoint_id = named.resource_id
+                    AND deleted_at IS NULL AND webhook_endpoint.account_id = named.account_id)
             ELSE true END
         """,
         "The {label} ({subject}) is owned, but there is no such thing of that account.",
@@ -440,6 +443,18 @@ OPERATIONS = (
                 WHERE new_password_secret_id = secret_id AND deleted_at IS NULL)
         """,
         "A secret ({purpose}, {subject}) is still stored, though no instance needs it.",
+    ),
+    RowCheck(
+        FindingKind.SECRET_LEFT,
+        """
+        SELECT secret_id AS subject, NULL AS location, purpose,
+            'forgotten' AS expected, 'stored' AS found
+        FROM secret
+        WHERE purpose LIKE 'webhook.%'
+            AND NOT EXISTS (SELECT FROM webhook_endpoint
+                WHERE secret.secret_id IN (webhook_endpoint.secret_id, old_secret_id))
+        """,
+        "A secret ({purpose}, {subject}) is still stored, though no webhook needs it.",
     ),
 )
 

@@ -18,6 +18,7 @@ class ResourceKind(StrEnum):
     INSTANCE = "instance"
     PUBLIC_IP = "public_ip"
     SSH_KEY = "ssh_key"
+    WEBHOOK = "webhook"
 
 
 class Resource(Base):

@@ -19,6 +19,7 @@ TITLES = {
     ResourceKind.INSTANCE: "Instance",
     ResourceKind.PUBLIC_IP: "Public IP",
     ResourceKind.SSH_KEY: "SSH key",
+    ResourceKind.WEBHOOK: "Webhook",
 }
 
 

@@ -5,23 +5,34 @@ Kept apart from the command line so that a killed process is back quickly: nothi
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
+from types import FrameType
 
+from awan.kit import stopping
 from awan.runtime.environment import load_environment
 from awan.runtime.logs import configure_logging
 from awan.settings import get_settings
 
 WEBSOCKET_MESSAGE_MAX_BYTES = 1024 * 1024
+STARTUP_FAILED = 3  # uvicorn's own code
 
 
 def run_api() -> None:
     """Serves the HTTP API until SIGTERM; requests under way get 10 s to end."""
     import uvicorn
 
+    class Server(uvicorn.Server):
+        """Tells endless answers to end, before it waits for all answers."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            stopping.begin()
+            super().handle_exit(sig, frame)
+
     settings = get_settings()
     configure_logging("api", level=settings.log_level, is_json=settings.log_json)
-    uvicorn.run(
+    config = uvicorn.Config(
         "awan.api:app",
         host=settings.listen_host,
         port=settings.listen_port,
@@ -34,6 +45,11 @@ def run_api() -> None:
         ws_max_size=WEBSOCKET_MESSAGE_MAX_BYTES,
         timeout_graceful_shutdown=10,
     )
+    server = Server(config)
+    with contextlib.suppress(KeyboardInterrupt):  # as uvicorn's own `run` ends
+        server.run()
+    if not server.started:
+        sys.exit(STARTUP_FAILED)
 
 
 def run_worker() -> None:

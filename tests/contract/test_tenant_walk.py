@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from awan.api import PREFIX, create_app
+from awan.webhooks.deliveries import fan_out
 from tests.support.database_state import changed, contents
 from tests.support.simulated_cloud import Customer, SimulatedCloud
 from tests.support.ssh_keys import ED25519_KEYS
@@ -27,6 +28,8 @@ OWNED_IN_PATH = {
     "ip_uuid": ("address", UNKNOWN_UUID),
     "ssh_id": ("ssh_key", UNKNOWN_ID),
     "key_id": ("api_key", UNKNOWN_KEY),
+    "webhook_uuid": ("webhook", UNKNOWN_UUID),
+    "delivery_uuid": ("delivery", UNKNOWN_UUID),
     "/operations/{uuid}": ("operation", UNKNOWN_UUID),
 }
 SHARED_IN_PATH = {"tier_id"}
@@ -50,6 +53,9 @@ LOOKS_LIKE_AN_ID = re.compile(
 NO_IDS = {"key"}  # the text of an SSH key
 LISTS = {"ssh_keys", "uuids"}
 
+# Answers without an end, and how to ask for one.
+ENDLESS = {"/events": {"wait_s": 0}}
+
 Route = tuple[str, str, dict[str, Any]]
 
 
@@ -72,6 +78,9 @@ def tenants(cloud: SimulatedCloud) -> Tenants:
     address = http.post("/networks/public", json={"location_id": cloud.location_id})
     key = http.post("/ssh-keys", json={"title": "owners-laptop", "key": ED25519_KEYS[0]})
     api_key = http.post("/api-keys", json={"name": "owners-script"})
+    webhook = http.post("/webhooks", json={"url": "https://owners-receiver.example"})
+    fan_out()
+    deliveries = http.get(f"/webhooks/{webhook.json()['data']['uuid']}/deliveries").json()
     found.things = {
         "instance": created["data"]["uuid"],
         "operation": created["operation"]["uuid"],
@@ -79,6 +88,8 @@ def tenants(cloud: SimulatedCloud) -> Tenants:
         "address": address.json()["data"]["uuid"],
         "ssh_key": str(key.json()["data"]["id"]),
         "api_key": api_key.json()["data"]["id"],
+        "webhook": webhook.json()["data"]["uuid"],
+        "delivery": deliveries["data"]["data"][0]["uuid"],
         "event": str(http.get("/account/events").json()["data"][0]["id"]),
     }
     return found
@@ -207,7 +218,9 @@ def test_a_foreign_id_in_a_field_is_as_unknown_as_any(
             values = (tenants.things[kind], unknown)
             if where == "query":
                 answers = [
-                    tenants.intruder.http.request(method, path, params={name: value})
+                    tenants.intruder.http.request(
+                        method, path, params={**ENDLESS.get(path, {}), name: value}
+                    )
                     for value in values
                 ]
             else:
@@ -252,6 +265,7 @@ def test_lists_show_nothing_of_others(tenants: Tenants, document: dict[str, Any]
             for parameter in operation.get("parameters", [])
             if parameter["in"] == "query" and parameter["required"]
         }
+        query |= ENDLESS.get(path, {})
         answer = tenants.intruder.http.get(path.replace("{tier_id}", "1"), params=query)
         assert answer.status_code == 200, f"{path}: {answer.text}"
         assert not_leaking(tenants, answer), f"{path}: {answer.text}"

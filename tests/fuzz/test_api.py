@@ -28,6 +28,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from awan.api import PREFIX, create_app
+from awan.webhooks.deliveries import fan_out
 from tests.support.live_api import LiveApi
 from tests.support.simulated_cloud import SimulatedCloud
 from tests.support.ssh_keys import ED25519_KEYS
@@ -44,6 +45,8 @@ CHECKS = [
 ]
 # What would end the experiment itself: a driver or a node's uri that makes the worker call foreign hosts.
 NEVER_ALLOWED = ("/engines/{kind}",)
+# Answers without an end, and the parameter that asks for one.
+ENDLESS = {f"{PREFIX}/events": "wait_s"}
 # Answers that say "not now" and are right to.
 MAY_BE_AWAY = {"NO_CAPACITY"}
 
@@ -101,7 +104,14 @@ def target(cloud: SimulatedCloud, worker: Any) -> Iterator[Target]:
         "uuid": [instances[0], cloud.node_ids[0]],
     }
     operations = [row["uuid"] for row in http.get("/operations").json()["data"]["data"]]
+    webhooks = [
+        post(http, "/webhooks", url="https://example.com/", event_types=["*"]) for _ in range(3)
+    ]
+    fan_out()
+    deliveries = http.get(f"/webhooks/{webhooks[0]['uuid']}/deliveries").json()["data"]["data"]
     real = {
+        "webhook_uuid": [webhook["uuid"] for webhook in webhooks],
+        "delivery_uuid": [delivery["uuid"] for delivery in deliveries],
         "location_id": [cloud.location_id],
         "location": [cloud.location_id],
         "tier_id": [cloud.tier_id],
@@ -159,6 +169,9 @@ def calls(draw: st.DrawFn, operation: APIOperation[Any, Any, Any], target: Targe
                 for name in [*container]:
                     if name in target.real:
                         container[name] = draw(st.sampled_from(target.real[name]))
+    if case.operation.path in ENDLESS:
+        name = ENDLESS[case.operation.path]
+        case.query = {**(case.query or {}), name: draw(st.sampled_from(["0", "1", "-1", "x"]))}
     if isinstance(case.body, dict) and operation.path == f"{PREFIX}/instances" and takes_known:
         case.body.update(draw(orders(target)))
     return case

@@ -359,6 +359,18 @@ ROWS = [
         "UPDATE instance SET password_secret_id = :new WHERE instance_id = :deleted",
         found={Kind.SECRET_LEFT: "new"},
     ),
+    fault(
+        "secret of no webhook",
+        "INSERT INTO secret (secret_id, purpose, key_id, nonce, ciphertext, created_at)"
+        " VALUES (:new, 'webhook.signing', 'k1', '', '', now())",
+        found={Kind.SECRET_LEFT: "new"},
+    ),
+    fault(
+        "webhook without an endpoint",
+        "INSERT INTO resource (resource_id, kind, account_id, name)"
+        " SELECT :new, 'webhook', account_id, 'x' FROM account LIMIT 1",
+        found={Kind.RESOURCE_HOLLOW: "new"},
+    ),
 ]
 MONEY = [
     fault(

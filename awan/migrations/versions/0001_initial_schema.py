@@ -295,6 +295,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("subject", name=op.f("pk_watch_lease")),
     )
     op.create_table(
+        "webhook_cursor",
+        sa.Column("cursor_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("xid", Xid8(), nullable=False),
+        sa.Column("event_id", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("cursor_id", name=op.f("pk_webhook_cursor")),
+    )
+    op.create_table(
         "worker",
         sa.Column("executor_id", sa.Text(), nullable=False),
         sa.Column("hostname", sa.Text(), nullable=False),
@@ -637,7 +644,7 @@ def upgrade() -> None:
         ),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "kind IN ('instance', 'public_ip', 'ssh_key')", name=op.f("ck_resource_kind")
+            "kind IN ('instance', 'public_ip', 'ssh_key', 'webhook')", name=op.f("ck_resource_kind")
         ),
         sa.ForeignKeyConstraint(
             ["account_id"], ["account.account_id"], name=op.f("fk_resource_account_id")
@@ -1130,6 +1137,44 @@ def upgrade() -> None:
     op.create_index(op.f("ix_volume_instance_id"), "volume", ["instance_id"], unique=False)
     op.create_index(op.f("ix_volume_node_id_state"), "volume", ["node_id", "state"], unique=False)
     op.create_table(
+        "webhook_endpoint",
+        sa.Column("endpoint_id", sa.Uuid(), nullable=False),
+        sa.Column("account_id", sa.Uuid(), nullable=False),
+        sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("description", sa.Text(), nullable=False),
+        sa.Column("event_types", postgresql.ARRAY(sa.Text()), nullable=False),
+        sa.Column("is_enabled", sa.Boolean(), server_default=sa.text("true"), nullable=False),
+        sa.Column("disabled_reason", sa.Text(), nullable=True),
+        sa.Column(
+            "from_xid", Xid8(), server_default=sa.text("pg_current_xact_id()"), nullable=False
+        ),
+        sa.Column("secret_id", sa.Uuid(), nullable=True),
+        sa.Column("old_secret_id", sa.Uuid(), nullable=True),
+        sa.Column("old_secret_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("last_success_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["account_id"], ["account.account_id"], name=op.f("fk_webhook_endpoint_account_id")
+        ),
+        sa.ForeignKeyConstraint(
+            ["endpoint_id"], ["resource.resource_id"], name=op.f("fk_webhook_endpoint_endpoint_id")
+        ),
+        sa.PrimaryKeyConstraint("endpoint_id", name=op.f("pk_webhook_endpoint")),
+    )
+    op.create_index(
+        op.f("ix_webhook_endpoint_account_id"),
+        "webhook_endpoint",
+        ["account_id"],
+        unique=False,
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    )
+    op.create_table(
         "audit_finding",
         sa.Column("finding_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("audit_id", sa.Uuid(), nullable=False),
@@ -1250,12 +1295,120 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("instance_id", "ssh_key_id", name=op.f("pk_instance_ssh_key")),
     )
+    op.create_table(
+        "webhook_delivery",
+        sa.Column("delivery_id", sa.Uuid(), nullable=False),
+        sa.Column("endpoint_id", sa.Uuid(), nullable=False),
+        sa.Column("account_id", sa.Uuid(), nullable=False),
+        sa.Column("event_id", sa.BigInteger(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), server_default="pending", nullable=False),
+        sa.Column("attempts", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column(
+            "next_attempt_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.Column("lease_id", sa.Uuid(), nullable=True),
+        sa.Column(
+            "round_began_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint(
+            "state IN ('pending', 'delivered', 'failed')", name=op.f("ck_webhook_delivery_state")
+        ),
+        sa.ForeignKeyConstraint(
+            ["account_id"], ["account.account_id"], name=op.f("fk_webhook_delivery_account_id")
+        ),
+        sa.ForeignKeyConstraint(
+            ["endpoint_id"],
+            ["webhook_endpoint.endpoint_id"],
+            name=op.f("fk_webhook_delivery_endpoint_id"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["event_id"], ["event.event_id"], name=op.f("fk_webhook_delivery_event_id")
+        ),
+        sa.PrimaryKeyConstraint("delivery_id", name=op.f("pk_webhook_delivery")),
+        sa.UniqueConstraint(
+            "endpoint_id", "event_id", name=op.f("uq_webhook_delivery_endpoint_id_event_id")
+        ),
+    )
+    op.create_index(
+        op.f("ix_webhook_delivery_created_at"), "webhook_delivery", ["created_at"], unique=False
+    )
+    op.create_index(
+        "ix_webhook_delivery_due",
+        "webhook_delivery",
+        ["endpoint_id", "next_attempt_at"],
+        unique=False,
+        postgresql_where=sa.text("state = 'pending'"),
+    )
+    op.create_index(
+        op.f("ix_webhook_delivery_endpoint_id_created_at_delivery_id"),
+        "webhook_delivery",
+        ["endpoint_id", "created_at", "delivery_id"],
+        unique=False,
+    )
+    op.create_index(
+        "ix_webhook_delivery_leased",
+        "webhook_delivery",
+        ["account_id"],
+        unique=False,
+        postgresql_where=sa.text("lease_id IS NOT NULL"),
+    )
+    op.create_table(
+        "webhook_attempt",
+        sa.Column("attempt_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("delivery_id", sa.Uuid(), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("duration_ms", sa.BigInteger(), nullable=False),
+        sa.Column("status", sa.BigInteger(), nullable=True),
+        sa.Column("error", sa.Text(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["delivery_id"],
+            ["webhook_delivery.delivery_id"],
+            name=op.f("fk_webhook_attempt_delivery_id"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("attempt_id", name=op.f("pk_webhook_attempt")),
+    )
+    op.create_index(
+        op.f("ix_webhook_attempt_delivery_id"), "webhook_attempt", ["delivery_id"], unique=False
+    )
     # ### end Alembic commands ###
 
 
 def downgrade() -> None:
     """Back to the revision before."""
     # ### commands auto generated by Alembic - please adjust! ###
+    op.drop_index(op.f("ix_webhook_attempt_delivery_id"), table_name="webhook_attempt")
+    op.drop_table("webhook_attempt")
+    op.drop_index(
+        "ix_webhook_delivery_leased",
+        table_name="webhook_delivery",
+        postgresql_where=sa.text("lease_id IS NOT NULL"),
+    )
+    op.drop_index(
+        op.f("ix_webhook_delivery_endpoint_id_created_at_delivery_id"),
+        table_name="webhook_delivery",
+    )
+    op.drop_index(
+        "ix_webhook_delivery_due",
+        table_name="webhook_delivery",
+        postgresql_where=sa.text("state = 'pending'"),
+    )
+    op.drop_index(op.f("ix_webhook_delivery_created_at"), table_name="webhook_delivery")
+    op.drop_table("webhook_delivery")
     op.drop_table("instance_ssh_key")
     op.drop_table("instance_screen")
     op.drop_index(op.f("ix_instance_note_instance_id_note_id"), table_name="instance_note")
@@ -1267,6 +1420,12 @@ def downgrade() -> None:
     op.drop_table("console")
     op.drop_index(op.f("ix_audit_finding_audit_id"), table_name="audit_finding")
     op.drop_table("audit_finding")
+    op.drop_index(
+        op.f("ix_webhook_endpoint_account_id"),
+        table_name="webhook_endpoint",
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    )
+    op.drop_table("webhook_endpoint")
     op.drop_index(op.f("ix_volume_node_id_state"), table_name="volume")
     op.drop_index(op.f("ix_volume_instance_id"), table_name="volume")
     op.drop_index(op.f("ix_volume_image_id"), table_name="volume")
@@ -1359,6 +1518,7 @@ def downgrade() -> None:
     op.drop_table("api_key")
     op.drop_index(op.f("ix_worker_seen_at"), table_name="worker")
     op.drop_table("worker")
+    op.drop_table("webhook_cursor")
     op.drop_table("watch_lease")
     op.drop_table("tier")
     op.drop_index(

@@ -1,0 +1,1 @@
+"""Room: an account's events as they happen, over server-sent events (`GET /events`)."""
