@@ -203,7 +203,7 @@ def test_dhcp_and_rules_that_were_deleted_come_back(cloud: LabCloud, note: Note)
 
     def is_back() -> bool:
         row = northbound(cloud, "get", "Logical_Switch_Port", port, "dhcpv4_options").strip()
-        return row != "[]" and "rogue_dhcp" in northbound(cloud, "acl-list", group)
+        return row != "[]" and "udp.src" in northbound(cloud, "acl-list", group)
 
     took_s = seconds_until(is_back, LATER_S, "DHCP and rules are not back")
     note("DHCP options and rules deleted", took_s, "put back")
