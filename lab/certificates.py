@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from awan.runtime.service_user import ensure_service_user
 from lab.layout import NodeLayout, SlotLayout
 
 VALID_DAYS = 3650
@@ -47,6 +48,9 @@ def ensure_authority(layout: SlotLayout) -> None:
         key_file=folder / "clientkey.pem",
         certificate_file=folder / "clientcert.pem",
     )
+    user = ensure_service_user()
+    if user is not None:
+        user.own(folder)  # a control plane that is started as root reads them as this user
 
 
 def issue_for_node(layout: SlotLayout, node: NodeLayout, folder: Path) -> None:

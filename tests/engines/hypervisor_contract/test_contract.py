@@ -382,7 +382,7 @@ def test_the_screen_opens_for_the_latest_password_only(rig: Rig, blank_spec: Bla
     with pytest.raises(EngineRejected):
         open_screen(endpoint, "third-03")
     unlock("fourth-4")
-    rig.hypervisor.restart(rig.node, spec.instance_id, grace_s=0, force=True)
+    restart(rig, spec.instance_id, grace_s=0, force=True)
     with pytest.raises((EngineRejected, EngineUnavailable)):
         open_screen(endpoint, "fourth-4")
 
@@ -479,7 +479,7 @@ def test_counters_of_all_running_domains(rig: Rig, blank_spec: BlankSpec) -> Non
     assert after.disks.read_bytes >= before.disks.read_bytes >= 0
     assert after.disks.written_bytes >= before.disks.written_bytes >= 0
     assert after.disks.used_bytes > 0
-    rig.hypervisor.restart(rig.node, specs[0].instance_id, grace_s=0, force=True)
+    restart(rig, specs[0].instance_id, grace_s=0, force=True)
     assert counters_of(rig, specs[0].instance_id).run_id != after.run_id
     rig.hypervisor.ensure_stopped(rig.node, specs[0].instance_id, grace_s=0, force=True)
     rig.hypervisor.ensure_absent(rig.node, specs[1].instance_id)
@@ -559,7 +559,7 @@ def check_png(picture: bytes) -> bytes:
     return chunks[b"IHDR"]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_what_is_set_inside_a_guest(rig: Rig, boot_guest: Callable[..., DomainSpec]) -> None:
     spec = boot_guest()
     hypervisor, node, uuid = rig.hypervisor, rig.node, spec.instance_id
@@ -574,7 +574,7 @@ def test_what_is_set_inside_a_guest(rig: Rig, boot_guest: Callable[..., DomainSp
     hypervisor.reset(node, uuid)
     assert power_of(rig, uuid) == Power.RUNNING
     # The agent of the system that was reset answers no more, the one of the new boot after a while.
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while hypervisor.set_hostname(node, uuid, "web-4") == AgentAnswer.SILENT:
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -247,7 +247,7 @@ def test_a_frozen_qemu_does_not_stall_the_others(lab_rig: LabRig, blank: DomainS
     hypervisor, node = lab_rig.hypervisor, lab_rig.node
     with stopped(lab_rig.qemu_pid(blank.instance_id)):
         waiting = threading.Thread(
-            target=lambda: hypervisor.ensure_stopped(node, blank.instance_id, grace_s=12)
+            target=lambda: hypervisor.ensure_stopped(node, blank.instance_id, grace_s=40)
         )
         waiting.start()
         time.sleep(0.5)
@@ -257,7 +257,7 @@ def test_a_frozen_qemu_does_not_stall_the_others(lab_rig: LabRig, blank: DomainS
         facts = hypervisor.find_domain(node, blank.instance_id)
         assert facts is not None
         assert facts.power == Power.RUNNING
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 30
         # The button's press hangs in QEMU; the power cut goes past it.
         waiting.join(60)
         assert not waiting.is_alive()
@@ -346,7 +346,7 @@ def test_frozen_qemus_keep_nobodys_counters(lab_rig: LabRig) -> None:
             found = counters_by_domain(lab_rig)
             assert set(found) == set(ids)
         began = time.monotonic()
-        lab_rig.hypervisor.restart(lab_rig.node, other, grace_s=0, force=True)
+        restart(lab_rig, other, grace_s=0, force=True)
         assert time.monotonic() - began < 8
         assert counters_by_domain(lab_rig)[other].run_id != before[other].run_id
     finally:
