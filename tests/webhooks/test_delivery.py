@@ -90,6 +90,15 @@ def test_an_older_transaction_that_commits_later_is_sent_too(
     assert {r.json["type"] for r in receiver.received} == {"x.early", "x.late"}
 
 
+def test_the_log_is_read_from_the_cursor_on(site: Site, receiver: Receiver) -> None:
+    """Once a second: the events of years must not be walked through."""
+    site.add(receiver.url)
+    with transaction() as session:
+        session.execute(text("SET LOCAL enable_seqscan = off"))
+        rows = session.execute(text(f"EXPLAIN {deliveries._FAN_OUT}"), {"most": 10}).scalars()
+        assert "Index Cond: ((ROW(xid, event_id) > ROW(" in "\n".join(rows)
+
+
 def test_refused_and_tried_again_under_the_same_id(site: Site, receiver: Receiver) -> None:
     statuses = iter([500, 302, 404, 200])
     receiver.answer = lambda _: next(statuses)

@@ -259,7 +259,7 @@ def test_a_frozen_qemu_does_not_stall_the_others(lab_rig: LabRig, blank: DomainS
         assert facts.power == Power.RUNNING
         assert time.monotonic() - began < 30
         # The button's press hangs in QEMU; the power cut goes past it.
-        waiting.join(60)
+        waiting.join(120)
         assert not waiting.is_alive()
         facts = hypervisor.find_domain(node, blank.instance_id)
         assert facts is not None
