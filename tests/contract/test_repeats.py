@@ -22,6 +22,7 @@ from tests.support.images import make_qcow2
 from tests.support.in_process_worker import wait_until_idle
 from tests.support.simulated_cloud import SimulatedCloud
 from tests.support.ssh_keys import ED25519_KEYS
+from tests.support.webhook_deliveries import first_delivery
 
 REMOVE = {"remove_ip": False, "remove_block_storage": False}
 # It refuses whatever it gets: the same path with `_method=DELETE` is the deletion.
@@ -95,6 +96,20 @@ class World:
         """An SSH key of the customer."""
         made = self.make("/ssh-keys", {"title": self.name(), "key": ED25519_KEYS[number]})
         return str(made["id"])
+
+    def webhook_body(self) -> dict[str, Any]:
+        """A webhook to add."""
+        return {"url": f"https://{self.name()}.example/"}
+
+    def webhook(self) -> str:
+        """A webhook."""
+        return str(self.make("/webhooks", self.webhook_body())["uuid"])
+
+    def delivery(self) -> str:
+        """A delivery of a webhook, as a path below that of all webhooks."""
+        webhook = self.webhook()
+        delivery = first_delivery(self.cloud.customer.http, webhook)
+        return f"{webhook}/deliveries/{delivery}"
 
     def account(self) -> str:
         """An account."""
@@ -263,6 +278,17 @@ CALLS: dict[str, Callable[[World], Pair]] = {
     ),
     "DELETE /admin/instances/{instance_uuid}/notes/{note_id}": lambda w: w.both(
         "/admin/instances/{}", w.note
+    ),
+    "POST /webhooks": lambda w: w.twice("/webhooks", w.webhook_body),
+    "PATCH /webhooks/{webhook_uuid}": lambda w: w.twice(
+        f"/webhooks/{w.webhook()}", lambda: {"description": w.name()}
+    ),
+    "DELETE /webhooks/{webhook_uuid}": lambda w: w.both("/webhooks/{}", w.webhook),
+    "POST /webhooks/{webhook_uuid}/rotate-secret": lambda w: w.both(
+        "/webhooks/{}/rotate-secret", w.webhook
+    ),
+    "POST /webhooks/{webhook_uuid}/deliveries/{delivery_uuid}/replay": lambda w: w.both(
+        "/webhooks/{}/replay", w.delivery
     ),
     # It has no other call of its own: a cordon under the same key is as much another one.
     "POST /admin/audit": lambda w: (

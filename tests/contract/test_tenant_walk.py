@@ -15,10 +15,10 @@ import httpx
 import pytest
 
 from awan.api import PREFIX, create_app
-from awan.webhooks.deliveries import fan_out
 from tests.support.database_state import changed, contents
 from tests.support.simulated_cloud import Customer, SimulatedCloud
 from tests.support.ssh_keys import ED25519_KEYS
+from tests.support.webhook_deliveries import first_delivery
 
 OPEN_PATHS = {"/health"}
 UNKNOWN_UUID, UNKNOWN_ID, UNKNOWN_KEY = str(uuid4()), str(2**40), "0" * 16
@@ -79,8 +79,6 @@ def tenants(cloud: SimulatedCloud) -> Tenants:
     key = http.post("/ssh-keys", json={"title": "owners-laptop", "key": ED25519_KEYS[0]})
     api_key = http.post("/api-keys", json={"name": "owners-script"})
     webhook = http.post("/webhooks", json={"url": "https://owners-receiver.example"})
-    fan_out()
-    deliveries = http.get(f"/webhooks/{webhook.json()['data']['uuid']}/deliveries").json()
     found.things = {
         "instance": created["data"]["uuid"],
         "operation": created["operation"]["uuid"],
@@ -89,7 +87,7 @@ def tenants(cloud: SimulatedCloud) -> Tenants:
         "ssh_key": str(key.json()["data"]["id"]),
         "api_key": api_key.json()["data"]["id"],
         "webhook": webhook.json()["data"]["uuid"],
-        "delivery": deliveries["data"]["data"][0]["uuid"],
+        "delivery": first_delivery(http, webhook.json()["data"]["uuid"]),
         "event": str(http.get("/account/events").json()["data"][0]["id"]),
     }
     return found
