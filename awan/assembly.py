@@ -17,6 +17,7 @@ import awan.instances.routes
 import awan.networks.routes
 import awan.operations.routes
 import awan.reconcile.routes
+import awan.volumes.routes
 import awan.webhooks.routes
 from awan.accounts import forget_old_answers
 from awan.kit.database import transaction
@@ -40,12 +41,14 @@ ADMIN_ROUTERS: tuple[APIRouter, ...] = (
     awan.accounts.routes.admin_router,
     awan.catalogue.admin_routes.admin_router,
     awan.fleet.routes.admin_router,
+    awan.volumes.routes.admin_router,
     awan.networks.routes.admin_router,
     awan.reconcile.routes.admin_router,
 )
 WORKFLOW_MODULES = (
     "awan.catalogue.images",
     "awan.fleet.workflows",
+    "awan.volumes.image_removal",
     "awan.instances.workflows",
     "awan.reconcile.workflows",
 )

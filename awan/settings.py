@@ -45,7 +45,7 @@ class Settings(BaseSettings):
         default=10.0, gt=0, description="Age of a heartbeat after which a worker is dead."
     )
     queue_polling_s: float = Field(
-        default=0.05, gt=0, description="How often a worker looks for queued workflows."
+        default=0.1, gt=0, description="How often a worker looks for queued workflows."
     )
     workflow_concurrency: int = Field(
         default=32, gt=0, description="Workflows that one worker runs at once."

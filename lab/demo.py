@@ -30,6 +30,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from awan.runtime.control_plane import ControlPlane, ControlPlaneError
 from awan.runtime.environment import read_env_file, state_dir, write_env_file
 from awan.runtime.postgres import PostgresError
+from awan.runtime.service_user import ServiceUserError
 from awan.runtime.supervisor import SupervisorError
 from lab import Lab, LabError, LabInfo, SlotTaken, acquire_free_slot
 from lab.http_api import Api, ApiError, OperationFailed
@@ -63,6 +64,7 @@ EXPECTED = (
     LabError,
     OperationFailed,
     PostgresError,
+    ServiceUserError,
     SupervisorError,
     TemplateBuildError,
 )

@@ -23,6 +23,7 @@ from awan.runtime.control_plane import ControlPlane, ControlPlaneError, free_por
 from awan.runtime.environment import read_env_file, state_dir, write_env_file
 from awan.runtime.log_reader import follow_lines
 from awan.runtime.postgres import PostgresError
+from awan.runtime.service_user import ServiceUserError
 from awan.runtime.supervisor import SupervisorError
 from lab.demo import Clock
 from lab.http_api import Api, ApiError, OperationFailed
@@ -40,7 +41,14 @@ from lab.seed_catalogue import (
 
 FIRST_PORT = 8180
 IMAGE_GIB = 1
-EXPECTED = (ApiError, ControlPlaneError, OperationFailed, PostgresError, SupervisorError)
+EXPECTED = (
+    ApiError,
+    ControlPlaneError,
+    OperationFailed,
+    PostgresError,
+    ServiceUserError,
+    SupervisorError,
+)
 
 LOCATION = SeedLocation(
     name="Simulation 1",

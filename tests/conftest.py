@@ -11,6 +11,7 @@ Options: `--full` runs the full counts of what is else a sample.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,7 @@ def settings(_process_settings: Settings) -> Iterator[Settings]:
     """The configuration; whatever the test commits to the database is removed afterwards."""
     yield _process_settings
     empty(_process_settings.database_url)
+    shutil.rmtree(_process_settings.image_dir, ignore_errors=True)
 
 
 @pytest.fixture

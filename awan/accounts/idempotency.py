@@ -10,8 +10,10 @@ A mutating route uses it in its transaction, before any change:
         return call.keep(answer("Thing created", view(thing), status=202, operation=operation), thing.uuid)
 
 Without the header nothing is asked of the database and `keep` only passes the answer on. What is kept is the status,
-the message and ids, never a body: the route reads the thing again, so a replay shows it as it is now. It commits with
-the change, so a crash leaves both or none, and a refused call is not remembered.
+the message and ids, never a body: the route reads the thing again, so a replay shows it as it is now. Of a thing that
+is gone it shows what its row still tells, and where no row is left `EarlierAnswer.remains`: its id. A replay is never
+refused because the thing is gone. All of it commits with the change, so a crash leaves both or none, and a refused
+call is not remembered.
 """
 
 from __future__ import annotations
@@ -46,6 +48,14 @@ class EarlierAnswer:
     message: str
     resource_id: str | None
     operation_id: UUID | None
+
+    @property
+    def remains(self) -> dict[str, int | str]:
+        """The data of a replay when nothing but its id is left of the thing: `{"id": 7}` or `{"uuid": "..."}`."""
+        assert self.resource_id is not None
+        if self.resource_id.isdecimal():
+            return {"id": int(self.resource_id)}
+        return {"uuid": self.resource_id}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ creates against a limit of five admit exactly five.
 
 from __future__ import annotations
 
+from typing import TypedDict, Unpack
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, func, select, update
@@ -26,31 +27,24 @@ LIMITS = {
 }
 
 
-def take(
-    session: Session,
-    account_id: UUID,
-    *,
-    instances: int = 0,
-    vcpus: int = 0,
-    memory_gib: int = 0,
-    storage_gib: int = 0,
-    public_ips: int = 0,
-    private_networks: int = 0,
-    ssh_keys: int = 0,
-) -> None:
+class Amounts(TypedDict, total=False):
+    """So much of each limit."""
+
+    instances: int
+    vcpus: int
+    memory_gib: int
+    storage_gib: int
+    public_ips: int
+    private_networks: int
+    ssh_keys: int
+
+
+def take(session: Session, account_id: UUID, **amounts: Unpack[Amounts]) -> None:
     """Adds to the account's usage, all of it or nothing, and holds the quota row's lock until the transaction ends.
 
     Raises: QuotaExceeded naming the limit, its present use and its maximum.
     """
-    wanted = _amounts(
-        instances=instances,
-        vcpus=vcpus,
-        memory_gib=memory_gib,
-        storage_gib=storage_gib,
-        public_ips=public_ips,
-        private_networks=private_networks,
-        ssh_keys=ssh_keys,
-    )
+    wanted = _positive(amounts)
     if not wanted:
         return
     query = update(Quota).where(Quota.account_id == account_id)
@@ -67,30 +61,11 @@ def take(
         assert session.execute(query).first() is not None
 
 
-def give_back(
-    session: Session,
-    account_id: UUID,
-    *,
-    instances: int = 0,
-    vcpus: int = 0,
-    memory_gib: int = 0,
-    storage_gib: int = 0,
-    public_ips: int = 0,
-    private_networks: int = 0,
-    ssh_keys: int = 0,
-) -> None:
+def give_back(session: Session, account_id: UUID, **amounts: Unpack[Amounts]) -> None:
     """Subtracts from the account's usage. Never goes below zero: a wrong count must not stop a deletion; the audit
     compares counts with rows.
     """
-    returned = _amounts(
-        instances=instances,
-        vcpus=vcpus,
-        memory_gib=memory_gib,
-        storage_gib=storage_gib,
-        public_ips=public_ips,
-        private_networks=private_networks,
-        ssh_keys=ssh_keys,
-    )
+    returned = _positive(amounts)
     if not returned:
         return
     session.execute(
@@ -117,9 +92,10 @@ def limits(session: Session, account_id: UUID) -> dict[str, dict[str, int]]:
     }
 
 
-def _amounts(**amounts: int) -> dict[str, int]:
-    assert all(amount >= 0 for amount in amounts.values()), amounts
-    return {name: amount for name, amount in amounts.items() if amount}
+def _positive(amounts: Amounts) -> dict[str, int]:
+    given = {name: amount for name, amount in amounts.items() if isinstance(amount, int) and amount}
+    assert all(amount > 0 for amount in given.values()), amounts
+    return given
 
 
 def _used(name: str) -> ColumnElement[int]:

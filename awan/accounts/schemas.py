@@ -13,7 +13,7 @@ from awan.accounts.quotas import LIMITS
 from awan.kit.clock import now
 from awan.kit.http import Timestamp
 from awan.kit.money import MINOR_DIGITS
-from awan.kit.pagination import LIMIT_DEFAULT, LIMIT_MAX
+from awan.kit.pagination import LIMIT_DEFAULT, LIMIT_MAX, PageInfo
 
 NAME_PATTERN = r"^\S(.*\S)?$"
 QUOTA_MAX = 1_000_000_000
@@ -225,18 +225,8 @@ class AccountRow(BaseModel):
         )
 
 
-class PageView(BaseModel):
-    """Where a page stands in its list."""
-
-    total: int
-    count: int
-    per_page: int
-    current_page: int
-    total_pages: int
-
-
 class AccountList(BaseModel):
     """A page of accounts."""
 
     data: list[AccountRow]
-    page: PageView
+    page: PageInfo

@@ -33,8 +33,10 @@ verb.
 `x-operation-id`: follow it at `GET /operations/{uuid}`. **Errors** are `{type, message}`, with `errors` per field when
 the input was wrong. Each answer has an `x-request-id`: quote it when you ask for help.
 
-**Repeats.** With an `Idempotency-Key` a changing call can be sent again safely for 24 hours: it has one effect, and the
-repeat shows the thing as it is then. **Rates** are limited per key and minute; `429` says when to go on.
+**Repeats.** With an `Idempotency-Key` a changing call can be sent again safely for 24 hours: it has one effect. The
+repeat has the same status and ids and shows the thing as it is then; of one that is gone meanwhile it shows what is
+still known of it, at the least its id. A secret, such as the text of a new API key, is not shown again. **Rates** are
+limited per key and minute; `429` says when to go on.
 """.strip()
 
 REFUSALS: tuple[tuple[str, type[errors.Refused]], ...] = (

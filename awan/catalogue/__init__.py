@@ -7,10 +7,10 @@ from awan.catalogue.service import (
     configured_locations,
     current_prices,
     engines,
-    find_newest_image,
     find_template,
     find_tier,
     image_source,
+    lock_newest_image,
 )
 
 __all__ = [
@@ -21,8 +21,8 @@ __all__ = [
     "configured_locations",
     "current_prices",
     "engines",
-    "find_newest_image",
     "find_template",
     "find_tier",
     "image_source",
+    "lock_newest_image",
 ]

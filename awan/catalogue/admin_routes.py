@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeVar
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from awan.catalogue.models import (
     Price,
     Size,
     Template,
+    TemplateImage,
     Tier,
 )
 from awan.catalogue.rules import COMPONENT_UNITS
@@ -47,6 +49,7 @@ from awan.errors import Invalid, NotFound
 from awan.kit.database import transaction
 from awan.kit.http import (
     Answer,
+    EmptyForm,
     Envelope,
     OperationView,
     PathId,
@@ -58,7 +61,7 @@ from awan.kit.http import (
 from awan.kit.ids import new_id
 from awan.kit.money import display_hourly
 from awan.kit.uploads import save_body
-from awan.operations import summary
+from awan.operations import Operation, summary
 from awan.settings import get_settings
 
 Row = TypeVar("Row")
@@ -94,16 +97,19 @@ def admin_list_locations(caller: Caller = Depends(operator("read"))) -> Answer:
 @admin_router.patch("/locations/{location_id}", response_model=Envelope[AdminLocationView])
 def change_location(
     location_id: PathId,
+    request: Request,
     caller: Caller = Depends(operator("write")),
     body: LocationChange = Depends(form_body(LocationChange)),
 ) -> Answer:
     """Rename a location, or take it out of sale."""
     with transaction() as session:
+        call = idempotent(session, caller, request)
         location = _get(session, Location, location_id, "Location not found.")
+        if call.earlier:
+            return replay(call.earlier, _location(session, location))
         fields = body.model_dump(exclude_none=True)
         service.change(session, caller, location, fields, "location.changed")
-        view = _location(session, location)
-    return answer("Location changed", view)
+        return call.keep(answer("Location changed", _location(session, location)), location_id)
 
 
 @admin_router.put(
@@ -112,14 +118,18 @@ def change_location(
 def set_engine(
     location_id: PathId,
     kind: EngineKind,
+    request: Request,
     caller: Caller = Depends(operator("write")),
     body: EngineSet = Depends(form_body(EngineSet)),
 ) -> Answer:
     """Say which driver serves an engine of the location, and how to reach it."""
     with transaction() as session:
-        service.set_engine(session, caller, location_id, kind, body.driver, body.options)
-        view = _location(session, session.get_one(Location, location_id))
-    return answer("Engine set", view)
+        call = idempotent(session, caller, request)
+        location = _get(session, Location, location_id, "Location not found.")
+        if call.earlier:
+            return replay(call.earlier, _location(session, location))
+        service.set_engine(session, caller, location, kind, body.driver, body.options)
+        return call.keep(answer("Engine set", _location(session, location)), location_id)
 
 
 def _location(session: Session, row: Location) -> AdminLocationView:
@@ -177,18 +187,21 @@ def admin_list_tiers(caller: Caller = Depends(operator("read"))) -> Answer:
 @admin_router.patch("/tiers/{tier_id}", response_model=Envelope[TierView])
 def change_tier(
     tier_id: PathId,
+    request: Request,
     caller: Caller = Depends(operator("write")),
     body: TierChange = Depends(form_body(TierChange)),
 ) -> Answer:
     """Change a tier's text, ratios or locations."""
     with transaction() as session:
+        call = idempotent(session, caller, request)
         tier = _get(session, Tier, tier_id, "Tier not found.")
+        if call.earlier:
+            return replay(call.earlier, _tier(session, tier))
         if body.location_ids is not None:
             service.set_tier_locations(session, tier_id, body.location_ids)
         fields = body.model_dump(exclude_none=True, exclude={"location_ids"})
         service.change(session, caller, tier, fields, "tier.changed")
-        view = _tier(session, tier)
-    return answer("Tier changed", view)
+        return call.keep(answer("Tier changed", _tier(session, tier)), tier_id)
 
 
 def _tier(session: Session, tier: Tier) -> TierView:
@@ -251,20 +264,25 @@ def create_size(
 
 
 def _size(session: Session, caller: Caller, row: Size) -> SizeTemplateView:
-    views = present.show_sizes(session, caller.currency)
-    found = next((view for view in views if view.id == row.size_id), None)
-    if found is None:
-        raise NotFound("Size template not found.")
-    return found
+    (view,) = present.show_sizes(session, [row], caller.currency)
+    return view
 
 
 @admin_router.delete("/sizes/{size_id}", response_model=Envelope[None])
-def disable_size(size_id: PathId, caller: Caller = Depends(operator("write"))) -> Answer:
+def disable_size(
+    size_id: PathId,
+    request: Request,
+    caller: Caller = Depends(operator("write")),
+    _: EmptyForm = Depends(form_body(EmptyForm)),
+) -> Answer:
     """Take a size template out of the list."""
     with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            return replay(call.earlier, None)
         size = _get(session, Size, size_id, "Size template not found.")
         service.change(session, caller, size, {"is_enabled": False}, "size.disabled")
-    return answer("Size template removed", None)
+        return call.keep(answer("Size template removed", None), size_id)
 
 
 @admin_router.post("/templates", status_code=201, response_model=Envelope[TemplateView])
@@ -287,7 +305,7 @@ def create_template(
 def admin_list_templates(caller: Caller = Depends(operator("read"))) -> Answer:
     """List templates and their images."""
     with transaction() as session:
-        rows = session.scalars(select(Template).order_by(Template.template_id)).all()
+        rows = service.list_templates(session, on_sale_only=False)
         views = [_template(session, row) for row in rows]
     return answer("Templates", views)
 
@@ -295,16 +313,21 @@ def admin_list_templates(caller: Caller = Depends(operator("read"))) -> Answer:
 @admin_router.patch("/templates/{template_id}", response_model=Envelope[TemplateView])
 def change_template(
     template_id: PathId,
+    request: Request,
     caller: Caller = Depends(operator("write")),
     body: TemplateChange = Depends(form_body(TemplateChange)),
 ) -> Answer:
     """Take a template out of sale, or mark it deprecated."""
     with transaction() as session:
+        call = idempotent(session, caller, request)
         template = _get(session, Template, template_id, "Template not found.")
+        if call.earlier:
+            return replay(call.earlier, _template(session, template))
+        if template.removed_at is not None:
+            raise NotFound("Template not found.")
         fields = body.model_dump(exclude_none=True)
         service.change(session, caller, template, fields, "template.changed")
-        view = _template(session, template)
-    return answer("Template changed", view)
+        return call.keep(answer("Template changed", _template(session, template)), template_id)
 
 
 def _template(session: Session, row: Template) -> TemplateView:
@@ -337,21 +360,45 @@ async def upload_image(
     await run_in_threadpool(_check_template, template_id)
     image_id = new_id()
     path = images.incoming_path(image_id)
-    await save_body(request, path, max_bytes=get_settings().image_upload_max_bytes)
+    sha256 = await save_body(request, path, max_bytes=get_settings().image_upload_max_bytes)
+    # What tells this call from another one under the same Idempotency-Key.
+    request.state.parsed_body = {**query.model_dump(mode="json"), "sha256": sha256}
+    is_taken = False
     try:
-        return await run_in_threadpool(_begin_import, caller, template_id, image_id, query)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+        uploaded = await run_in_threadpool(
+            _begin_import, request, caller, template_id, image_id, query
+        )
+        is_taken = uploaded.is_first
+        return uploaded.answer
+    finally:
+        if not is_taken:
+            path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Uploaded:
+    """What an upload is answered with, and whether its file is wanted (a repeat's is not)."""
+
+    answer: Answer
+    is_first: bool
 
 
 def _check_template(template_id: int) -> None:
+    """Before a large body is read. Raises: NotFound for a template that never was."""
     with transaction() as session:
         _get(session, Template, template_id, "Template not found.")
 
 
-def _begin_import(caller: Caller, template_id: int, image_id: UUID, query: ImageUpload) -> Answer:
+def _begin_import(
+    request: Request, caller: Caller, template_id: int, image_id: UUID, query: ImageUpload
+) -> _Uploaded:
     with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            earlier = session.get_one(TemplateImage, UUID(call.earlier.resource_id))
+            started = session.get_one(Operation, call.earlier.operation_id)
+            again = replay(call.earlier, present.show_image(earlier), operation=_shown(started))
+            return _Uploaded(again, is_first=False)
         image, operation = images.begin_import(
             session,
             caller,
@@ -361,17 +408,12 @@ def _begin_import(caller: Caller, template_id: int, image_id: UUID, query: Image
             has_agent=query.has_agent,
         )
         view = present.show_image(image)
-    return answer(
-        "Image is being checked", view, status=202, operation=OperationView(**summary(operation))
-    )
+        begun = answer("Image is being checked", view, status=202, operation=_shown(operation))
+        return _Uploaded(call.keep(begun, image_id), is_first=True)
 
 
-@admin_router.delete("/images/{image_uuid}", response_model=Envelope[None])
-def delete_image(image_uuid: UUID, caller: Caller = Depends(operator("write"))) -> Answer:
-    """Remove an image that no instance is based on."""
-    with transaction() as session:
-        images.delete_image(session, caller, image_uuid)
-    return answer("Image removed", None)
+def _shown(operation: Operation) -> OperationView:
+    return OperationView(**summary(operation))
 
 
 def _again(session: Session, model: type[Row], call: IdempotentCall) -> Row:

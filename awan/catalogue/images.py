@@ -1,7 +1,7 @@
 """Builds of templates: an uploaded file is kept aside, checked by a worker, and only then may be used.
 
 Files lie below the setting `image_dir`, which API and workers share: `incoming/<image uuid>` while unchecked,
-`<sha256>.qcow2` afterwards.
+`<sha256>.qcow2` afterwards. How they go again: `awan.volumes.image_removal`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from sqlalchemy.orm import Session
 
 from awan.accounts import Caller
 from awan.catalogue.models import ImageState, Template, TemplateImage
+from awan.catalogue.service import stored_path
 from awan.engines.volumes import VolumeFormat
 from awan.engines.volumes.qemu_img import check_image, normalize
 from awan.errors import Conflict, NotFound
-from awan.events import record
 from awan.kit.database import transaction
 from awan.operations import Failure, Operation, Plan, Step, Target, begin, register
 from awan.settings import get_settings
 
 IMPORT_TIMEOUT_S = 1800.0
+_LOCK_CONTENT = text("SELECT pg_advisory_xact_lock(hashtext('awan.image'), hashtext(:sha256))")
 
 
 def incoming_path(image_id: UUID) -> Path:
@@ -40,9 +41,21 @@ def begin_import(
     declared_format: str,
     has_agent: bool,
 ) -> tuple[TemplateImage, Operation]:
-    """The row of an uploaded file and the operation that checks it. Raises: NotFound (template)."""
-    if session.get(Template, template_id) is None:
+    """The row of an uploaded file and the operation that checks it.
+
+    Raises: NotFound (template), Conflict while the template is being removed.
+    """
+    # Locked against the template's removal until the image's row is there to be seen by it.
+    template = session.get(
+        Template,
+        template_id,
+        with_for_update={"read": True, "key_share": True},
+        populate_existing=True,
+    )
+    if template is None or template.removed_at is not None:
         raise NotFound("Template not found.")
+    if template.removal_operation_id is not None:
+        raise Conflict("The template is being removed.")
     image = TemplateImage(
         image_id=image_id,
         template_id=template_id,
@@ -64,44 +77,36 @@ def begin_import(
 
 
 def list_images(session: Session, template_id: int) -> Sequence[TemplateImage]:
-    """The builds of a template, newest first."""
+    """The builds of a template that are not removed, newest first."""
     return session.scalars(
         select(TemplateImage)
-        .where(TemplateImage.template_id == template_id)
+        .where(TemplateImage.template_id == template_id, TemplateImage.state != ImageState.REMOVED)
         .order_by(TemplateImage.created_at.desc())
     ).all()
 
 
-def delete_image(session: Session, caller: Caller, image_id: UUID) -> None:
-    """Forgets a build that no disk is based on. Raises: NotFound, Conflict (in use, or being checked)."""
-    image = session.get(TemplateImage, image_id, with_for_update=True)
-    if image is None:
-        raise NotFound("Image not found.")
-    if image.state == ImageState.CHECKING:
-        raise Conflict("The image is being checked.")
-    if is_in_use(session, image_id):
-        raise Conflict("Instances are based on the image; it can be removed when they are gone.")
-    image.state = ImageState.REFUSED
-    image.refusal = "Removed by the operator."
-    record(
-        session,
-        kind="template_image.removed",
-        actor=caller.actor,
-        account_id=None,
-        data={"image": str(image_id)},
-    )
+def stored_contents() -> frozenset[str]:
+    """The SHA-256 of every checked image that the control plane keeps."""
+    return frozenset(path.stem for path in get_settings().image_dir.glob(stored_path("*").name))
 
 
-def is_in_use(session: Session, image_id: UUID) -> bool:
-    """Whether a disk is based on the image. The tables of disks belong to rooms above, so this asks by name."""
-    return bool(
-        session.scalar(
-            text(
-                "SELECT EXISTS (SELECT 1 FROM volume WHERE image_id = :image AND state <> 'deleted')"
-            ),
-            {"image": image_id},
+def lock_content(session: Session, sha256: str) -> None:
+    """Until the transaction ends, no other one stores, or begins to remove, an image of this content."""
+    session.execute(_LOCK_CONTENT, {"sha256": sha256})
+
+
+def find_twin(session: Session, image: TemplateImage) -> TemplateImage | None:
+    """Another image of the same content that is to stay, or None: whose the file and the copies are then."""
+    return session.scalars(
+        select(TemplateImage)
+        .where(
+            TemplateImage.sha256 == image.sha256,
+            TemplateImage.image_id != image.image_id,
+            TemplateImage.state.in_([ImageState.CHECKING, ImageState.READY]),
         )
-    )
+        .order_by(TemplateImage.created_at)
+        .limit(1)
+    ).first()
 
 
 def check_upload(target: Target) -> None:
@@ -124,14 +129,24 @@ def check_upload(target: Target) -> None:
     )
     normal = path.with_suffix(".qcow2")
     facts = normalize(path, declared, normal)
-    normal.replace(settings.image_dir / f"{facts.sha256}.qcow2")
     with transaction() as session:
+        lock_content(session, facts.sha256)
+        if _is_being_removed(session, facts.sha256):
+            raise Conflict("An image of the same content is being removed; upload it again then.")
         image = session.get_one(TemplateImage, target.subject_id, with_for_update=True)
+        normal.replace(stored_path(facts.sha256))
         image.format = "qcow2"
         image.sha256 = facts.sha256
         image.size_bytes = facts.size_bytes
         image.virtual_size_bytes = facts.virtual_size_bytes
     path.unlink(missing_ok=True)
+
+
+def _is_being_removed(session: Session, sha256: str) -> bool:
+    query = select(TemplateImage.image_id).where(
+        TemplateImage.sha256 == sha256, TemplateImage.state == ImageState.REMOVING
+    )
+    return session.scalars(query.limit(1)).first() is not None
 
 
 def discard_upload(target: Target) -> None:

@@ -35,11 +35,13 @@ class Component(StrEnum):
 
 
 class ImageState(StrEnum):
-    """An image is checked before it may be used."""
+    """An image is checked before it may be used. Of a removed one, file and copies are gone; the row stays."""
 
     CHECKING = "checking"
     READY = "ready"
     REFUSED = "refused"
+    REMOVING = "removing"
+    REMOVED = "removed"
 
 
 class OsFamily(StrEnum):
@@ -122,10 +124,22 @@ class TierLocation(Base):
 
 
 class Template(Base):
-    """A system that can be installed: the product. Its builds are `template_image` rows."""
+    """A system that can be installed: the product. Its builds are `template_image` rows.
+
+    The row of a removed one stays, because instances of the past refer to it.
+    """
 
     __tablename__ = "template"
-    __table_args__ = (one_of("family", OsFamily), UniqueConstraint("name", "version"))
+    __table_args__ = (
+        one_of("family", OsFamily),
+        Index(
+            "uq_template_name_version",
+            "name",
+            "version",
+            unique=True,
+            postgresql_where=text("removed_at IS NULL"),
+        ),
+    )
 
     template_id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
@@ -139,11 +153,17 @@ class Template(Base):
     license_monthly_minor: Mapped[int] = mapped_column(server_default="0")
     is_enabled: Mapped[bool] = mapped_column(server_default=text("true"))
     is_deprecated: Mapped[bool] = mapped_column(server_default=text("false"))
+    removal_operation_id: Mapped[UUID | None]
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    removed_at: Mapped[datetime | None]
 
 
 class TemplateImage(Base):
-    """An immutable build of a template, content-addressed. Sizes in bytes; a customer gets the newest ready one."""
+    """An immutable build of a template, content-addressed. Sizes in bytes; a customer gets the newest ready one.
+
+    `refusal` says why it was refused, or why its last removal failed. Two builds may have the same content, and then
+    share file and copies.
+    """
 
     __tablename__ = "template_image"
     __table_args__ = (
@@ -161,6 +181,7 @@ class TemplateImage(Base):
     virtual_size_bytes: Mapped[int | None]
     has_agent: Mapped[bool] = mapped_column(server_default=text("false"))
     refusal: Mapped[str | None]
+    removal_operation_id: Mapped[UUID | None] = mapped_column(index=True)
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from sqlalchemy.orm import Session
 
 from awan.catalogue import service
-from awan.catalogue.models import Component, Location, Template, TemplateImage, Tier
+from awan.catalogue.models import Component, Location, Size, Template, TemplateImage, Tier
 from awan.catalogue.rules import (
     COMPONENT_UNITS,
     PriceTag,
@@ -31,12 +31,12 @@ from awan.catalogue.schemas import (
 from awan.kit.money import display_hourly
 
 
-def show_sizes(session: Session, currency: str) -> list[SizeTemplateView]:
-    """Sizes by id, each with its price in every tier whose limits allow it."""
+def show_sizes(session: Session, sizes: Sequence[Size], currency: str) -> list[SizeTemplateView]:
+    """Sizes, each with its price in every tier whose limits allow it."""
     tiers = service.list_tiers(session)
     prices = service.all_current_prices(session, currency)
     views = []
-    for size in service.list_sizes(session):
+    for size in sizes:
         offers = []
         for tier in tiers:
             tags = prices.get(tier.tier_id, {})

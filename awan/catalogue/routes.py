@@ -34,7 +34,7 @@ def _cached(built: Answer) -> Answer:
 def list_size_templates(caller: Caller = Depends(authenticated("read"))) -> Answer:
     """Get instance size template."""
     with transaction() as session:
-        views = present.show_sizes(session, caller.currency)
+        views = present.show_sizes(session, service.list_sizes(session), caller.currency)
     return answer("VM size templates", views)
 
 

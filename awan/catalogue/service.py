@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -124,13 +125,14 @@ def _tag(row: Price) -> PriceTag:
     return PriceTag(Component(row.component), row.currency, row.monthly_minor, row.price_id)
 
 
-def list_templates(session: Session) -> Sequence[Template]:
-    """Enabled templates that have a ready image, by id."""
+def list_templates(session: Session, *, on_sale_only: bool = True) -> Sequence[Template]:
+    """Templates by id, without removed ones; those on sale are enabled and have a ready image."""
+    query = select(Template).where(Template.removed_at.is_(None)).order_by(Template.template_id)
     ready = select(TemplateImage.image_id).where(
         TemplateImage.template_id == Template.template_id, TemplateImage.state == ImageState.READY
     )
     return session.scalars(
-        select(Template).where(Template.is_enabled, ready.exists()).order_by(Template.template_id)
+        query.where(Template.is_enabled, ready.exists()) if on_sale_only else query
     ).all()
 
 
@@ -140,14 +142,23 @@ def find_template(session: Session, template_id: int) -> Template | None:
     return template if template is not None and template.is_enabled else None
 
 
-def find_newest_image(session: Session, template_id: int) -> TemplateImage | None:
-    """The image that a new instance gets, or None when the template has no ready one."""
+def lock_newest_image(session: Session, template_id: int) -> TemplateImage | None:
+    """The image that a new instance gets, or None when the template has no ready one.
+
+    It is locked against its removal (FOR KEY SHARE) until the transaction ends.
+    """
     return session.scalars(
         select(TemplateImage)
         .where(TemplateImage.template_id == template_id, TemplateImage.state == ImageState.READY)
         .order_by(TemplateImage.created_at.desc())
         .limit(1)
+        .with_for_update(read=True, key_share=True)
     ).first()
+
+
+def stored_path(sha256: str) -> Path:
+    """Where the control plane keeps an image that was found good."""
+    return get_settings().image_dir / f"{sha256}.qcow2"
 
 
 def image_source(session: Session, image_id: UUID) -> ImageSource:
@@ -159,7 +170,7 @@ def image_source(session: Session, image_id: UUID) -> ImageSource:
     assert image.size_bytes is not None
     assert image.virtual_size_bytes is not None
     return ImageSource(
-        path=get_settings().image_dir / f"{image.sha256}.qcow2",
+        path=stored_path(image.sha256),
         sha256=image.sha256,
         format="qcow2",
         size_bytes=image.size_bytes,
@@ -225,26 +236,21 @@ def create_location(session: Session, caller: Caller, fields: Mapping[str, Any])
 def set_engine(
     session: Session,
     caller: Caller,
-    location_id: int,
+    location: Location,
     kind: EngineKind,
     driver: str,
     options: Mapping[str, Any],
-) -> LocationEngine:
-    """Which driver serves an engine of the location. Raises: NotFound, Invalid (driver or options)."""
-    if session.get(Location, location_id) is None:
-        raise NotFound("Location not found.")
+) -> None:
+    """Which driver serves an engine of the location. Raises: Invalid (driver or options)."""
     checked = check_options(kind, driver, options)
-    row = session.get(LocationEngine, (location_id, kind))
+    key = location.location_id
+    row = session.get(LocationEngine, (key, kind))
     if row is None:
-        row = LocationEngine(location_id=location_id, kind=kind, driver=driver, options=checked)
-        session.add(row)
+        session.add(LocationEngine(location_id=key, kind=kind, driver=driver, options=checked))
     else:
         row.driver, row.options = driver, checked
     session.flush()
-    _note(
-        session, caller, "location.engine_set", location_id=location_id, engine=kind, driver=driver
-    )
-    return row
+    _note(session, caller, "location.engine_set", location_id=key, engine=kind, driver=driver)
 
 
 def create_tier(

@@ -27,9 +27,10 @@ from awan.errors import AwanError
 from awan.runtime.control_plane import ControlPlaneError
 from awan.runtime.environment import load_environment
 from awan.runtime.postgres import PostgresError
+from awan.runtime.service_user import ServiceUserError
 from awan.runtime.supervisor import SupervisorError
 
-EXPECTED = (AwanError, ControlPlaneError, PostgresError, SupervisorError)
+EXPECTED = (AwanError, ControlPlaneError, PostgresError, ServiceUserError, SupervisorError)
 
 
 def build_app() -> typer.Typer:

@@ -226,10 +226,25 @@ def import_image(
     console.print(f"template {template}: image {answer['data']['uuid']} is ready")
 
 
+@templates.command("remove")
+def remove_template(
+    template: Annotated[int, typer.Argument(help="Id of the template.")],
+) -> None:
+    """Remove a template with its images and their copies on nodes; no instance may be based on one."""
+    _remove(f"/admin/templates/{template}")
+
+
 @templates.command("remove-image")
 def remove_image(image: Annotated[str, typer.Argument(help="Uuid of the image.")]) -> None:
-    """Take an image that no instance is based on out of use."""
-    console.print(OperatorClient().call("DELETE", f"/admin/images/{image}")["message"])
+    """Remove one image and its copies on nodes; no instance may be based on it."""
+    _remove(f"/admin/images/{image}")
+
+
+def _remove(path: str) -> None:
+    client = OperatorClient()
+    answer = client.call("DELETE", path)
+    client.follow(answer["operation"])
+    console.print(answer["message"])
 
 
 @templates.command("build")

@@ -98,10 +98,18 @@ def uncordon(node: NodeName) -> None:
 
 
 @nodes.command("remove")
-def remove(node: NodeName) -> None:
-    """Forget a node on which nothing is placed."""
+def remove(
+    node: NodeName,
+    lost: Annotated[
+        bool, typer.Option("--lost", help="It will never answer again: forget it as it is.")
+    ] = False,
+) -> None:
+    """Remove a node on which nothing is placed, and the copies of template images on it."""
     client = OperatorClient()
-    console.print(client.call("DELETE", f"/admin/nodes/{_find(client, node)}")["message"])
+    answer = client.call("DELETE", f"/admin/nodes/{_find(client, node)}", {"lost": lost})
+    if operation := answer.get("operation"):
+        client.follow(operation)
+    console.print(answer["message"])
 
 
 def _act(node: str, verb: str) -> None:

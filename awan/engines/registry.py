@@ -10,9 +10,11 @@ import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from awan.engines.fabric import Fabric
 from awan.engines.hypervisor import Hypervisor, NodeEndpoint
@@ -55,11 +57,38 @@ class LocalVolumesOptions(EngineOptions):
     pool_path: str = "/var/lib/libvirt/images/awan"
 
 
-class OvnOptions(EngineOptions):
-    """OVSDB endpoints of the location's OVN, such as `tcp:10.0.0.1:6641`; TLS is not spoken yet."""
+_REMOTES = r"^(tcp|unix|ssl):[^,]+(,(tcp|unix|ssl):[^,]+)*$"
+_PEM_FILE = r"^/[^\x00-\x1f]+$"
 
-    northbound: str = Field(pattern=r"^(tcp|unix):.+")
-    southbound: str = Field(pattern=r"^(tcp|unix):.+")
+
+class OvnOptions(EngineOptions):
+    """OVSDB endpoints of the location's OVN, such as `ssl:10.0.0.1:6641`, several joined by commas.
+
+    `ssl:` needs the three PEM files, which the workers must be able to read: our private key, our certificate, and
+    the authority that signed those of the servers.
+    """
+
+    northbound: str = Field(pattern=_REMOTES)
+    southbound: str = Field(pattern=_REMOTES)
+    private_key: str | None = Field(None, pattern=_PEM_FILE)
+    certificate: str | None = Field(None, pattern=_PEM_FILE)
+    ca_certificate: str | None = Field(None, pattern=_PEM_FILE)
+
+    @model_validator(mode="after")
+    def _keys_fit_the_remotes(self) -> OvnOptions:
+        keys = (self.private_key, self.certificate, self.ca_certificate)
+        is_tls = any(
+            one.startswith("ssl:")
+            for remotes in (self.northbound, self.southbound)
+            for one in remotes.split(",")
+        )
+        if is_tls and None in keys:
+            raise PydanticCustomError(
+                "tls_keys", "ssl: needs private_key, certificate and ca_certificate."
+            )
+        if not is_tls and any(keys):
+            raise PydanticCustomError("tls_keys", "Keys are of use with ssl: endpoints only.")
+        return self
 
 
 EngineKindName = Literal["hypervisor", "fabric", "volumes"]
@@ -118,19 +147,6 @@ def open_engines(
         return engines
 
 
-def close_engines() -> None:
-    """Closes every engine that this process opened."""
-    with _lock:
-        for _, engines in _opened.values():
-            _close(engines)
-        _opened.clear()
-    global _sim_store
-    with _sim_lock:
-        if _sim_store is not None:
-            _sim_store.close()
-        _sim_store = None
-
-
 def _close(engines: LocationEngines) -> None:
     engines.hypervisor.close()
     engines.fabric.close()
@@ -173,8 +189,14 @@ def _open_fabric(location_id: int, options: EngineOptions) -> Fabric:
         return FakeFabric(sim_store(), location=str(location_id))
     assert isinstance(options, OvnOptions)
     from awan.engines.fabric.ovn import OvnFabric
+    from awan.engines.fabric.tls import TlsKeys
 
-    return OvnFabric(options.northbound, options.southbound)
+    keys = None
+    if options.private_key and options.certificate and options.ca_certificate:
+        keys = TlsKeys(
+            Path(options.private_key), Path(options.certificate), Path(options.ca_certificate)
+        )
+    return OvnFabric(options.northbound, options.southbound, keys=keys)
 
 
 def _open_fake_nodes(

@@ -7,18 +7,22 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy import ARRAY, CheckConstraint, ForeignKey, Index, Integer, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from awan.kit.database import Base, one_of
 
 
 class NodeState(StrEnum):
-    """A node is probed while `adding`. A cordoned one keeps its instances and takes no new ones."""
+    """A node is probed while `adding`. A cordoned one keeps its instances and takes no new ones.
+
+    While it is `removing`, what is left on it is taken away; it takes nothing new any more.
+    """
 
     ADDING = "adding"
     ACTIVE = "active"
     CORDONED = "cordoned"
+    REMOVING = "removing"
     REMOVED = "removed"
 
 
@@ -90,12 +94,27 @@ class NodeTier(Base):
     tier_id: Mapped[int] = mapped_column(ForeignKey("tier.tier_id"), primary_key=True)
 
 
+class NodeImage(Base):
+    """A template image that was uploaded to a node."""
+
+    __tablename__ = "node_image"
+
+    node_id: Mapped[UUID] = mapped_column(ForeignKey("node.node_id"), primary_key=True)
+    image_id: Mapped[UUID] = mapped_column(
+        ForeignKey("template_image.image_id"), primary_key=True, index=True
+    )
+    uploaded_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+
+
 class Placement(Base):
     """An instance's reservation on a node: made with the instance, gone when its last trace is."""
 
     __tablename__ = "placement"
     __table_args__ = (
         UniqueConstraint("instance_id"),
+        CheckConstraint(
+            "cardinality(threads) = CASE WHEN is_dedicated THEN vcpus ELSE 0 END", name="threads"
+        ),
         Index(None, "node_id"),
         Index(None, "account_id"),
     )
@@ -107,6 +126,8 @@ class Placement(Base):
     tier_id: Mapped[int] = mapped_column(ForeignKey("tier.tier_id"))
     vcpus: Mapped[int]
     is_dedicated: Mapped[bool]
+    # Numbers of the node's threads that are this instance's alone; none when it shares.
+    threads: Mapped[list[int]] = mapped_column(ARRAY(Integer), server_default="{}")
     memory_mib: Mapped[int]
     disk_gib: Mapped[int]
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))

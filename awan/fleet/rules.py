@@ -1,7 +1,8 @@
-"""What an acceptable address of a hypervisor is. Pure."""
+"""What an acceptable address of a hypervisor is, and which threads are given away. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from urllib.parse import parse_qsl, urlsplit
 
 SCHEMES = frozenset({"qemu+tls", "qemu+ssh", "qemu+tcp", "fake"})
@@ -25,3 +26,14 @@ def check_libvirt_uri(uri: str) -> str:
         if name not in PARAMETERS or (name == "known_hosts_verify" and value == "ignore"):
             raise ValueError(f"The URI parameter {name} is not allowed.")
     return uri
+
+
+def choose_threads(threads: Sequence[int], taken: Collection[int], count: int) -> list[int]:
+    """`count` of the threads that are not taken, the last ones first: a host's own work prefers the first.
+
+    In ascending order. Raises: ValueError when there are not so many.
+    """
+    free = [number for number in sorted(threads) if number not in taken]
+    if not 0 < count <= len(free):
+        raise ValueError(f"{count} threads wanted, {len(free)} are free")
+    return free[-count:]

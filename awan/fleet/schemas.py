@@ -31,6 +31,16 @@ class NodeCreate(BaseModel):
     disk_gib_cap: int | None = Field(None, ge=1)
 
 
+class NodeRemoval(BaseModel):
+    """How a node goes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    lost: bool = Field(
+        False, description="It will never answer again: forget it, with whatever lies on it."
+    )
+
+
 class NodeView(BaseModel):
     """A node and what is placed on it."""
 

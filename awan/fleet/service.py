@@ -12,12 +12,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from awan.accounts import Caller
-from awan.catalogue.models import Tier
+from awan.catalogue.models import TemplateImage, Tier
 from awan.catalogue.service import find_location
 from awan.engines.hypervisor import NodeEndpoint, NodeFacts
 from awan.errors import Conflict, Invalid, NoCapacity, NotFound
 from awan.events import record
-from awan.fleet.models import Node, NodeState, NodeTier, Placement
+from awan.fleet.models import Node, NodeImage, NodeState, NodeTier, Placement
+from awan.fleet.rules import choose_threads
 from awan.kit.clock import now
 from awan.kit.ids import new_id
 
@@ -132,14 +133,15 @@ def store_probe(session: Session, node: Node, facts: NodeFacts, system_id: str) 
     node.ovn_system_id = system_id
     node.cpu_model = facts.cpu_model
     node.has_kvm = facts.kvm
-    node.cpu_threads = min(facts.cpu_threads, node.cpu_threads_cap or facts.cpu_threads)
+    threads = len(facts.cpu_threads)
+    node.cpu_threads = min(threads, node.cpu_threads_cap or threads)
     node.memory_mib = min(facts.memory_mib, node.memory_mib_cap or facts.memory_mib)
     node.disk_gib = min(facts.pool_capacity_gib, node.disk_gib_cap or facts.pool_capacity_gib)
     node.facts = {
         "hostname": facts.hostname,
         "libvirt_version": facts.libvirt_version,
         "qemu_version": facts.qemu_version,
-        "cpu_threads": facts.cpu_threads,
+        "cpu_threads": list(facts.cpu_threads),
         "memory_mib": facts.memory_mib,
         "pool_name": facts.pool_name,
         "pool_capacity_gib": facts.pool_capacity_gib,
@@ -151,10 +153,8 @@ def store_probe(session: Session, node: Node, facts: NodeFacts, system_id: str) 
 
 
 def set_cordon(session: Session, caller: Caller, node_id: UUID, cordoned: bool) -> Node:
-    """Takes a node out of placement, or back into it. Raises: NotFound, Conflict (still being added)."""
-    node = get_node(session, node_id)
-    if node.state == NodeState.ADDING:
-        raise Conflict("The node is still being added.")
+    """Takes a node out of placement, or back into it. Raises: NotFound, Conflict (being added or removed)."""
+    node = _lock_settled(session, node_id)
     node.state = NodeState.CORDONED if cordoned else NodeState.ACTIVE
     session.flush()
     kind = "node.cordoned" if cordoned else "node.uncordoned"
@@ -162,11 +162,79 @@ def set_cordon(session: Session, caller: Caller, node_id: UUID, cordoned: bool) 
     return node
 
 
-def remove_node(session: Session, caller: Caller, node_id: UUID) -> Node:
-    """Forgets an empty node. Raises: NotFound, Conflict while instances are placed on it."""
-    node = session.get(Node, node_id, with_for_update=True)
+def start_removal(session: Session, caller: Caller, node_id: UUID) -> None:
+    """From now on nothing is placed on an empty node; an operation has to take away what is left on it.
+
+    Raises: NotFound; Conflict while instances are placed on it, or while it is being added or removed.
+    """
+    node = _lock_settled(session, node_id)
+    _refuse_if_used(session, node_id)
+    node.state = NodeState.REMOVING
+    record(
+        session,
+        kind="node.removing",
+        actor=caller.actor,
+        account_id=None,
+        data={"node": str(node_id)},
+    )
+
+
+def forget_lost_node(session: Session, caller: Caller, node_id: UUID) -> None:
+    """Forgets an empty node that will never answer again, without asking it.
+
+    Raises: NotFound, Conflict while instances are placed on it.
+    """
+    node = _lock_node(session, node_id)
+    _refuse_if_used(session, node_id)
+    forget_node(session, node, actor=caller.actor)
+
+
+def forget_node(
+    session: Session, node: Node, *, actor: str, operation_id: UUID | None = None
+) -> None:
+    """The (locked) node is gone, and with it what it served and held. Forgotten already: no effect."""
+    if node.state == NodeState.REMOVED:
+        return
+    node.state = NodeState.REMOVED
+    session.execute(delete(NodeTier).where(NodeTier.node_id == node.node_id))
+    session.execute(delete(NodeImage).where(NodeImage.node_id == node.node_id))
+    record(
+        session,
+        kind="node.removed",
+        actor=actor,
+        account_id=None,
+        operation_id=operation_id,
+        data={"node": str(node.node_id)},
+    )
+
+
+def forget_copies(session: Session, node_id: UUID, sha256: str) -> None:
+    """No image of this content lies on the node any more."""
+    same = select(TemplateImage.image_id).where(TemplateImage.sha256 == sha256)
+    session.execute(
+        delete(NodeImage)
+        .where(NodeImage.node_id == node_id, NodeImage.image_id.in_(same))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _lock_node(session: Session, node_id: UUID) -> Node:
+    node = session.get(Node, node_id, with_for_update=True, populate_existing=True)
     if node is None or node.state == NodeState.REMOVED:
         raise NotFound("Node not found.")
+    return node
+
+
+def _lock_settled(session: Session, node_id: UUID) -> Node:
+    node = _lock_node(session, node_id)
+    if node.state == NodeState.ADDING:
+        raise Conflict("The node is still being added.")
+    if node.state == NodeState.REMOVING:
+        raise Conflict("The node is being removed.")
+    return node
+
+
+def _refuse_if_used(session: Session, node_id: UUID) -> None:
     # Also one whose creation failed: its deletion will still ask the node. Instances belong to a room above, so this
     # asks by name.
     held = session.scalar(
@@ -175,16 +243,6 @@ def remove_node(session: Session, caller: Caller, node_id: UUID) -> Node:
     )
     if held:
         raise Conflict(f"{held} instances are placed on the node; move or delete them first.")
-    node.state = NodeState.REMOVED
-    session.execute(delete(NodeTier).where(NodeTier.node_id == node_id))
-    record(
-        session,
-        kind="node.removed",
-        actor=caller.actor,
-        account_id=None,
-        data={"node": str(node_id)},
-    )
-    return node
 
 
 def place(
@@ -199,7 +257,8 @@ def place(
     """Reserves room for an instance and returns its node.
 
     Candidates are tried from the one with the fewest instances of the account, then the emptiest; each try is one
-    conditional UPDATE, so parallel placements can never take the same room twice.
+    conditional UPDATE, so parallel placements can never take the same room twice. Dedicated threads are chosen behind
+    that UPDATE, which locks the node's row.
     Raises: NoCapacity with a coarse sentence for the customer and the exact limits for the operator.
     """
     for node_id in session.scalars(_candidates(account_id, location_id, tier, demand)).all():
@@ -223,6 +282,7 @@ def place(
                     tier_id=tier.tier_id,
                     vcpus=demand.vcpus,
                     is_dedicated=demand.dedicated,
+                    threads=_own_threads(session, taken, demand),
                     memory_mib=demand.memory_mib,
                     disk_gib=demand.disk_gib,
                 )
@@ -247,6 +307,48 @@ def release(session: Session, instance_id: UUID) -> None:
         .values(**_change(demand, -1))
         .execution_options(synchronize_session=False)
     )
+
+
+@dataclass(frozen=True)
+class NodeThreads:
+    """Whose the threads of a node are, by number: all it has, those of one instance, and all dedicated ones."""
+
+    present: tuple[int, ...]
+    own: tuple[int, ...]
+    dedicated: frozenset[int]
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """Those left to instances without threads of their own."""
+        return tuple(number for number in self.present if number not in self.dedicated)
+
+    @property
+    def shared_without_own(self) -> tuple[int, ...]:
+        """Those left to them once this instance is gone."""
+        dedicated = self.dedicated.difference(self.own)
+        return tuple(number for number in self.present if number not in dedicated)
+
+
+def node_threads(session: Session, node: Node, instance_id: UUID) -> NodeThreads:
+    """Whose the node's threads are now."""
+    rows = session.execute(
+        select(Placement.instance_id, Placement.threads).where(
+            Placement.node_id == node.node_id, Placement.is_dedicated
+        )
+    ).all()
+    return NodeThreads(
+        present=tuple(node.facts["cpu_threads"]),
+        own=tuple(number for owner, own in rows if owner == instance_id for number in own),
+        dedicated=frozenset(number for _, own in rows for number in own),
+    )
+
+
+def _own_threads(session: Session, node: Node, demand: Demand) -> list[int]:
+    """Threads of the (locked) node for a new dedicated instance; none for one that shares."""
+    if not demand.dedicated:
+        return []
+    taken = select(func.unnest(Placement.threads)).where(Placement.node_id == node.node_id)
+    return choose_threads(node.facts["cpu_threads"], set(session.scalars(taken)), demand.vcpus)
 
 
 def _change(demand: Demand, sign: int) -> dict[str, Any]:

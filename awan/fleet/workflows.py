@@ -1,7 +1,8 @@
-"""Adding a node: the host is asked what it is before anything is placed on it.
+"""Nodes coming and going: the host is asked what it is before anything is placed on it.
 
-node.add     probe -> pool -> stored
-node.probe   the same for a node that is in service (new memory, a new disk)
+node.add      probe -> pool -> stored
+node.probe    the same for a node that is in service (new memory, a new disk)
+node.remove   copies of images gone          (no undo: a removal that failed can be asked for again)
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from awan.engines.fabric import ChassisFacts
 from awan.errors import Conflict
 from awan.events import record
 from awan.fleet.models import Node, NodeState
-from awan.fleet.service import endpoint, store_probe
+from awan.fleet.service import endpoint, forget_copies, forget_node, store_probe
 from awan.kit.database import transaction
 from awan.operations import Failure, Plan, Step, Target, register
 
@@ -78,6 +79,31 @@ def keep(session: Session, target: Target, failure: Failure | None = None) -> No
     """Nothing to write beside what the probe stored."""
 
 
+def remove_images(target: Target) -> None:
+    """No template image lies in the node's pool, not even one whose upload was cut off."""
+    with transaction() as session:
+        node = session.get_one(Node, target.subject_id)
+        reached, opened = endpoint(node), engines(session, node.location_id)
+    for file in opened.volumes.list_volumes(reached):
+        if file.sha256 is not None:
+            opened.volumes.delete_image(reached, file.sha256)
+            with transaction() as session:
+                forget_copies(session, target.subject_id, file.sha256)
+
+
+def mark_removed(session: Session, target: Target) -> None:
+    """The node is gone; its row stays for what was placed on it once."""
+    node = session.get_one(Node, target.subject_id, with_for_update=True)
+    forget_node(session, node, actor=ACTOR, operation_id=target.operation_id)
+
+
+def mark_not_removed(session: Session, target: Target, failure: Failure) -> None:
+    """A node that could not be cleared stays known, and nothing is placed on it."""
+    node = session.get_one(Node, target.subject_id, with_for_update=True)
+    if node.state == NodeState.REMOVING:
+        node.state = NodeState.CORDONED
+
+
 ADD = register(
     Plan(
         workflow="node.add.v1",
@@ -96,5 +122,15 @@ PROBE = register(
         succeed=keep,
         fail=keep,
         deadline_s=120,
+    )
+)
+REMOVE = register(
+    Plan(
+        workflow="node.remove.v1",
+        kind="node.remove",
+        steps=(Step("images", remove_images, percent=10, timeout_s=20, cancellable=False),),
+        succeed=mark_removed,
+        fail=mark_not_removed,
+        deadline_s=300,
     )
 )

@@ -13,9 +13,9 @@ from awan.accounts import Caller, quotas
 from awan.catalogue import (
     PricedItem,
     current_prices,
-    find_newest_image,
     find_template,
     find_tier,
+    lock_newest_image,
 )
 from awan.catalogue.models import Location, OsFamily, Template, TemplateImage, Tier
 from awan.catalogue.rules import instance_items, is_priced, total_monthly_minor
@@ -73,7 +73,7 @@ def create_instance(
 ) -> tuple[Instance, Operation]:
     """Admits an instance: rows, room, address, price, and the operation that builds it.
 
-    Locks, always in this order: quota, node, address. Raises: Invalid, QuotaExceeded, NoCapacity.
+    Locks, always in this order: image, quota, node, address. Raises: Invalid, QuotaExceeded, NoCapacity.
     """
     order = check_order(session, caller, request)
     quotas.take(
@@ -144,7 +144,7 @@ def check_order(session: Session, caller: Caller, request: InstanceCreate) -> Or
         problems.add("location_id", "The selected location is invalid.")
     tier = _offered_tier(session, request, location, problems)
     template = find_template(session, request.template_id)
-    image = find_newest_image(session, template.template_id) if template is not None else None
+    image = lock_newest_image(session, template.template_id) if template is not None else None
     if template is None or image is None:
         problems.add("template_id", "The selected template is invalid.")
     if tier is not None and template is not None and image is not None:

@@ -101,7 +101,7 @@ def create_instance(
     with transaction() as session:
         call = idempotent(session, caller, request)
         if call.earlier:
-            return _again(session, caller, call.earlier)
+            return _again(session, call.earlier)
         instance, operation = creation.create_instance(session, caller, body)
         data = show_detail(session, service.get_view(session, caller, instance.instance_id))
         return call.keep(
@@ -116,10 +116,9 @@ def create_instance(
         )
 
 
-def _again(session: Session, caller: Caller, earlier: EarlierAnswer) -> Answer:
+def _again(session: Session, earlier: EarlierAnswer) -> Answer:
     """The answer of a call that was made before, with the instance and its operation as they are now."""
-    assert earlier.resource_id is not None
-    data = show_detail(session, service.get_view(session, caller, UUID(earlier.resource_id)))
+    data = show_detail(session, service.get_kept_view(session, UUID(earlier.resource_id)))
     operation = session.get(Operation, earlier.operation_id) if earlier.operation_id else None
     return replay(earlier, data, operation=_operation(operation))
 
@@ -258,7 +257,7 @@ def _power(
     with transaction() as session:
         call = idempotent(session, caller, request)
         if call.earlier:
-            return _again(session, caller, call.earlier)
+            return _again(session, call.earlier)
         operation = change(session)
         data = show_detail(session, service.get_view(session, caller, instance_id))
         return call.keep(

@@ -15,7 +15,7 @@ from awan.instances.rules import (
     check_username,
 )
 from awan.kit.http import OperationView, Timestamp
-from awan.kit.pagination import LIMIT_DEFAULT, LIMIT_MAX
+from awan.kit.pagination import LIMIT_DEFAULT, LIMIT_MAX, PageInfo
 
 Hostname = Annotated[str, AfterValidator(check_hostname), Field(min_length=1, max_length=64)]
 Username = Annotated[str, AfterValidator(check_username), Field(min_length=1, max_length=30)]
@@ -155,16 +155,6 @@ class InstanceRow(BaseModel):
     active_operation: OperationView | None
     created_at: str = Field(examples=["25 January 2024, 14:43"])
     created_at_iso: Timestamp
-
-
-class PageInfo(BaseModel):
-    """Where a page is in its list."""
-
-    total: int
-    count: int
-    per_page: int
-    current_page: int
-    total_pages: int
 
 
 class InstancePage(BaseModel):

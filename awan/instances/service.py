@@ -48,7 +48,7 @@ class InstanceView:
     operation: Operation | None
 
 
-def _views(account_id: UUID) -> Any:
+def _views() -> Any:
     return (
         select(Instance, Resource, Location, Tier, Template, Operation)
         .join(Resource, Resource.resource_id == Instance.instance_id)
@@ -56,11 +56,6 @@ def _views(account_id: UUID) -> Any:
         .join(Tier, Tier.tier_id == Instance.tier_id)
         .join(Template, Template.template_id == Instance.template_id)
         .outerjoin(Operation, Operation.operation_id == Resource.active_operation_id)
-        .where(
-            Resource.account_id == account_id,
-            Resource.kind == ResourceKind.INSTANCE,
-            Resource.deleted_at.is_(None),
-        )
     )
 
 
@@ -77,7 +72,11 @@ def list_instances(
 
     `search` is a case-blind part of the hostname; `statuses` are values of `rules.STATUSES`.
     """
-    query = _views(account_id)
+    query = _views().where(
+        Resource.account_id == account_id,
+        Resource.kind == ResourceKind.INSTANCE,
+        Resource.deleted_at.is_(None),
+    )
     if search is not None:
         query = query.where(Resource.name.icontains(search, autoescape=True))
     if statuses is not None:
@@ -115,9 +114,14 @@ def _status_column() -> Any:
 
 def get_view(session: Session, caller: Caller, instance_id: UUID) -> InstanceView:
     """One instance. Raises: NotFound for one that is absent, deleted or another account's."""
-    resource = get_owned(session, caller, ResourceKind.INSTANCE, instance_id)
+    get_owned(session, caller, ResourceKind.INSTANCE, instance_id)
+    return get_kept_view(session, instance_id)
+
+
+def get_kept_view(session: Session, instance_id: UUID) -> InstanceView:
+    """One that the caller was given before, also when it is deleted since: its rows stay, and say `terminated`."""
     row = session.execute(
-        _views(resource.account_id)
+        _views()
         .where(Instance.instance_id == instance_id)
         .execution_options(populate_existing=True)
     ).one()

@@ -13,6 +13,7 @@ Names are derived from the instance and the operation that created it, so each s
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -25,13 +26,21 @@ from awan.catalogue import engines, image_source
 from awan.catalogue.models import TemplateImage, Tier
 from awan.credentials import SshKey
 from awan.engines.fabric import PortSpec, PublicNetworkSpec
-from awan.engines.hypervisor import DiskSpec, DomainSpec, GuestSign, NicSpec, NodeEndpoint, Power
+from awan.engines.hypervisor import (
+    DiskSpec,
+    DomainSpec,
+    GuestSign,
+    NicSpec,
+    NodeEndpoint,
+    Power,
+    StopOutcome,
+)
 from awan.engines.registry import LocationEngines
 from awan.engines.seed import SeedNic, SeedSpec, render_scrubbed_seed, render_seed
 from awan.engines.volumes import ImageSource, VolumeHandle
-from awan.errors import EngineError, EngineRejected, EngineUnavailable
+from awan.errors import EngineError, EngineRejected, EngineUnavailable, OperationCancelled
 from awan.events import record
-from awan.fleet import Node, endpoint, release
+from awan.fleet import Node, NodeThreads, endpoint, node_threads, release
 from awan.instances.models import CpuMode, DesiredState, Instance, InstanceSshKey, ObservedState
 from awan.instances.rules import cpu_shares
 from awan.kit.clock import now
@@ -40,6 +49,7 @@ from awan.kit.ids import derived_id
 from awan.kit.secrets import delete_secret, get_secret
 from awan.ledger import close_spans, open_spans
 from awan.networks import port_specs, public_addresses, release_nics
+from awan.networks.models import Nic
 from awan.operations import (
     Failure,
     Operation,
@@ -48,6 +58,7 @@ from awan.operations import (
     Target,
     durable_step,
     enqueue_wait,
+    is_cancel_requested,
     pause,
     register,
     waiting_workflow,
@@ -62,6 +73,7 @@ FIRST_BOOT = "instance.first_boot.v1"
 ROOT_TARGET, SEED_TARGET = 0, 1
 SECRET_GENERATION, SCRUBBED_GENERATION = 1, 2
 PORT_UP_TIMEOUT_S = 30.0
+THREAD_ROUNDS_MAX = 10
 READY_ROUND_S = 15.0
 READY_POLL_S = 1.0
 SILENT_ROUND_S = 3600.0
@@ -80,6 +92,7 @@ class Situation:
     instance: Instance
     tier: Tier
     node: NodeEndpoint
+    threads: NodeThreads
     chassis: str
     engines: LocationEngines
     image: ImageSource
@@ -98,6 +111,7 @@ def read_situation(instance_id: UUID) -> Situation:
             instance=instance,
             tier=session.get_one(Tier, instance.tier_id),
             node=endpoint(node),
+            threads=node_threads(session, node, instance_id),
             chassis=node.ovn_system_id,
             engines=engines(session, instance.location_id),
             image=image_source(session, instance.image_id),
@@ -163,15 +177,46 @@ def undo_make_ports(target: Target) -> None:
 
 
 def define_domain(target: Target) -> None:
-    """The domain is defined on the node."""
+    """The domain is defined on the node, and no shared domain runs on threads that are dedicated.
+
+    Others may be given threads at the same time. Their row is written before they look at the domains, and we read
+    the rows again after ours is defined: whoever acts last acts on the newest.
+    """
     it = read_situation(target.subject_id)
-    it.engines.hypervisor.ensure_defined(it.node, _domain_spec(it))
+
+    def define(threads: NodeThreads) -> None:
+        it.engines.hypervisor.ensure_defined(it.node, _domain_spec(it, threads))
+        if threads.own and threads.shared:
+            it.engines.hypervisor.ensure_shared_threads(it.node, threads.shared)
+
+    _until_settled(it, define)
 
 
 def undo_define_domain(target: Target) -> None:
-    """The domain does not exist."""
+    """The domain does not exist, and its own threads are for all again."""
     it = read_situation(target.subject_id)
     it.engines.hypervisor.ensure_absent(it.node, it.instance.instance_id)
+    if it.threads.own:
+        _until_settled(
+            it,
+            lambda threads: it.engines.hypervisor.ensure_shared_threads(
+                it.node, threads.shared_without_own
+            ),
+        )
+
+
+def _until_settled(it: Situation, act: Callable[[NodeThreads], None]) -> None:
+    """Acts on the threads of the node, again when they were given to others meanwhile. Raises: EngineUnavailable."""
+    threads = it.threads
+    for _ in range(THREAD_ROUNDS_MAX):
+        act(threads)
+        acted_on = threads
+        with transaction() as session:
+            node = session.get_one(Node, it.node.node_id)
+            threads = node_threads(session, node, it.instance.instance_id)
+        if threads == acted_on:
+            return
+    raise EngineUnavailable("hypervisor", "share threads", "they are given away all the time")
 
 
 def power_on(target: Target) -> None:
@@ -191,14 +236,20 @@ def wait_for_ports(target: Target) -> None:
 
 
 def power_off(target: Target) -> None:
-    """The domain is off: ACPI first, then the power is cut; at once when the operation says force."""
+    """The domain is off: ACPI first, then the power is cut; at once when the operation says force.
+
+    Raises: OperationCancelled when that is asked for while the guest has its grace.
+    """
     it = read_situation(target.subject_id)
-    it.engines.hypervisor.ensure_stopped(
+    outcome = it.engines.hypervisor.ensure_stopped(
         it.node,
         it.instance.instance_id,
         grace_s=get_settings().stop_grace_s,
         force=it.instance.stop_is_forced,
+        gives_up=lambda: is_cancel_requested(target),
     )
+    if outcome is StopOutcome.GIVEN_UP:
+        raise OperationCancelled("while the guest was shutting down")
 
 
 def remove_domain(target: Target) -> None:
@@ -271,7 +322,7 @@ def _seed_spec(it: Situation) -> SeedSpec:
     )
 
 
-def _domain_spec(it: Situation) -> DomainSpec:
+def _domain_spec(it: Situation, threads: NodeThreads) -> DomainSpec:
     instance = it.instance
     root, seed = _root_handle(it), _seed_handle(it)
     return DomainSpec(
@@ -285,6 +336,7 @@ def _domain_spec(it: Situation) -> DomainSpec:
         memory_max_mib=max(it.tier.memory_mib_max, instance.memory_mib),
         dedicated=instance.cpu_mode == CpuMode.DEDICATED,
         cpu_shares=cpu_shares(instance.vcpus),
+        threads=threads.own or (threads.shared if threads.dedicated else ()),
         disks=(
             DiskSpec(
                 path=root.path,
@@ -299,6 +351,31 @@ def _domain_spec(it: Situation) -> DomainSpec:
         ),
         nics=tuple(NicSpec(port.port_id, port.mac, network.mtu) for network, port in it.ports),
     )
+
+
+def remove_if_gone(target: Target) -> None:
+    """Nothing is on the engines of an instance that is deleted or was never made; one that lives keeps everything.
+
+    For steps that were overtaken: the rows of disks and cards may say already that these are gone.
+    """
+    with transaction() as session:
+        instance = session.get_one(Instance, target.subject_id)
+        if instance.desired_state != DesiredState.DELETED and instance.holds_quota:
+            return
+        node = endpoint(session.get_one(Node, instance.node_id))
+        opened = engines(session, instance.location_id)
+        nics = select(Nic.nic_id).where(Nic.instance_id == target.subject_id)
+        disks = select(Volume.volume_id).where(
+            Volume.instance_id == target.subject_id,
+            Volume.operation_id == instance.create_operation_id,
+        )
+        port_ids, volume_ids = session.scalars(nics).all(), session.scalars(disks).all()
+    opened.hypervisor.ensure_absent(node, target.subject_id)
+    for port_id in port_ids:
+        opened.fabric.ensure_port_absent(port_id)
+    opened.volumes.delete_seeds(node, target.subject_id)
+    for volume_id in volume_ids:
+        opened.volumes.delete(node, volume_id)
 
 
 def mark_created(session: Session, target: Target) -> None:
@@ -469,6 +546,7 @@ CREATE = register(
         succeed=mark_created,
         fail=mark_create_failed,
         then=wait_for_first_boot,
+        overtaken=remove_if_gone,
         deadline_s=900,
     )
 )
@@ -498,6 +576,7 @@ START = register(
         ),
         succeed=mark_running,
         fail=mark_change_failed,
+        overtaken=remove_if_gone,
         deadline_s=300,
     )
 )
@@ -508,6 +587,7 @@ STOP = register(
         steps=(Step("power", power_off, note_power, percent=10, timeout_s=120),),
         succeed=mark_stopped,
         fail=mark_change_failed,
+        overtaken=remove_if_gone,
         deadline_s=300,
     )
 )
@@ -522,6 +602,7 @@ RESTART = register(
         ),
         succeed=mark_running,
         fail=mark_change_failed,
+        overtaken=remove_if_gone,
         deadline_s=300,
     )
 )

@@ -6,11 +6,11 @@ Services take a `Session` and never commit. Routes, workflow steps and the CLI o
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 from uuid import UUID
 
 from sqlalchemy import (
@@ -22,6 +22,7 @@ from sqlalchemy import (
     Text,
     Uuid,
     create_engine,
+    event,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
@@ -58,6 +59,24 @@ def one_of(column: str, values: type[StrEnum]) -> CheckConstraint:
     """A CHECK that the text column holds one of the enum's values."""
     listed = ", ".join(f"'{value.value}'" for value in values)
     return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+S = TypeVar("S", bound=StrEnum)
+
+
+def hold_to_moves(column: Any, moves: Mapping[S, Collection[S]]) -> None:
+    """Every assignment to the mapped column follows the table `moves` (state -> those that may come next).
+
+    Assigning the present state is no move. A bulk UPDATE passes by this: it names the states that it starts from.
+    Raises, at the assignment: ValueError, because a wrong move is a bug.
+    """
+
+    def check(row: object, new: Any, old: Any, initiator: object) -> None:
+        if old in moves and new != old and new not in moves[old]:
+            raise ValueError(f"{column}: {old} cannot become {new}")
+
+    # With its history the present state is read when the row has expired.
+    event.listen(column, "set", check, active_history=True)
 
 
 def sqlalchemy_url(database_url: str) -> str:

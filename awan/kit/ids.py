@@ -1,20 +1,11 @@
-"""Ids as types, and ids derived from other ids.
+"""New ids, and ids derived from other ids.
 
 Everything an operation makes is named from the operation, so that a repeated step finds what it made before.
 """
 
 from __future__ import annotations
 
-from typing import NewType
 from uuid import UUID, uuid4, uuid5
-
-AccountId = NewType("AccountId", UUID)
-InstanceId = NewType("InstanceId", UUID)
-OperationId = NewType("OperationId", UUID)
-NodeId = NewType("NodeId", UUID)
-VolumeId = NewType("VolumeId", UUID)
-NicId = NewType("NicId", UUID)
-AddressId = NewType("AddressId", UUID)
 
 
 def new_id() -> UUID:

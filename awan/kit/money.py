@@ -25,11 +25,6 @@ def minor_digits(currency: str) -> int:
         raise ValueError(f"unknown currency {currency!r}") from None
 
 
-def hourly_u720(monthly_minor: int, quantity: int = 1) -> int:
-    """Ledger units of one hour of `quantity` items at `monthly_minor` each."""
-    return monthly_minor * quantity
-
-
 def u720_to_minor(units: int) -> int:
     """Ledger units as minor units, rounded half up (away from zero at the half, for both signs)."""
     return int((Decimal(units) / HOURS_PER_MONTH).quantize(Decimal(1), rounding=ROUND_HALF_UP))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
 LIMIT_DEFAULT = 20
 LIMIT_MAX = 100
 
@@ -23,15 +25,25 @@ class PageRequest:
         return (self.page - 1) * self.limit
 
 
-def page_info(request: PageRequest, total: int, count: int) -> dict[str, int]:
-    """The `page` object of a list answer: rows in all, rows here, and where we are."""
-    return {
-        "total": total,
-        "count": count,
-        "per_page": request.limit,
-        "current_page": request.page,
-        "total_pages": max(1, -(-total // request.limit)),
-    }
+class PageInfo(BaseModel):
+    """Where a page is in its list: rows in all, rows here, and which page of how many."""
+
+    total: int
+    count: int
+    per_page: int
+    current_page: int
+    total_pages: int
+
+
+def page_info(request: PageRequest, total: int, count: int) -> PageInfo:
+    """The `page` object of a list answer."""
+    return PageInfo(
+        total=total,
+        count=count,
+        per_page=request.limit,
+        current_page=request.page,
+        total_pages=max(1, -(-total // request.limit)),
+    )
 
 
 def paged(rows: Sequence[Any], request: PageRequest, total: int) -> dict[str, Any]:

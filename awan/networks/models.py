@@ -11,7 +11,7 @@ from sqlalchemy import ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import ARRAY, CIDR, INET
 from sqlalchemy.orm import Mapped, mapped_column
 
-from awan.kit.database import Base, one_of
+from awan.kit.database import Base, hold_to_moves, one_of
 
 
 class AddressState(StrEnum):
@@ -111,3 +111,6 @@ class Address(Base):
     previous_account_id: Mapped[UUID | None]
     quarantined_until: Mapped[datetime | None]
     allocated_at: Mapped[datetime | None]
+
+
+hold_to_moves(Address.state, ADDRESS_MOVES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from uuid import UUID
 
 from fastapi import APIRouter, Depends
@@ -9,9 +10,20 @@ from sqlalchemy import RowMapping
 from sqlalchemy.orm import Session
 
 from awan.accounts import Caller, authenticated, idempotent, operator, replay
+from awan.accounts.idempotency import EarlierAnswer
 from awan.catalogue import check_location
+from awan.errors import NotFound
 from awan.kit.database import transaction
-from awan.kit.http import Answer, Envelope, PathId, Request, answer, form_body, query_of
+from awan.kit.http import (
+    Answer,
+    EmptyForm,
+    Envelope,
+    PathId,
+    Request,
+    answer,
+    form_body,
+    query_of,
+)
 from awan.kit.pagination import PageRequest, paged
 from awan.ledger import monthly_prices
 from awan.networks import service
@@ -68,7 +80,7 @@ def create_public_network(
     with transaction() as session:
         call = idempotent(session, caller, request)
         if call.earlier:
-            return replay(call.earlier, _view(session, caller, UUID(call.earlier.resource_id)))
+            return _replay_address(session, caller, call.earlier)
         check_location(session, body.location_id)
         address = service.allocate(session, caller, body.location_id)
         assert address.resource_id is not None
@@ -86,10 +98,19 @@ def delete_public_network(
     with transaction() as session:
         call = idempotent(session, caller, request)
         if call.earlier:
-            return replay(call.earlier, _released(session, caller, ip_uuid))
+            return _replay_address(session, caller, call.earlier)
         service.release_address(session, caller, ip_uuid)
         data = _released(session, caller, ip_uuid)
         return call.keep(answer("Public Network successfully removed", data), ip_uuid)
+
+
+def _replay_address(session: Session, caller: Caller, earlier: EarlierAnswer) -> Answer:
+    """The address of an earlier call: as it is, as it was when it was given back, or what is left of it."""
+    resource_id = UUID(earlier.resource_id)
+    for show in (_view, _released):
+        with suppress(NotFound):
+            return replay(earlier, show(session, caller, resource_id))
+    return replay(earlier, earlier.remains)
 
 
 def _released(session: Session, caller: Caller, resource_id: UUID) -> PublicAddressView:
@@ -117,8 +138,9 @@ def create_pool(
     with transaction() as session:
         call = idempotent(session, caller, request)
         if call.earlier:
-            pool = session.get_one(Pool, int(call.earlier.resource_id or 0))
-            return replay(call.earlier, _pool(session, pool))
+            known = session.get(Pool, int(call.earlier.resource_id or 0))
+            shown = call.earlier.remains if known is None else _pool(session, known)
+            return replay(call.earlier, shown)
         pool = service.create_pool(session, caller, **body.model_dump())
         return call.keep(answer("Pool created", _pool(session, pool), status=201), pool.pool_id)
 
@@ -132,11 +154,19 @@ def list_pools(caller: Caller = Depends(operator("read"))) -> Answer:
 
 
 @admin_router.delete("/{pool_id}", response_model=Envelope[None])
-def delete_pool(pool_id: PathId, caller: Caller = Depends(operator("write"))) -> Answer:
+def delete_pool(
+    pool_id: PathId,
+    request: Request,
+    caller: Caller = Depends(operator("write")),
+    _: EmptyForm = Depends(form_body(EmptyForm)),
+) -> Answer:
     """Remove a prefix of which no customer has an address."""
     with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            return replay(call.earlier, None)
         service.delete_pool(session, caller, pool_id)
-    return answer("Pool removed", None)
+        return call.keep(answer("Pool removed", None), pool_id)
 
 
 def _pool(session: Session, wanted: Pool) -> PoolView:

@@ -10,7 +10,7 @@ from sqlalchemy import RowMapping
 
 from awan.kit.http import Timestamp
 from awan.kit.money import display_hourly
-from awan.kit.pagination import LIMIT_DEFAULT, LIMIT_MAX
+from awan.kit.pagination import LIMIT_DEFAULT, LIMIT_MAX, PageInfo
 from awan.networks.models import Pool
 
 
@@ -83,16 +83,6 @@ class PublicAddressView(BaseModel):
             price_per_month=monthly_minor,
             created_at=row["created_at"],
         )
-
-
-class PageInfo(BaseModel):
-    """Where a page is in its list."""
-
-    total: int
-    count: int
-    per_page: int
-    current_page: int
-    total_pages: int
 
 
 class PublicAddressPage(BaseModel):

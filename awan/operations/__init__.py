@@ -8,9 +8,15 @@ done when a step fails.
 from awan.operations.durable import waiting_workflow
 from awan.operations.models import Operation
 from awan.operations.plans import Failure, Plan, Step, Target, register
-from awan.operations.service import begin, enqueue_wait, request_cancel, summary
+from awan.operations.service import (
+    begin,
+    enqueue_wait,
+    is_cancel_requested,
+    request_cancel,
+    summary,
+)
 from awan.operations.waits import durable_step, pause
-from awan.operations.watch import wait_for_end
+from awan.operations.watch import wait_for_end, wait_for_success
 
 __all__ = [
     "Failure",
@@ -21,10 +27,12 @@ __all__ = [
     "begin",
     "durable_step",
     "enqueue_wait",
+    "is_cancel_requested",
     "pause",
     "register",
     "request_cancel",
     "summary",
     "wait_for_end",
+    "wait_for_success",
     "waiting_workflow",
 ]

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from awan.kit.database import Base, one_of
+from awan.kit.database import Base, hold_to_moves, one_of
 
 
 class OperationStatus(StrEnum):
@@ -38,7 +38,8 @@ class Operation(Base):
     """One change that a worker carries out; its id is also the workflow's id.
 
     `error_message` is one sentence for the customer; what the engine said is in `error_detail`, for the operator.
-    `account_id` is null for the operator's own operations (a template's import).
+    `account_id` is null for the operator's own operations (a template's import). `execution` counts how often a worker
+    began to carry it out: only the newest one may go on.
     """
 
     __tablename__ = "operation"
@@ -68,11 +69,15 @@ class Operation(Base):
     error_message: Mapped[str | None]
     error_detail: Mapped[str | None]
     cancel_requested_at: Mapped[datetime | None]
+    execution: Mapped[int] = mapped_column(server_default="0")
     deadline_at: Mapped[datetime]
     alarmed_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+
+
+hold_to_moves(Operation.status, MOVES)
 
 
 class Worker(Base):

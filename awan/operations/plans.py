@@ -76,6 +76,10 @@ class Plan:
     `workflow` is the versioned name that running work is found by after a restart: never reuse one for other steps.
     `succeed`, `fail` and `then` run in the one transaction that also ends the operation, so they happen exactly once;
     `then` (after `succeed`) may enqueue a waiting workflow. `deadline_s` counts from `begin`; passing it alarms.
+
+    `overtaken` is called after a step whose worker was frozen in it while another one took over and ended the
+    operation, and perhaps later ones. It removes what the late step may have made of a thing that is gone, leaves a
+    living thing alone, and may run beside later operations.
     """
 
     workflow: str
@@ -85,6 +89,7 @@ class Plan:
     fail: Callable[[Session, Target, Failure], None]
     deadline_s: float
     then: Callable[[Session, Target], None] | None = None
+    overtaken: Callable[[Target], None] | None = None
 
     def __post_init__(self) -> None:
         names = [step.name for step in self.steps]

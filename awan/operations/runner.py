@@ -1,9 +1,13 @@
 """Carries a plan out: steps in order, retries within their bounds, on failure the undos in reverse, one end.
 
-    each step   one checkpointed call: look whether to stop, write the progress, run (with retries)
+    each step   one checkpointed call: look whether to stop, write the progress, run (with retries), look whether
+                another worker has taken over meanwhile (then what came late must not stay)
     on failure  each undo, from the step that failed back to the first, one checkpointed call each
     the end     one transaction: what the room says (`succeed` or `fail`), the operation's status, the resource
                 is free again, the event, the notification
+
+An execution takes a number when it begins, and only the newest one goes on: a worker that was frozen and taken for dead
+waits at its next look for the end that the other one writes, and records nothing.
 
 Whatever a step raises is turned into a small stored result inside the checkpoint, so that a worker that takes over
 sees the same outcome. Only `Exception` is caught: the death of a worker and the workflow engine's own signals are
@@ -15,7 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 from uuid import UUID
 
 import structlog
@@ -38,7 +42,7 @@ from awan.kit.database import is_connection_error, transaction
 from awan.operations.durable import RECOVERIES_MAX
 from awan.operations.models import FINAL, Operation, OperationStatus
 from awan.operations.plans import Failure, Plan, Step, Target
-from awan.operations.watch import notify
+from awan.operations.watch import notify, wait_for_end
 from awan.resources.models import Resource
 
 RETRY_FIRST_S = 0.2
@@ -48,8 +52,14 @@ DATABASE_AWAY_MAX_S = 3600.0
 # An undo that is refused or hits a bug is tried this often before an operator is called.
 UNDO_ATTEMPTS_MAX = 3
 
+# Whoever took an operation over may itself be taken over; its deadline alarms long before this.
+OVERTAKEN_WAIT_MAX_S = 86400.0
+OVERTAKEN_ROUND_S = 60.0
+
 # Serialization failure, deadlock, lock not available, statement cancelled by its time limit.
 DEADLOCK_STATES = {"40001", "40P01", "55P03", "57014"}
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -78,30 +88,111 @@ def make_workflow(plan: Plan) -> None:
 
 
 def _run(plan: Plan, target: Target) -> str:
+    turn = _Turn(target, _claim(target))
     failure: StoredFailure | None = None
     begun: list[Step] = []
     for step in plan.steps:
         begun.append(step)
-        failure = DBOS.run_step({"name": step.name}, _do_step, step, target)
+        failure = DBOS.run_step({"name": step.name}, _do_step, plan, step, turn)
         if failure is not None:
             break
     if failure is None:
-        failure = DBOS.run_step({"name": "end"}, _succeed, plan, target)
+        failure = DBOS.run_step({"name": "end"}, _succeed, plan, turn)
         if failure is None:
             return OperationStatus.SUCCEEDED.value
     undo_failures = []
     for step in reversed(begun):
         if step.undo is not None:
-            trouble = DBOS.run_step({"name": f"undo_{step.name}"}, _undo_step, step, target)
+            trouble = DBOS.run_step({"name": f"undo_{step.name}"}, _undo_step, step, turn)
             if trouble is not None:
                 undo_failures.append(trouble)
-    return DBOS.run_step({"name": "end_failed"}, _fail, plan, target, failure, undo_failures)
+    return DBOS.run_step({"name": "end_failed"}, _fail, plan, turn, failure, undo_failures)
 
 
-def _do_step(step: Step, target: Target) -> StoredFailure | None:
-    """Runs one step; None when it is done, else why it is not."""
+@dataclass(frozen=True)
+class _Turn:
+    """One execution of an operation. `execution` is its number: only the newest may go on."""
+
+    target: Target
+    execution: int
+
+
+def _claim(target: Target) -> int:
+    """Makes this the execution that acts; gives its number. One that was taken for dead stops at its next look."""
+
+    def claim(session: Session) -> int:
+        return session.execute(
+            update(Operation)
+            .where(Operation.operation_id == target.operation_id)
+            .values(execution=Operation.execution + 1)
+            .returning(Operation.execution)
+        ).scalar_one()
+
+    return _in_transaction(claim)
+
+
+def _is_ours(turn: _Turn) -> bool:
+    """Whether the operation goes on and this execution is the one that carries it out."""
+
+    def look(session: Session) -> bool:
+        row = session.execute(
+            select(Operation.status, Operation.execution).where(
+                Operation.operation_id == turn.target.operation_id
+            )
+        ).one()
+        return OperationStatus(row.status) not in FINAL and row.execution == turn.execution
+
+    return _in_transaction(look)
+
+
+def _leave_to_others(turn: _Turn) -> None:
+    """Returns when the operation has been ended by whoever took it over: until then nothing may be recorded here.
+
+    Raises: TimeoutError after a day.
+    """
+    deadline = time.monotonic() + OVERTAKEN_WAIT_MAX_S
+    while time.monotonic() < deadline:
+        try:
+            ended = wait_for_end(turn.target.operation_id, OVERTAKEN_ROUND_S)
+        except Unavailable:
+            continue
+        if OperationStatus(ended.status) in FINAL:
+            return
+    raise TimeoutError(f"operation {turn.target.operation_id} was taken over and never ended")
+
+
+def _in_transaction(work: Callable[[Session], T]) -> T:
+    """`work` in a transaction of its own, as soon as the database lets it."""
+    patience = _Patience(60.0)
+    while True:
+        try:
+            with transaction() as session:
+                return work(session)
+        except Exception as err:
+            delay_s = patience.delay_s(err)
+            if delay_s is None:
+                raise
+            time.sleep(delay_s)
+
+
+def _do_step(plan: Plan, step: Step, turn: _Turn) -> StoredFailure | None:
+    """Runs one step; None when it is done, else why it is not.
+
+    Where this worker was frozen in the step and another one has the operation now, what the step did may have come
+    after everything that the other one did and undid: once that has ended, the room clears up after it.
+    """
+    failure = _attempt_step(step, turn)
+    if not _is_ours(turn):
+        log.warning("step was overtaken", step=step.name)
+        _leave_to_others(turn)
+        if plan.overtaken is not None:
+            _insist(f"clearing up after late {step.name}", plan.overtaken, step, turn.target)
+    return failure
+
+
+def _attempt_step(step: Step, turn: _Turn) -> StoredFailure | None:
     try:
-        _with_retries(step, target)
+        _with_retries(step, turn)
     except OperationCancelled:
         return {
             "type": "CANCELLED",
@@ -114,7 +205,7 @@ def _do_step(step: Step, target: Target) -> StoredFailure | None:
     return None
 
 
-def _with_retries(step: Step, target: Target) -> None:
+def _with_retries(step: Step, turn: _Turn) -> None:
     """One step until it succeeds, fails for good, or its time is over.
 
     Raises: what the step raised last; OperationCancelled.
@@ -122,8 +213,8 @@ def _with_retries(step: Step, target: Target) -> None:
     patience = _Patience(step.timeout_s)
     while True:
         try:
-            if _enter(step, target):
-                step.run(target)
+            if _enter(step, turn):
+                step.run(turn.target)
             return
         except Exception as err:
             delay_s = patience.delay_s(err)
@@ -165,17 +256,18 @@ def is_lock_trouble(err: Exception) -> bool:
     return isinstance(err, DBAPIError) and getattr(err.orig, "sqlstate", None) in DEADLOCK_STATES
 
 
-def _enter(step: Step, target: Target) -> bool:
-    """Writes that the step begins; False when there is nothing to do any more, because the operation has ended.
+def _enter(step: Step, turn: _Turn) -> bool:
+    """Writes that the step begins; False when it is not ours to do, because another worker has taken over.
 
-    That happens to a worker that was frozen while another one took over and finished.
     Raises: OperationCancelled when it was asked for and is still possible.
     """
+    target = turn.target
     with transaction() as session:
         row = session.execute(
             update(Operation)
             .where(
                 Operation.operation_id == target.operation_id,
+                Operation.execution == turn.execution,
                 Operation.status.in_([OperationStatus.QUEUED, OperationStatus.RUNNING]),
             )
             .values(
@@ -216,14 +308,22 @@ def _failure_of(step: Step, err: Exception) -> StoredFailure:
     return {"type": type_, "message": message, "detail": detail, "cancelled": False}
 
 
-def _undo_step(step: Step, target: Target) -> str | None:
-    """Runs one undo; None when it is done, else (never silently) what is left over."""
+def _undo_step(step: Step, turn: _Turn) -> str | None:
+    """Runs one undo; None when it is done (by others, if they took over), else (never silently) what is left over."""
     assert step.undo is not None
+    if not _is_ours(turn):
+        _leave_to_others(turn)
+        return None
+    return _insist(f"undo of {step.name}", step.undo, step, turn.target)
+
+
+def _insist(what: str, act: Callable[[Target], None], step: Step, target: Target) -> str | None:
+    """Does what must not be left undone, within the step's time; None, or an alarm and why it could not be done."""
     patience = _Patience(step.timeout_s)
     attempts = 0
     while True:
         try:
-            step.undo(target)
+            act(target)
             return None
         except Exception as err:
             delay_s = patience.delay_s(err)
@@ -231,22 +331,22 @@ def _undo_step(step: Step, target: Target) -> str | None:
                 attempts += 1
                 delay_s = RETRY_FIRST_S * attempts
             if attempts >= UNDO_ATTEMPTS_MAX:
-                log.exception("undo failed", step=step.name, alarm=True)
-                return f"undo of {step.name}: {type(err).__name__}: {err}"
-            log.warning("undo is tried again", step=step.name, error=str(err), delay_s=delay_s)
+                log.exception(f"{what} failed", step=step.name, alarm=True)
+                return f"{what}: {type(err).__name__}: {err}"
+            log.warning(f"{what} is tried again", error=str(err), delay_s=delay_s)
             time.sleep(delay_s)
 
 
-def _succeed(plan: Plan, target: Target) -> StoredFailure | None:
+def _succeed(plan: Plan, turn: _Turn) -> StoredFailure | None:
     """Ends the operation well. None, or why the room's own end could not be written (then the plan unwinds)."""
 
     def write(session: Session) -> None:
-        plan.succeed(session, target)
+        plan.succeed(session, turn.target)
         if plan.then is not None:
-            plan.then(session, target)
+            plan.then(session, turn.target)
 
     try:
-        _end(target, _Ending(OperationStatus.SUCCEEDED, None), write)
+        _end(turn, _Ending(OperationStatus.SUCCEEDED, None), write)
     except Exception as err:
         log.exception("bug at the end of a plan")
         return {
@@ -258,7 +358,7 @@ def _succeed(plan: Plan, target: Target) -> StoredFailure | None:
     return None
 
 
-def _fail(plan: Plan, target: Target, stored: StoredFailure, undo_failures: list[str]) -> str:
+def _fail(plan: Plan, turn: _Turn, stored: StoredFailure, undo_failures: list[str]) -> str:
     """Ends the operation after its unwinding, whatever happens in the room's own `fail`. Gives the status."""
     failure = Failure(**stored)
     if undo_failures:
@@ -272,13 +372,13 @@ def _fail(plan: Plan, target: Target, stored: StoredFailure, undo_failures: list
     status = OperationStatus.CANCELLED if failure.cancelled else OperationStatus.FAILED
     ending = _Ending(status, failure, tuple(undo_failures))
     try:
-        _end(target, ending, lambda session: plan.fail(session, target, failure))
+        _end(turn, ending, lambda session: plan.fail(session, turn.target, failure))
     except Exception as err:
         log.exception("bug in the failure of a plan")
         trouble = f"fail: {type(err).__name__}: {err}"
         failure = Failure(failure.type, failure.message, f"{failure.detail}; {trouble}", False)
         ending = _Ending(OperationStatus.FAILED, failure, (*undo_failures, trouble))
-        _end(target, ending, lambda session: None)
+        _end(turn, ending, lambda session: None)
     return ending.status.value
 
 
@@ -291,27 +391,20 @@ class _Ending:
     left_over: tuple[str, ...] = ()
 
 
-def _end(target: Target, ending: _Ending, write: Callable[[Session], None]) -> None:
+def _end(turn: _Turn, ending: _Ending, write: Callable[[Session], None]) -> None:
     """The last transaction of an operation; exactly once, also when this is run again.
 
     Raises: what `write` raises, after retries while the database is away.
     """
-    patience = _Patience(60.0)
-    while True:
-        try:
-            with transaction() as session:
-                _end_in(session, target, ending, write)
-            return
-        except Exception as err:
-            delay_s = patience.delay_s(err)
-            if delay_s is None:
-                raise
-            time.sleep(delay_s)
+    if not _in_transaction(lambda session: _end_in(session, turn, ending, write)):
+        _leave_to_others(turn)
 
 
 def _end_in(
-    session: Session, target: Target, ending: _Ending, write: Callable[[Session], None]
-) -> None:
+    session: Session, turn: _Turn, ending: _Ending, write: Callable[[Session], None]
+) -> bool:
+    """False when the end is another worker's to write. Ended already: no effect."""
+    target = turn.target
     # The same order of locks as everywhere: the resource first, then its operation.
     resource_id = session.scalar(
         select(Operation.resource_id).where(Operation.operation_id == target.operation_id)
@@ -323,7 +416,9 @@ def _end_in(
     )
     operation = session.get_one(Operation, target.operation_id, with_for_update=True)
     if OperationStatus(operation.status) in FINAL:
-        return
+        return True
+    if operation.execution != turn.execution:
+        return False
     write(session)
     operation.status = ending.status.value
     operation.finished_at = now()
@@ -342,6 +437,7 @@ def _end_in(
         left_over = list(ending.left_over)
         _record(session, operation, None, "operation.undo_failed", {"left_over": left_over})
     notify(session, operation.operation_id)
+    return True
 
 
 def _record(

@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 
 from awan.kit.http import Timestamp
-from awan.kit.pagination import LIMIT_DEFAULT, LIMIT_MAX
+from awan.kit.pagination import LIMIT_DEFAULT, LIMIT_MAX, PageInfo
 from awan.operations.models import Operation, OperationStatus
 
 
@@ -70,16 +70,6 @@ class OperationDetail(BaseModel):
             started_at=row.started_at,
             finished_at=row.finished_at,
         )
-
-
-class PageInfo(BaseModel):
-    """Where in the list this page is."""
-
-    total: int
-    count: int
-    per_page: int
-    current_page: int
-    total_pages: int
 
 
 class OperationList(BaseModel):

@@ -1,4 +1,4 @@
-"""Beginning, cancelling and describing operations. All of it inside the caller's transaction."""
+"""Beginning, cancelling and describing operations. Inside the caller's transaction, but `is_cancel_requested`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from sqlalchemy import Select, func, select, update
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from awan.errors import Conflict, NotFound
+from awan.errors import Conflict, NotFound, Unavailable
 from awan.events import record
 from awan.kit.clock import now
+from awan.kit.database import transaction
 from awan.kit.ids import new_id
 from awan.kit.pagination import PageRequest
 from awan.operations import durable
 from awan.operations.models import FINAL, Operation, OperationStatus
-from awan.operations.plans import Plan, is_registered
+from awan.operations.plans import Plan, Target, is_registered
 from awan.resources.models import Resource
 
 BUSY_RETRY_AFTER_S = 5
@@ -112,8 +114,28 @@ def refuse_if_busy(session: Session, resource: Resource) -> None:
     )
 
 
+def is_cancel_requested(target: Target) -> bool:
+    """Whether the operation shall stop or has ended already: a step that waits asks it once or twice a second.
+
+    In a transaction of its own. While the database is away nobody knows: no.
+    """
+    try:
+        with transaction() as session:
+            row = session.execute(
+                select(Operation.cancel_requested_at, Operation.status).where(
+                    Operation.operation_id == target.operation_id
+                )
+            ).one()
+    except (Unavailable, PoolTimeout):
+        return False
+    return row.cancel_requested_at is not None or OperationStatus(row.status) in FINAL
+
+
 def request_cancel(session: Session, operation_id: UUID) -> None:
-    """Asks an operation to stop at its next step boundary and to undo itself. Ended or absent: no effect."""
+    """Asks an operation to stop at its next step boundary, or in a wait that asks, and to undo itself.
+
+    Ended or absent: no effect.
+    """
     session.execute(
         update(Operation)
         .where(

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from awan.errors import Unavailable
+from awan.errors import Conflict, Unavailable
 from awan.kit.database import transaction
 from awan.kit.notifications import Channel
 from awan.operations.models import FINAL, Operation, OperationStatus
@@ -45,6 +45,14 @@ def wait_for_end(operation_id: UUID, timeout_s: float) -> Operation:
                 if time.monotonic() >= deadline:
                     raise
             woken.wait(min(max(0.0, deadline - time.monotonic()), RECHECK_S))
+
+
+def wait_for_success(operation_id: UUID, timeout_s: float) -> Operation:
+    """As `wait_for_end`, for the operator. Raises: Conflict, with the engine's own words, when it failed."""
+    ended = wait_for_end(operation_id, timeout_s)
+    if ended.status in (OperationStatus.FAILED, OperationStatus.CANCELLED):
+        raise Conflict(f"{ended.error_message} {ended.error_detail or ''}".strip())
+    return ended
 
 
 def _read(operation_id: UUID) -> Operation:

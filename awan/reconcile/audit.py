@@ -1,6 +1,6 @@
 """The audit: engines against rows, and rows against rows. It changes nothing; no findings means all is well.
 
-first look   -> which transactions have ended, which first boots are waited for
+first look   -> which transactions have ended, which first boots are waited for, which image files are kept
 engines read -> domains, files and ports of every location, nodes side by side
 second look  -> all rows in one read-only snapshot; what changed since the first look is left out
 """
@@ -78,6 +78,7 @@ def run_audit(location_ids: Sequence[int] | None = None) -> list[Finding]:
             findings += _compare(expected, answered)
         findings += check_rows(session)
         findings += expectations.lost_first_boots()
+        findings += expectations.stray_image_files()
     return sorted(findings, key=lambda it: (it.kind, it.location or "", it.subject, it.found))
 
 

@@ -10,10 +10,12 @@ from uuid import UUID
 from sqlalchemy import or_, select, text
 from sqlalchemy.orm import Session
 
-from awan.catalogue.models import Location, TemplateImage
+from awan.catalogue.images import stored_contents
+from awan.catalogue.models import ImageState, Location, TemplateImage
+from awan.catalogue.service import stored_path
 from awan.engines.fabric import PortSpec
 from awan.engines.hypervisor import Power
-from awan.fleet.models import Node, NodeState
+from awan.fleet.models import Node, NodeImage, NodeState
 from awan.instances.models import DesiredState, Instance, ObservedState
 from awan.instances.workflows import FIRST_BOOT, SCRUBBED_GENERATION, SECRET_GENERATION
 from awan.kit.ids import derived_id
@@ -28,7 +30,7 @@ from awan.reconcile.rules import (
     ExpectedVolume,
     Unsettled,
 )
-from awan.volumes.models import NodeImage, Volume, VolumeState
+from awan.volumes.models import Volume, VolumeState
 
 POWERS = {ObservedState.RUNNING: Power.RUNNING, ObservedState.STOPPED: Power.STOPPED}
 SERVING = (NodeState.ACTIVE, NodeState.CORDONED)
@@ -52,19 +54,37 @@ _TOUCHED = text(
 )
 
 
+# Contents of images whose removal runs, or has ended since the first look.
+_REMOVING = text(
+    """
+    SELECT sha256 FROM template_image JOIN operation ON operation_id = removal_operation_id
+    WHERE sha256 IS NOT NULL AND (status IN ('queued', 'running') OR operation_id IN (
+        SELECT operation_id FROM event
+        WHERE xid >= pg_snapshot_xmin(CAST(:snapshot AS pg_snapshot))
+            AND NOT pg_visible_in_snapshot(xid, CAST(:snapshot AS pg_snapshot))
+            AND operation_id IS NOT NULL))
+    """
+)
+
+
 @dataclass(frozen=True)
 class FirstLook:
-    """Taken before the engines are read: from here on, whatever changes is unsettled."""
+    """Taken before the engines are read: from here on, whatever changes is unsettled.
+
+    `stored_contents`: the SHA-256 of each image file that the control plane keeps.
+    """
 
     snapshot: str
     waiting: frozenset[str]
+    stored_contents: frozenset[str]
 
 
 def look_first(session: Session) -> FirstLook:
-    """The transactions and the waits for first boots as of now."""
+    """The transactions, the waits for first boots and the image files as of now."""
     return FirstLook(
         snapshot=str(session.scalar(text("SELECT CAST(pg_current_snapshot() AS text)"))),
         waiting=_waiting(session),
+        stored_contents=stored_contents(),
     )
 
 
@@ -78,6 +98,8 @@ class Expectations:
     def __init__(self, session: Session, first: FirstLook) -> None:
         self._session = session
         self._touched = frozenset(session.scalars(_TOUCHED, {"snapshot": first.snapshot}))
+        self._removing = frozenset(session.scalars(_REMOVING, {"snapshot": first.snapshot}))
+        self._stored = first.stored_contents
         self._waiting_now = _waiting(session)
         self._waited = first.waiting | self._waiting_now
 
@@ -149,6 +171,24 @@ class Expectations:
             )
             for row, code in rows
             if _first_boot_id(row) not in self._waiting_now
+        ]
+
+    def stray_image_files(self) -> list[Finding]:
+        """Image files of the control plane that no image explains. While one is being checked, none can be told."""
+        rows = self._session.execute(select(TemplateImage.sha256, TemplateImage.state)).all()
+        if any(row.state == ImageState.CHECKING for row in rows):
+            return []
+        known = {row.sha256 for row in rows if row.state != ImageState.REMOVED}
+        return [
+            Finding(
+                FindingKind.IMAGE_STRAY,
+                None,
+                sha256,
+                "no such file",
+                stored_path(sha256).name,
+                f"The control plane keeps the file {stored_path(sha256)}, which no image explains.",
+            )
+            for sha256 in sorted(self._stored - known - self._removing)
         ]
 
     def _is_settled(self, row: Instance) -> bool:
@@ -250,7 +290,8 @@ class Expectations:
                 session.scalars(select(Volume.volume_id).where(Volume.instance_id.in_(ids)))
             ),
             port_ids=frozenset(session.scalars(select(Nic.nic_id).where(Nic.instance_id.in_(ids)))),
-            image_sha256s=frozenset(sha256 for sha256 in session.scalars(images) if sha256),
+            image_sha256s=self._removing
+            | frozenset(sha256 for sha256 in session.scalars(images) if sha256),
         )
 
 

@@ -37,6 +37,8 @@ class FindingKind(StrEnum):
     INSTANCE_UNWATCHED = "instance.first_boot_lost"
     NIC_ORPHAN = "nic.orphan"
     NIC_ADDRESSES = "nic.addresses"
+    IMAGE_STUCK = "image.removal_stuck"
+    IMAGE_STRAY = "image.stray_file"
     VOLUME_ORPHAN = "volume.orphan"
     ADDRESS_STATE = "address.state"
     ADDRESS_TWICE = "address.twice"

@@ -6,9 +6,9 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends
 
-from awan.accounts import Caller, operator
+from awan.accounts import Caller, idempotent, operator
 from awan.kit.database import transaction
-from awan.kit.http import Answer, EmptyForm, Envelope, OperationView, answer, form_body
+from awan.kit.http import Answer, EmptyForm, Envelope, OperationView, Request, answer, form_body
 from awan.operations import summary, wait_for_end
 from awan.operations.models import FINAL, OperationStatus
 from awan.reconcile import service
@@ -21,6 +21,7 @@ admin_router = APIRouter()
 
 @admin_router.post("/audit", response_model=Envelope[AuditView])
 def begin_audit(
+    request: Request,
     caller: Caller = Depends(operator("write")),
     body: EmptyForm = Depends(form_body(EmptyForm)),
 ) -> Answer:
@@ -29,10 +30,18 @@ def begin_audit(
     202 when it takes longer than a moment: ask `GET /admin/audit/{uuid}` until it has ended.
     """
     with transaction() as session:
-        run, operation = service.begin_audit(session, caller)
-    ended = wait_for_end(operation.operation_id, get_settings().operation_wait_s)
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            audit_id, operation_id = UUID(call.earlier.resource_id), call.earlier.operation_id
+            assert operation_id is not None
+        else:
+            run, operation = service.begin_audit(session, caller)
+            audit_id, operation_id = run.audit_id, run.operation_id
+            shown = OperationView(**summary(operation))
+            call.keep(answer("Audit started", None, operation=shown), audit_id)
+    ended = wait_for_end(operation_id, get_settings().operation_wait_s)
     with transaction() as session:
-        view = AuditView.of(*service.get_audit(session, run.audit_id))
+        view = AuditView.of(*service.get_audit(session, audit_id))
     has_ended = OperationStatus(ended.status) in FINAL
     return answer(
         "Audit finished" if has_ended else "Audit started",

@@ -154,6 +154,18 @@ RESOURCES = (
         "Instance {hostname} ({subject}) should be gone, but its deletion ended without that: {reason}",
     ),
     RowCheck(
+        FindingKind.IMAGE_STUCK,
+        """
+        SELECT image_id AS subject, NULL AS location, name, version,
+            'gone, or being removed' AS expected, state AS found,
+            coalesce(refusal, 'no reason is stored') AS reason
+        FROM template_image JOIN template USING (template_id)
+        LEFT JOIN operation ON operation_id = template_image.removal_operation_id
+        WHERE state = 'removing' AND coalesce(operation.status, '') NOT IN ('queued', 'running')
+        """,
+        "The image {subject} of {name} {version} should be gone, but its removal ended without that: {reason}",
+    ),
+    RowCheck(
         FindingKind.VOLUME_ORPHAN,
         """
         SELECT volume_id AS subject, code AS location, volume.instance_id AS instance,

@@ -212,7 +212,8 @@ def compare_files(
                 f" for the guest instead of {sizes[name]}.",
             )
     wanted = [(name, f"the disk of {owners[name]}") for name in sizes]
-    wanted += [(name, "a template image") for name in images]
+    settled = node.image_sha256s - set(where.unsettled.image_sha256s)
+    wanted += [(name_image(sha256), "a template image") for sha256 in sorted(settled)]
     for it in here:
         if not any(name in present for name in seeds[it.instance_id]):
             wanted.append((seeds[it.instance_id][-1], f"the seed of {it.label}"))

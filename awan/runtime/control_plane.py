@@ -7,6 +7,7 @@ plane.down()           # ends exactly these
 
 from __future__ import annotations
 
+import compileall
 import http.client
 import json
 import os
@@ -27,6 +28,7 @@ from awan.runtime.environment import (
     write_env_file,
 )
 from awan.runtime.postgres import EmbeddedPostgres, place_runtime
+from awan.runtime.service_user import ServiceUser, ensure_service_user, unreachable
 from awan.runtime.supervisor import Program, Status, Supervisor
 
 DATABASE_TIMEOUT_S = 60.0
@@ -75,12 +77,14 @@ class ControlPlane:
         """Database, migration, API and worker run; processes older than the code are started anew.
 
         `overrides` and this process's own `AWAN_...` settings are remembered for the next time.
-        `report` gets each step's name and its seconds. Raises: ControlPlaneError, PostgresError, SupervisorError.
+        `report` gets each step's name and its seconds.
+        Raises: ControlPlaneError, PostgresError, ServiceUserError, SupervisorError.
         """
         is_first = not self.supervisor.is_up()
-        environment, postgres = self._prepare(overrides or {})
+        user = self._service_user(report)
+        environment, postgres = self._prepare(overrides or {}, user)
         with _step(report, "database"):
-            self.supervisor.start(self._programs(postgres, environment))
+            self.supervisor.start(self._programs(postgres, environment, user))
             if postgres is not None:
                 self._wait_for_database(postgres)
         if not is_first and self._is_current():
@@ -134,19 +138,39 @@ class ControlPlane:
             raise ControlPlaneError(f"awan {' '.join(arguments)} failed:\n{words}")
         return result.stdout
 
+    def _service_user(self, report: Report) -> ServiceUser | None:
+        """Who API and worker run as: a user of their own where root starts them, else whoever starts them.
+
+        Root itself, which is reported, when that user cannot get at the code or the state: a checkout in a home.
+        """
+        user = ensure_service_user()
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        if user is None:
+            return None
+        # That user may not write beside the code, and each start of a killed process would compile it again.
+        compileall.compile_dir(CODE_DIR, quiet=2)
+        hidden = unreachable(user, CODE_DIR, [self.state_dir, self.place.base])
+        if hidden is None:
+            return user
+        report(f"API and worker run as root: {hidden} is closed to others", 0.0)
+        return None
+
     def _prepare(
-        self, overrides: Mapping[str, str]
+        self, overrides: Mapping[str, str], user: ServiceUser | None
     ) -> tuple[dict[str, str], EmbeddedPostgres | None]:
-        """The environment of the processes, written to its file, and the embedded cluster, made if absent."""
+        """The environment of the processes, written to its file, and the embedded cluster, made if absent.
+
+        Key file and images belong to `user` afterwards.
+        """
         stored = self.environment()
         environment = {**stored, **settings_of(os.environ), **overrides}
-        self.state_dir.mkdir(parents=True, exist_ok=True)
         is_embedded = (
             "AWAN_DATABASE_URL" not in environment or stored.get(EMBEDDED_MARK) == "embedded"
         ) and "AWAN_DATABASE_URL" not in overrides
         postgres = None
         if is_embedded:
-            postgres = EmbeddedPostgres(self.place.data_dir, self.place.socket_dir)
+            client = user.name if user is not None else None
+            postgres = EmbeddedPostgres(self.place.data_dir, self.place.socket_dir, client=client)
             postgres.init()
             environment["AWAN_DATABASE_URL"] = postgres.url()
         environment[EMBEDDED_MARK] = "embedded" if is_embedded else "external"
@@ -154,6 +178,10 @@ class ControlPlane:
         environment.setdefault("AWAN_SECRET_KEY_FILE", str(self.state_dir / "secret.key"))
         environment.setdefault("AWAN_IMAGE_DIR", str(self.state_dir / "images"))
         create_key_file(Path(environment["AWAN_SECRET_KEY_FILE"]))
+        Path(environment["AWAN_IMAGE_DIR"]).mkdir(mode=0o700, parents=True, exist_ok=True)
+        if user is not None:
+            user.own(Path(environment["AWAN_SECRET_KEY_FILE"]))
+            user.own(Path(environment["AWAN_IMAGE_DIR"]))
         environment.setdefault("AWAN_LISTEN_HOST", "127.0.0.1")
         if "AWAN_LISTEN_PORT" not in environment:
             environment["AWAN_LISTEN_PORT"] = str(free_port(environment["AWAN_LISTEN_HOST"]))
@@ -162,7 +190,10 @@ class ControlPlane:
         return environment, postgres
 
     def _programs(
-        self, postgres: EmbeddedPostgres | None, environment: Mapping[str, str]
+        self,
+        postgres: EmbeddedPostgres | None,
+        environment: Mapping[str, str],
+        user: ServiceUser | None,
     ) -> list[Program]:
         programs = []
         if postgres is not None:
@@ -176,13 +207,17 @@ class ControlPlane:
                     stop_wait_s=60,
                 )
             )
-        # The whole environment is in the configuration, so that a changed setting restarts the process.
-        given = {**environment, "AWAN_ENV_FILE": str(self.runtime_file), "PYTHONUNBUFFERED": "1"}
+        # The whole environment is in the configuration, so that a changed setting restarts the process. The file of
+        # settings is root's alone.
+        given = {**environment, "AWAN_ENV_FILE": os.devnull, "PYTHONUNBUFFERED": "1"}
+        if user is not None:
+            given["HOME"] = user.home
         programs += [
             Program(
                 name,
                 [sys.executable, "-m", "awan.runtime.process", name],
                 given,
+                user=user.name if user is not None else None,
                 starts_alone=False,
                 stop_wait_s=20,
             )

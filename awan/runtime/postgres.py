@@ -1,8 +1,8 @@
 """Embedded PostgreSQL: a private cluster with our own initdb, on a Unix socket only.
 
-Who may connect is decided by the kernel (`peer`): the operating-system user that runs Awan may be the roles `awan`
-(owner of the database) and `postgres` (superuser), everyone else is refused. There is no password to lose and
-nothing is ever trusted. Started by root, the server runs as Debian's user `postgres`.
+Who may connect is decided by the kernel (`peer`): the operating-system user that starts Awan may be the roles `awan`
+(owner of the database) and `postgres` (superuser), the user of its processes `awan` alone, everyone else is refused.
+There is no password to lose and nothing is ever trusted. Started by root, the server runs as Debian's user `postgres`.
 
     postgres = EmbeddedPostgres(Path("var/pg"), Path("var/run/pg"))
     postgres.init()                       # makes the cluster, or refreshes the configuration of the present one
@@ -198,7 +198,8 @@ def _quoted(text: str) -> str:
 class EmbeddedPostgres:
     """One cluster with one database. Paths are made absolute; both directories are made when needed.
 
-    `is_durable=False` (tests only) turns fsync off. `settings` adds to or replaces ours.
+    `is_durable=False` (tests only) turns fsync off. `settings` adds to or replaces ours. `client` is another user of
+    the operating system that may connect as the role `awan`; its group may enter the socket's directory (needs root).
     """
 
     data_dir: Path
@@ -207,6 +208,7 @@ class EmbeddedPostgres:
     is_durable: bool = True
     settings: Mapping[str, str] = field(default_factory=dict)
     log_path: Path | None = None
+    client: str | None = None
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -237,6 +239,9 @@ class EmbeddedPostgres:
         Raises: PostgresError when initdb fails or the data belong to another major version.
         """
         self._ensure_directory(self.socket_dir)
+        if self.client is not None:
+            os.chown(self.socket_dir, -1, pwd.getpwnam(self.client).pw_gid)
+            self.socket_dir.chmod(0o710)
         if (self.data_dir / "PG_VERSION").exists():
             self._check_version()
         else:
@@ -380,13 +385,17 @@ class EmbeddedPostgres:
         """postgresql.conf, pg_hba.conf and pg_ident.conf, written whole: what is there is what we mean."""
         settings = {**SETTINGS, **({} if self.is_durable else THROWAWAY_SETTINGS), **self.settings}
         settings["unix_socket_directories"] = str(self.socket_dir)
+        if self.client is not None:
+            # Who may enter the socket's directory is decided by that directory, who may connect by the server.
+            settings["unix_socket_permissions"] = "0777"
         me = _current_user()
         users = sorted({me, self.user})
         files = {
             "postgresql.conf": [f"{key} = {_quoted(value)}" for key, value in settings.items()],
             "pg_hba.conf": [f"local all {ROLE},{SUPERUSER} peer map=awan", "local all all reject"],
             "pg_ident.conf": [
-                f'awan "{user}" {role}' for user in users for role in (ROLE, SUPERUSER)
+                *(f'awan "{user}" {role}' for user in users for role in (ROLE, SUPERUSER)),
+                *([f'awan "{self.client}" {ROLE}'] if self.client is not None else []),
             ],
         }
         entry = pwd.getpwnam(self.user)

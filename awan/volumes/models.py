@@ -1,4 +1,4 @@
-"""Disks of instances, and which template images lie on which node."""
+"""Disks of instances."""
 
 from __future__ import annotations
 
@@ -54,13 +54,3 @@ class Volume(Base):
     operation_id: Mapped[UUID]
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     deleted_at: Mapped[datetime | None]
-
-
-class NodeImage(Base):
-    """A template image that was uploaded to a node."""
-
-    __tablename__ = "node_image"
-
-    node_id: Mapped[UUID] = mapped_column(ForeignKey("node.node_id"), primary_key=True)
-    image_id: Mapped[UUID] = mapped_column(ForeignKey("template_image.image_id"), primary_key=True)
-    uploaded_at: Mapped[datetime] = mapped_column(server_default=text("now()"))

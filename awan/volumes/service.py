@@ -9,9 +9,10 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from awan.fleet import NodeImage
 from awan.kit.clock import now
 from awan.kit.ids import derived_id
-from awan.volumes.models import NodeImage, Volume, VolumeRole, VolumeState
+from awan.volumes.models import Volume, VolumeRole, VolumeState
 
 
 def create_root_volume(

@@ -7,9 +7,10 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from awan.accounts.schemas import PageQuery, PageView
+from awan.accounts.schemas import PageQuery
 from awan.kit import outbound
 from awan.kit.http import Timestamp
+from awan.kit.pagination import PageInfo
 from awan.webhooks.models import DeliveryState, WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from awan.webhooks.rules import EVERYTHING, check_event_type
 
@@ -169,7 +170,7 @@ class DeliveryList(BaseModel):
     """A page of deliveries."""
 
     data: list[DeliveryView]
-    page: PageView
+    page: PageInfo
 
 
 def message_id(delivery_id: UUID) -> str:

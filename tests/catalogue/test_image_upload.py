@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from awan.settings import Settings
+from tests.support.images import make_qcow2
 from tests.support.simulated_cloud import SimulatedCloud
 
 OCTETS = {"content-type": "application/octet-stream"}
 
 pytestmark = pytest.mark.usefixtures("worker")
-
-
-def qcow2(path: Path, *options: str) -> bytes:
-    """An empty image of 1 GiB."""
-    command = ["qemu-img", "create", "-q", "-f", "qcow2", *options, str(path), "1G"]
-    subprocess.run(command, check=True)
-    return path.read_bytes()
 
 
 def upload(
@@ -42,7 +35,7 @@ def upload(
 def test_a_good_image_becomes_the_newest(
     cloud: SimulatedCloud, settings: Settings, tmp_path: Path
 ) -> None:
-    assert upload(cloud, qcow2(tmp_path / "a.qcow2")) == ("succeeded", "ready", "")
+    assert upload(cloud, make_qcow2(tmp_path / "a.qcow2")) == ("succeeded", "ready", "")
     (template,) = cloud.admin.get("/admin/templates").json()["data"]
     newest = template["images"][0]
     assert newest["virtual_size_bytes"] == 1024**3
@@ -55,12 +48,12 @@ def test_images_that_lie_are_refused(
     cloud: SimulatedCloud, settings: Settings, tmp_path: Path
 ) -> None:
     base = tmp_path / "base.qcow2"
-    qcow2(base)
-    backed = qcow2(tmp_path / "backed.qcow2", "-F", "qcow2", "-b", str(base))
+    make_qcow2(base)
+    backed = make_qcow2(tmp_path / "backed.qcow2", "1G", "-F", "qcow2", "-b", str(base))
     for content, image_format in (
         (backed, "qcow2"),
         (b"not an image", "qcow2"),
-        (qcow2(tmp_path / "b.qcow2"), "raw"),
+        (make_qcow2(tmp_path / "b.qcow2"), "raw"),
     ):
         status, state, refusal = upload(cloud, content, image_format)
         assert (status, state) == ("failed", "refused"), image_format

@@ -212,15 +212,3 @@ def test_the_default_location_moves(cloud: SimulatedCloud) -> None:
     body = {"name": "New", "code": "new1", "country": "ID", "is_default": True}
     assert cloud.admin.post("/admin/locations", json=body).is_success
     assert [row["is_default"] for row in get(cloud, "/pricing/locations")] == [False, True]
-
-
-def test_an_image_in_use_stays(cloud: SimulatedCloud) -> None:
-    (template,) = cloud.admin.get("/admin/templates").json()["data"]
-    image = template["images"][0]["uuid"]
-    cloud.create()
-    refused = cloud.admin.delete(f"/admin/images/{image}")
-    assert (refused.status_code, refused.json()["type"]) == (409, "INVALID_OPERATION")
-    unused = str(cloud.add_image(cloud.template_id))
-    assert cloud.admin.delete(f"/admin/images/{unused}").status_code == 200
-    order = cloud.customer.http.post("/instances", json=cloud.order())
-    assert order.status_code == 202  # of the image that is left

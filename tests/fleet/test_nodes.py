@@ -97,6 +97,7 @@ def test_a_cordoned_node_gets_nothing_new(cloud: SimulatedCloud) -> None:
     assert node_of(cloud.create()["data"]["uuid"]) == first
 
 
+@pytest.mark.usefixtures("worker")
 def test_a_node_goes_when_it_is_empty(cloud: SimulatedCloud) -> None:
     uuid = cloud.create()["data"]["uuid"]
     full = node_of(uuid)

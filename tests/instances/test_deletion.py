@@ -15,6 +15,7 @@ from awan.instances.models import Instance
 from awan.kit.database import transaction
 from awan.ledger import spans_of
 from awan.resources import Resource
+from awan.settings import get_settings
 from tests.support.holdings import assert_counts, engine_state
 from tests.support.in_process_worker import InProcessWorker
 from tests.support.simulated_cloud import SimulatedCloud
@@ -117,6 +118,21 @@ def test_from_every_state(cloud: SimulatedCloud, state: str) -> None:
     assert answer.json()["message"] == "Virtual machine is on terminating process"
     assert answer.json()["data"] == []
     assert_deleted(cloud, uuid, answer.json()["operation"]["uuid"])
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("verb", ["stop", "restart"])
+def test_does_not_wait_for_the_grace_of_a_stop(cloud: SimulatedCloud, verb: str) -> None:
+    """The guest does not hear the power button, and would be given a minute."""
+    uuid = cloud.create_running()["uuid"]
+    sim_store().execute("UPDATE sim.domain SET hears_power = false")
+    change = cloud.customer.http.post(f"/instances/{uuid}/{verb}").json()["operation"]["uuid"]
+    wait_for_step(cloud, change, "power" if verb == "stop" else "power_off")
+    began_at = time.monotonic()
+    answer = delete(cloud, uuid)
+    assert_deleted(cloud, uuid, answer.json()["operation"]["uuid"])
+    assert time.monotonic() - began_at < get_settings().stop_grace_s / 3
+    assert cloud.wait(change)["status"] == "cancelled"
 
 
 def test_twice_and_in_both_forms(cloud: SimulatedCloud, worker: InProcessWorker) -> None:

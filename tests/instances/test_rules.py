@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,8 @@ from sqlalchemy.orm import Session
 from awan.instances import rules
 from awan.instances.models import DesiredState, ObservedState
 from awan.instances.service import _status_column
-from awan.operations.models import FINAL, MOVES, OperationStatus
+from awan.networks.models import ADDRESS_MOVES, Address
+from awan.operations.models import FINAL, MOVES, Operation, OperationStatus
 
 label = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True)
 PASSWORD_CHARACTERS = "".join(set(string.printable) - set(string.whitespace) - {":"})
@@ -113,6 +115,24 @@ def test_the_status_in_sql_is_the_status_in_python(session: Session) -> None:
     for desired, observed, kind, status in rows:
         assert status == rules.status_of(desired, observed, kind), (desired, observed, kind)
         assert status in {*rules.STATUSES, "terminated"}
+
+
+@pytest.mark.parametrize(
+    ("model", "column", "moves"), [(Operation, "status", MOVES), (Address, "state", ADDRESS_MOVES)]
+)
+def test_a_row_makes_only_the_moves_of_its_table(
+    model: type[Operation] | type[Address], column: str, moves: dict[Any, frozenset[Any]]
+) -> None:
+    for was in moves:
+        for becomes in moves:
+            row = model(**{column: was.value})
+            if becomes == was or becomes in moves[was]:
+                setattr(row, column, becomes)
+                assert getattr(row, column) == becomes
+            else:
+                with pytest.raises(ValueError, match="cannot become"):
+                    setattr(row, column, becomes)
+                assert getattr(row, column) == was
 
 
 def test_moves_of_operations_end() -> None:

@@ -16,6 +16,7 @@ from uuid import uuid4
 import pytest
 
 from awan.runtime.postgres import find_binaries
+from awan.runtime.service_user import SERVICE_USER
 from tests.support import lab_inspection
 from tests.support.lab_cloud import LabCloud, until
 
@@ -100,6 +101,20 @@ def dump_database(cloud: LabCloud) -> bytes:
     url = cloud.plane.environment()["AWAN_DATABASE_URL"]
     dump = [str(find_binaries() / "pg_dump"), "--data-only", f"--dbname={url}"]
     return subprocess.run(dump, capture_output=True, check=True).stdout
+
+
+def test_api_and_worker_are_powerless(cloud: LabCloud) -> None:
+    """They carry out a whole creation as a user that owns nothing but keys and images."""
+    user = pwd.getpwnam(SERVICE_USER).pw_uid
+    uuid = cloud.create_instance()["uuid"]
+    for name in ("api", "worker"):
+        pid = cloud.plane.statuses()[name].pid
+        for task in os.listdir(f"/proc/{pid}/task"):
+            status = lab_inspection.process_status(int(task))
+            assert set(status["Uid"].split()) == {str(user)}
+            assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
+            assert "0" not in status["Groups"].split()
+    assert cloud.delete_instance(uuid)["status"] == "succeeded"
 
 
 def test_qemu_is_powerless(cloud: LabCloud) -> None:

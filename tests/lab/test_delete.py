@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.support import lab_inspection
-from tests.support.lab_cloud import LabCloud, until
+from tests.support.lab_cloud import STOP_GRACE_S, LabCloud, until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -72,6 +72,20 @@ def test_while_it_changes(cloud: LabCloud, verb: str) -> None:
         cloud.change(uuid, "stop", force=True)
     assert cloud.client.post(f"/instances/{uuid}/{verb}", json={}).status_code == 202
     assert_gone(cloud, uuid, cloud.delete(uuid))
+
+
+def test_while_a_deaf_guest_has_its_grace(cloud: LabCloud) -> None:
+    shown = cloud.create_instance()
+    uuid = shown["uuid"]
+    cloud.wait_ready(uuid)
+    # A stopped init starts nothing: the guest does not hear the power button.
+    cloud.ssh_when_up(shown["ip_address"], "sudo kill -TSTP 1; sudo killall acpid")
+    stop = cloud.client.post(f"/instances/{uuid}/stop", json={}).json()["operation"]["uuid"]
+    until(lambda: (cloud.operation(stop) or {}).get("step") == "power", 30, "the stop waits")
+    began_at = time.monotonic()
+    assert_gone(cloud, uuid, cloud.delete(uuid))
+    assert time.monotonic() - began_at < STOP_GRACE_S / 2
+    assert cloud.wait(stop)["status"] == "cancelled"
 
 
 def test_after_a_failed_create(cloud: LabCloud) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from awan.engines.hypervisor.domain_xml import parse_cpuset
 from tests.support import lab_inspection
 from tests.support.lab_cloud import LabCloud
 
@@ -38,6 +40,45 @@ def cordoned(cloud: LabCloud, *nodes: dict[str, Any]) -> Iterator[None]:
 def place_of(cloud: LabCloud, shown: dict[str, Any]) -> str:
     """The node that really has the instance."""
     return lab_inspection.node_of(cloud.lab, shown["uuid"])
+
+
+def threads_of(uuid: str) -> set[str]:
+    """Where the kernel lets the vCPUs of a guest run."""
+    pid = lab_inspection.qemu_pid(uuid)
+    found = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        if (task / "comm").read_text().startswith("CPU "):
+            found.add(lab_inspection.process_status(int(task.name))["Cpus_allowed_list"])
+    return found
+
+
+def test_a_dedicated_thread_is_left_by_all_others(cloud: LabCloud) -> None:
+    first, second = nodes_of(cloud)
+    threads = first["facts"]["cpu_threads"]
+    if len(threads) < 2:
+        pytest.skip("the node has one thread")
+    tier = next(
+        row for row in cloud.admin.get("/admin/tiers").json()["data"] if row["offers_dedicated"]
+    )
+    with cordoned(cloud, second):
+        shared = cloud.create_instance()["uuid"]
+        before = threads_of(shared)
+        dedicated = cloud.create_instance(tier_id=tier["id"], use_dedicated_cpu=True)["uuid"]
+        later = cloud.create_instance()["uuid"]
+    own = threads_of(dedicated)
+    assert own == {str(threads[-1])}
+    rest = threads_of(shared)
+    assert rest == threads_of(later) != before
+    assert not own & parse_cpusets(rest)
+    cloud.change(shared, "restart", force=True)
+    assert threads_of(shared) == rest
+    cloud.assert_green()
+    assert cloud.delete_instance(dedicated)["status"] == "succeeded"
+    assert parse_cpusets(threads_of(shared)) == {str(number) for number in threads}
+
+
+def parse_cpusets(texts: set[str]) -> set[str]:
+    return {str(number) for text in texts for number in parse_cpuset(text)}
 
 
 def test_cordon_and_uncordon(cloud: LabCloud) -> None:

@@ -104,6 +104,15 @@ def _fail(session: Session, target: Target, failure: Failure) -> None:
     _rename(session, target, "+cancelled" if failure.cancelled else "+failed")
 
 
+def _clear(target: Target) -> None:
+    """Of a house that was not built in the end nothing stays, whoever comes late."""
+    with transaction() as session:
+        is_built = session.get_one(Resource, target.subject_id).name.endswith("+built")
+    if not is_built:
+        site.store.execute("DELETE FROM sim.house_part WHERE subject_id = %s", [target.subject_id])
+    site.note("spared" if is_built else "cleared", target)
+
+
 def _then(session: Session, target: Target) -> None:
     site.note("then", target)
 
@@ -125,6 +134,7 @@ BUILD = register(
         fail=_fail,
         deadline_s=60,
         then=_then,
+        overtaken=_clear,
     )
 )
 

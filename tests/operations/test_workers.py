@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
+from awan.errors import QuotaExceeded
 from awan.events import Event
 from awan.kit.database import get_engine, transaction
 from awan.operations import Target, durable, runner, wait_for_end, workers
@@ -189,9 +190,72 @@ def test_zombie_does_no_further_step(site: Site, settings: Settings, session: Se
         woken.set()
         time.sleep(0.5)
     words = site.words(plot.resource_id)
-    assert words == ["floor", "walls", "walls", "roof", "succeed", "then"]
+    assert words == ["floor", "walls", "walls", "roof", "succeed", "then", "spared"]
+    assert site.parts(plot.resource_id) == sorted(PARTS)
     assert read_resource(plot.resource_id).name == f"{plot.name}+built"
     assert read_operation(operation_id).status == "succeeded"
+
+
+def test_what_a_zombie_did_late_does_not_stay(
+    site: Site, settings: Settings, session: Session
+) -> None:
+    """It wakes in a step that another worker has undone meanwhile."""
+    plot = make_plot(session)
+    frozen, woken = threading.Event(), threading.Event()
+
+    def freeze_once(target: Target) -> None:
+        if not frozen.is_set():
+            frozen.set()
+            woken.wait(20)
+
+    def refuse(target: Target) -> None:
+        raise QuotaExceeded("No roofs today.")
+
+    site.hooks.update(walls=freeze_once, roof=refuse)
+    with InProcessWorker(settings, executor_id="one"):
+        operation_id = begin_build(plot)
+        assert frozen.wait(10)
+        assert durable.recover(["one"]) == 1
+        assert wait_for_end(operation_id, 10).status == "failed"
+        assert site.parts(plot.resource_id) == []
+        woken.set()
+        wait_for(lambda: "cleared" in site.words(plot.resource_id))
+    assert site.parts(plot.resource_id) == []
+    assert read_operation(operation_id).status == "failed"
+
+
+def test_zombie_waits_while_the_other_is_still_at_it(
+    site: Site, settings: Settings, session: Session
+) -> None:
+    """A checkpoint of its own would make the other one yield to it."""
+    plot = make_plot(session)
+    frozen, woken, entered = threading.Event(), threading.Event(), threading.Event()
+
+    def freeze_once(target: Target) -> None:
+        if not frozen.is_set():
+            frozen.set()
+            woken.wait(20)
+        else:
+            entered.set()
+            woken.wait(20)
+            time.sleep(0.5)
+
+    site.hooks["walls"] = freeze_once
+    with InProcessWorker(settings, executor_id="one"):
+        operation_id = begin_build(plot)
+        assert frozen.wait(10)
+        assert durable.recover(["one"]) == 1
+        assert entered.wait(10)
+        woken.set()
+        assert wait_for_end(operation_id, 10).status == "succeeded"
+        assert read_operation(operation_id).execution == 2
+        wait_for(lambda: workflow_state(operation_id) == "SUCCESS")
+        time.sleep(0.5)
+    words = site.words(plot.resource_id)
+    assert [word for word in words if word != "spared"] == [
+        *("floor", "walls", "walls", "roof", "succeed", "then"),
+    ]
+    assert site.parts(plot.resource_id) == sorted(PARTS)
 
 
 def test_frozen_step_that_is_retried_after_the_end_does_nothing(
@@ -201,7 +265,9 @@ def test_frozen_step_that_is_retried_after_the_end_does_nothing(
     with InProcessWorker(settings):
         operation = wait_for_end(begin_build(plot), 10)
     target = Target(operation.operation_id, plot.resource_id)
-    assert runner._do_step(house.BUILD.steps[0], target) is None
+    for execution in (1, 2):
+        turn = runner._Turn(target, execution)
+        assert runner._do_step(house.BUILD, house.BUILD.steps[0], turn) is None
     assert site.words(plot.resource_id).count("floor") == 1
     assert read_operation(operation.operation_id).status == "succeeded"
 

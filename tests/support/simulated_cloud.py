@@ -21,6 +21,7 @@ from awan.kit.database import transaction
 
 PASSWORD = "Correct-Horse-7"
 PREFIX = "/api/v1"
+COMMON_SHA256 = "ab" * 32
 PRICES = {
     "cpu_shared": 30000,
     "cpu_dedicated": 60000,
@@ -55,9 +56,11 @@ class SimulatedCloud:
         """Another account with a read-write key; `limits` are columns of the key."""
         return make_customer(name, **limits)
 
-    def add_image(self, template_id: int, *, has_agent: bool = True) -> UUID:
+    def add_image(
+        self, template_id: int, *, has_agent: bool = True, sha256: str = COMMON_SHA256
+    ) -> UUID:
         """A ready image of a template, from now on its newest."""
-        return _make_image(template_id, has_agent=has_agent)
+        return _make_image(template_id, has_agent=has_agent, sha256=sha256)
 
     def order(self, **changes: Any) -> dict[str, Any]:
         """A valid body of create, with `changes`; None removes a field."""
@@ -201,7 +204,7 @@ def make_cloud(
     )
 
 
-def _make_image(template_id: int, *, has_agent: bool = True) -> UUID:
+def _make_image(template_id: int, *, has_agent: bool = True, sha256: str = COMMON_SHA256) -> UUID:
     image_id = uuid4()
     with transaction() as session:
         session.add(
@@ -211,7 +214,7 @@ def _make_image(template_id: int, *, has_agent: bool = True) -> UUID:
                 state="ready",
                 declared_format="qcow2",
                 format="qcow2",
-                sha256="ab" * 32,
+                sha256=sha256,
                 size_bytes=1024,
                 virtual_size_bytes=2 * 1024**3,
                 has_agent=has_agent,

@@ -7,10 +7,10 @@ from uuid import UUID
 import pytest
 from sqlalchemy import select
 
+from awan.fleet import NodeImage
 from awan.kit.database import transaction
 from awan.kit.ids import derived_id
 from awan.volumes import Volume, mark_deleted, mark_ready, note_image, volumes_of
-from awan.volumes.models import NodeImage
 from tests.support.simulated_cloud import SimulatedCloud
 
 

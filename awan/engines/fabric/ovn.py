@@ -39,6 +39,7 @@ from awan.engines.fabric.ovsdb import (
     refers_to,
     set_columns,
 )
+from awan.engines.fabric.tls import TlsKeys
 from awan.errors import EngineRejected
 
 CALL_TIMEOUT_S = 5.0
@@ -83,10 +84,12 @@ OPERATION_KEY = "awan:operation"
 class OvnFabric:
     """One location's OVN. Thread-safe; connects at the first call and reconnects by itself."""
 
-    def __init__(self, nb: str, sb: str, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
-        """`nb` and `sb` are OVSDB remotes such as `tcp:192.0.2.1:6641`, several joined by commas.
+    def __init__(
+        self, nb: str, sb: str, *, keys: TlsKeys | None = None, timeout_s: float = CALL_TIMEOUT_S
+    ) -> None:
+        """`nb` and `sb` are OVSDB remotes such as `ssl:192.0.2.1:6641`, several joined by commas.
 
-        `timeout_s` bounds each transaction and each read.
+        `keys` are for those over TLS. `timeout_s` bounds each transaction and each read.
         """
         self._nb = Database(
             nb,
@@ -95,6 +98,7 @@ class OvnFabric:
             root="NB_Global",
             indexes={"Logical_Switch": "name", "Logical_Switch_Port": "name", "Port_Group": "name"},
             timeout_s=timeout_s,
+            keys=keys,
         )
         self._sb = Database(
             sb,
@@ -103,6 +107,7 @@ class OvnFabric:
             root="SB_Global",
             indexes={"Chassis_Private": "name", "Port_Binding": "logical_port"},
             timeout_s=timeout_s,
+            keys=keys,
         )
 
     def ensure_public_network(self, spec: PublicNetworkSpec) -> None:

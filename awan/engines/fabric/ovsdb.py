@@ -27,6 +27,7 @@ from ovs.db import data, idl, types
 from ovsdbapp import exceptions
 from ovsdbapp.backend.ovs_idl import connection, transaction
 
+from awan.engines.fabric.tls import TlsKeys, private_remote
 from awan.errors import EngineError, EngineRejected, EngineUnavailable
 
 T = TypeVar("T")
@@ -76,9 +77,11 @@ class Database:
         root: str,
         indexes: Mapping[str, str],
         timeout_s: float,
+        keys: TlsKeys | None = None,
     ) -> None:
-        """`indexes` maps a table to the column it is searched by (see `find_row`)."""
+        """`indexes` maps a table to the column it is searched by (see `find_row`). `keys` are for `ssl:` remotes."""
         self._remote = remote
+        self._keys = keys
         self._schema = schema
         self._columns = columns
         self._root = root
@@ -151,6 +154,7 @@ class Database:
             raise EngineUnavailable(ENGINE, call, f"cannot reach {self._remote}")
         try:
             if self._connection is None:
+                self._check_keys(call)
                 self._connection = self._connect()
             return self._connection
         except (_Silent, exceptions.TimeoutException) as err:
@@ -158,11 +162,22 @@ class Database:
         finally:
             self._opening.release()
 
+    def _check_keys(self, call: str) -> None:
+        """Raises: EngineRejected when the files of the keys are no keys: waiting does not help."""
+        if self._keys is None:
+            return
+        try:
+            self._keys.check()
+        except OSError as err:
+            words = f"the TLS keys for {self._remote} cannot be used: {err}"
+            raise EngineRejected(ENGINE, call, words) from err
+
     def _connect(self) -> connection.Connection:
-        helper = idl.SchemaHelper(None, _fetch_schema(self._remote, self._schema, self._timeout_s))
+        remote = private_remote(self._remote, self._keys)
+        helper = idl.SchemaHelper(None, _fetch_schema(remote, self._schema, self._timeout_s))
         for table, columns in self._columns.items():
             helper.register_columns(table, list(columns))
-        replica = Replica(self._remote, helper)
+        replica = Replica(remote, helper)
         for table, column in self._indexes.items():
             replica.index_create(table, column).add_column(column)
         link = connection.Connection(replica, self._timeout_s)

@@ -15,6 +15,12 @@ from typing import Literal, Protocol
 from uuid import UUID
 
 NODE_CALL_TIMEOUT_S = 30.0
+GIVE_UP_INTERVAL_S = 0.5
+
+
+def never() -> bool:
+    """No wait is given up."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -29,14 +35,14 @@ class NodeEndpoint:
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a probe of a node found. Sizes in MiB and GiB; `cpu_threads` are hardware threads."""
+    """What a probe of a node found. Sizes in MiB and GiB; `cpu_threads` are the hardware threads in use, by number."""
 
     hostname: str
     host_uuid: UUID
     libvirt_version: str
     qemu_version: str
     cpu_model: str
-    cpu_threads: int
+    cpu_threads: tuple[int, ...]
     memory_mib: int
     kvm: bool
     pool_name: str
@@ -82,7 +88,8 @@ class DomainSpec:
     """The whole wished definition of a domain. Memory in MiB.
 
     `vcpus_max` and `memory_max_mib` are the tier's limits, reserved in the definition so that a later live change is
-    possible. `cpu_shares` is the relative weight of shared CPUs; `dedicated` asks for pinned host threads.
+    possible. `cpu_shares` is the relative weight of shared CPUs. `threads` are the host's threads that the domain runs
+    on: one for each vCPU, pinned, when it is `dedicated`; else any of them, or of all when there are none.
     """
 
     instance_id: UUID
@@ -97,6 +104,7 @@ class DomainSpec:
     cpu_shares: int
     disks: tuple[DiskSpec, ...]
     nics: tuple[NicSpec, ...]
+    threads: tuple[int, ...] = ()
 
 
 class Power(StrEnum):
@@ -110,7 +118,10 @@ class Power(StrEnum):
 
 @dataclass(frozen=True)
 class DomainFacts:
-    """A domain found on a node. `instance_id` is None for a domain that does not carry our metadata."""
+    """A domain found on a node. `instance_id` is None for a domain that does not carry our metadata.
+
+    `threads` are those of the host that its vCPUs may run on; none when it was never told.
+    """
 
     domain_uuid: UUID
     name: str
@@ -119,6 +130,7 @@ class DomainFacts:
     operation_id: UUID | None
     disk_paths: tuple[str, ...] = ()
     port_ids: tuple[UUID, ...] = ()
+    threads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,11 +145,12 @@ class DomainEvent:
 
 
 class StopOutcome(StrEnum):
-    """How a stop ended."""
+    """How a stop ended. After `GIVEN_UP` the domain may run on, or still end by itself."""
 
     ALREADY_STOPPED = "already_stopped"
     GRACEFUL = "graceful"
     FORCED = "forced"
+    GIVEN_UP = "given_up"
 
 
 class GuestSign(StrEnum):
@@ -166,23 +179,31 @@ class Hypervisor(Protocol):
         """The domain exists with this definition (power unchanged). An existing one of the same uuid is redefined."""
         ...
 
+    def ensure_shared_threads(self, node: NodeEndpoint, threads: tuple[int, ...]) -> None:
+        """Every domain of ours that is not dedicated runs on these threads of the host alone, now and when restarted.
+
+        Takes a call for each such domain that differs. Domains that are defined later say so in their own definition.
+        """
+        ...
+
     def ensure_running(self, node: NodeEndpoint, instance_id: UUID) -> None:
         """The domain runs. Raises EngineRejected when it is not defined."""
         ...
 
     def ensure_stopped(
-        self, node: NodeEndpoint, instance_id: UUID, *, grace_s: float, force: bool = False
+        self,
+        node: NodeEndpoint,
+        instance_id: UUID,
+        *,
+        grace_s: float,
+        force: bool = False,
+        gives_up: Callable[[], bool] = never,
     ) -> StopOutcome:
         """The domain is off: ACPI power button, then power cut after `grace_s` seconds (at once with `force`).
 
-        Waits on the node's events, not on a timer. An absent domain counts as stopped.
+        Waits on the node's events, not on a timer. An absent domain counts as stopped. `gives_up` is asked every
+        `GIVE_UP_INTERVAL_S` of the grace; once it says so, the wait ends with `GIVEN_UP` and the power is not cut.
         """
-        ...
-
-    def restart(
-        self, node: NodeEndpoint, instance_id: UUID, *, grace_s: float, force: bool = False
-    ) -> StopOutcome:
-        """Stop as `ensure_stopped`, then start: QEMU is a new process, so a changed definition takes effect."""
         ...
 
     def ensure_absent(self, node: NodeEndpoint, instance_id: UUID) -> None:

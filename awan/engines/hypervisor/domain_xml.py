@@ -11,7 +11,6 @@ QEMU's own syntax or in the guest (serials, paths, MAC addresses) are checked fi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from uuid import UUID
@@ -22,6 +21,7 @@ from awan.engines.hypervisor import BackingSpec, DiskSpec, DomainSpec, NicSpec
 from awan.errors import EngineRejected
 
 NAMESPACE = "https://awan.dev/ns/domain/1"
+DEDICATED, SHARED = "dedicated", "shared"
 SERIAL_LOG_DIR = PurePosixPath("/var/log/libvirt/qemu")
 
 TCG_CPU_MODEL = "qemu64"
@@ -45,6 +45,7 @@ _SCSI_BUS, _SERIAL_BUS, _BALLOON_BUS, _RNG_BUS, _FIRST_NIC_BUS = 1, 2, 3, 4, 5
 _FIRST_PORT_SLOT, _PORTS_PER_SLOT, _PORT_SLOTS = 2, 8, 8
 
 _SERIAL_PATTERN = re.compile(r"[A-Za-z0-9_.-]{1,36}")
+_CPUSET_PART = re.compile(r"(\^?)(\d{1,5})(?:-(\d{1,5}))?")
 _MAC_PATTERN = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _PARSER = etree.XMLParser(resolve_entities=False, no_network=True, remove_blank_text=True)
 
@@ -57,8 +58,7 @@ class HostTraits:
 
     `ovs_bridge` is OVN's integration bridge. `nic_offloads` must be False where that switch runs in
     user space: it forwards packets whose checksum the guest left to the card. `has_cpu_shares`: the
-    node's cgroups can weigh CPUs. `pinned_threads` are the host threads of a dedicated domain, one
-    per vCPU (empty: not pinned).
+    node's cgroups can weigh CPUs.
     """
 
     kvm: bool
@@ -66,18 +66,21 @@ class HostTraits:
     ovs_bridge: str
     nic_offloads: bool
     has_cpu_shares: bool = True
-    pinned_threads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class DomainIdentity:
-    """What a domain's XML says about whose it is and what it uses. None: not a domain of ours."""
+    """What a domain's XML says about whose it is and what it uses. None: not a domain of ours.
+
+    `threads` of the host that its vCPUs may run on, in ascending order; none when the XML does not say.
+    """
 
     instance_id: UUID | None
     operation_id: UUID | None
     disk_paths: tuple[str, ...]
     port_ids: tuple[UUID, ...]
-    pinned_threads: tuple[int, ...]
+    threads: tuple[int, ...]
+    is_dedicated: bool
 
 
 def domain_name(instance_id: UUID) -> str:
@@ -142,7 +145,8 @@ def read_identity(xml: str) -> DomainIdentity:
         operation_id=_uuid(ours.get("operation")) if ours is not None else None,
         disk_paths=tuple(path for path in (element.get("file") for element in sources) if path),
         port_ids=tuple(port for port in ports if port is not None),
-        pinned_threads=tuple(_read_pins(domain)),
+        threads=_read_threads(domain),
+        is_dedicated=ours is not None and ours.get("cpus") == DEDICATED,
     )
 
 
@@ -182,6 +186,10 @@ def check_spec(spec: DomainSpec) -> None:
         raise _rejected(f"{spec.vcpus} of at most {spec.vcpus_max} vCPUs")
     if not 1 <= spec.memory_mib <= spec.memory_max_mib:
         raise _rejected(f"{spec.memory_mib} of at most {spec.memory_max_mib} MiB")
+    if len(set(spec.threads)) != len(spec.threads) or any(number < 0 for number in spec.threads):
+        raise _rejected(f"threads {spec.threads}")
+    if spec.dedicated and len(spec.threads) != spec.vcpus:
+        raise _rejected(f"{spec.vcpus} dedicated vCPUs on {len(spec.threads)} threads")
     targets = [disk.target for disk in spec.disks]
     if len(set(targets)) != len(targets) or not all(0 <= n < DISK_TARGETS_MAX for n in targets):
         raise _rejected(f"disk targets {targets}")
@@ -228,6 +236,7 @@ def _add_metadata(domain: Element, spec: DomainSpec) -> None:
             "instance": str(spec.instance_id),
             "account": str(spec.account_id),
             "operation": str(spec.operation_id),
+            "cpus": DEDICATED if spec.dedicated else SHARED,
         },
         nsmap={"awan": NAMESPACE},
     )
@@ -243,14 +252,18 @@ def _add_memory(domain: Element, spec: DomainSpec) -> None:
 
 
 def _add_cpus(domain: Element, spec: DomainSpec, host: HostTraits) -> None:
-    _add(domain, "vcpu", str(spec.vcpus_max), placement="static", current=str(spec.vcpus))
-    if not host.has_cpu_shares and not host.pinned_threads:
+    # Also where QEMU's own threads run, which no vcpupin speaks of.
+    cpuset = {"cpuset": ",".join(map(str, spec.threads))} if spec.threads else {}
+    vcpu = _add(domain, "vcpu", str(spec.vcpus_max), placement="static", **cpuset)
+    vcpu.set("current", str(spec.vcpus))
+    pins = spec.threads if spec.dedicated else ()
+    if not host.has_cpu_shares and not pins:
         return
     tune = _add(domain, "cputune")
     if host.has_cpu_shares:
         _add(tune, "shares", str(min(max(spec.cpu_shares, CPU_SHARES_MIN), CPU_SHARES_MAX)))
-    for vcpu, thread in enumerate(host.pinned_threads):
-        _add(tune, "vcpupin", vcpu=str(vcpu), cpuset=str(thread))
+    for number, thread in enumerate(pins):
+        _add(tune, "vcpupin", vcpu=str(number), cpuset=str(thread))
 
 
 def _add_cpu_model(domain: Element, spec: DomainSpec, host: HostTraits) -> None:
@@ -413,8 +426,22 @@ def _uuid(text: str | None) -> UUID | None:
         return None
 
 
-def _read_pins(domain: Element) -> Iterator[int]:
-    for pin in domain.iterfind("cputune/vcpupin"):
-        cpuset = pin.get("cpuset", "")
-        if cpuset.isdecimal():
-            yield int(cpuset)
+def _read_threads(domain: Element) -> tuple[int, ...]:
+    """All threads that some vCPU is pinned to; else those of the domain as a whole."""
+    pins = [pin.get("cpuset", "") for pin in domain.iterfind("cputune/vcpupin")]
+    if not pins:
+        vcpu = domain.find("vcpu")
+        pins = [vcpu.get("cpuset", "")] if vcpu is not None else []
+    return tuple(sorted({number for cpuset in pins for number in parse_cpuset(cpuset)}))
+
+
+def parse_cpuset(text: str) -> set[int]:
+    """The numbers of libvirt's notation `0-3,^2,8`; what is not of that form counts for nothing."""
+    included: set[int] = set()
+    excluded: set[int] = set()
+    for part in text.split(","):
+        found = _CPUSET_PART.fullmatch(part.strip())
+        if found is not None:
+            numbers = range(int(found[2]), int(found[3] or found[2]) + 1)
+            (excluded if found[1] else included).update(numbers)
+    return included - excluded

@@ -19,6 +19,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from psycopg.types.json import Jsonb
 
 from awan.engines.hypervisor import (
+    GIVE_UP_INTERVAL_S,
     DomainEvent,
     DomainFacts,
     DomainSpec,
@@ -28,6 +29,7 @@ from awan.engines.hypervisor import (
     Power,
     StopOutcome,
     Subscription,
+    never,
 )
 from awan.engines.hypervisor.domain_xml import check_spec, domain_name, printable_title
 from awan.engines.sim import SimStore
@@ -103,7 +105,7 @@ class FakeHypervisor:
                 libvirt_version="9.0.0",
                 qemu_version="7.2.0",
                 cpu_model="simulated",
-                cpu_threads=self._threads,
+                cpu_threads=tuple(range(self._threads)),
                 memory_mib=self._memory_mib,
                 kvm=True,
                 pool_name="awan",
@@ -120,6 +122,20 @@ class FakeHypervisor:
                 [*self._key(node, spec.instance_id), Jsonb(_as_json(spec))],
             )
 
+    def ensure_shared_threads(self, node: NodeEndpoint, threads: tuple[int, ...]) -> None:
+        with self._call(node, "ensure_shared_threads", node.name):
+            self._store.execute(
+                "UPDATE sim.domain SET config = jsonb_set(config, '{threads}', %(threads)s),"
+                " live = jsonb_set(live, '{threads}', %(threads)s)"
+                " WHERE location = %(location)s AND node_id = %(node)s"
+                " AND config -> 'dedicated' = 'false'",
+                {
+                    "threads": Jsonb(list(threads)),
+                    "location": self._location,
+                    "node": node.node_id,
+                },
+            )
+
     def ensure_running(self, node: NodeEndpoint, instance_id: UUID) -> None:
         with self._call(node, "ensure_running", instance_id):
             is_change = self._start(node, instance_id)
@@ -127,21 +143,17 @@ class FakeHypervisor:
             self._announce(node, instance_id, Power.RUNNING, "started")
 
     def ensure_stopped(
-        self, node: NodeEndpoint, instance_id: UUID, *, grace_s: float, force: bool = False
+        self,
+        node: NodeEndpoint,
+        instance_id: UUID,
+        *,
+        grace_s: float,
+        force: bool = False,
+        gives_up: Callable[[], bool] = never,
     ) -> StopOutcome:
         with self._call(node, "ensure_stopped", instance_id):
-            outcome = self._stop(node, instance_id, grace_s=grace_s, force=force)
+            outcome = self._stop(node, instance_id, grace_s=grace_s, force=force, gives_up=gives_up)
         self._announce_stop(node, instance_id, outcome)
-        return outcome
-
-    def restart(
-        self, node: NodeEndpoint, instance_id: UUID, *, grace_s: float, force: bool = False
-    ) -> StopOutcome:
-        with self._call(node, "restart", instance_id):
-            outcome = self._stop(node, instance_id, grace_s=grace_s, force=force)
-            self._start(node, instance_id)
-        self._announce_stop(node, instance_id, outcome)
-        self._announce(node, instance_id, Power.RUNNING, "started")
         return outcome
 
     def ensure_absent(self, node: NodeEndpoint, instance_id: UUID) -> None:
@@ -307,14 +319,24 @@ class FakeHypervisor:
         return changed > 0
 
     def _stop(
-        self, node: NodeEndpoint, instance_id: UUID, *, grace_s: float, force: bool
+        self,
+        node: NodeEndpoint,
+        instance_id: UUID,
+        *,
+        grace_s: float,
+        force: bool,
+        gives_up: Callable[[], bool],
     ) -> StopOutcome:
         row = self._find(node, instance_id)
         if row is None or row["power"] in (Power.STOPPED, Power.CRASHED):
             return StopOutcome.ALREADY_STOPPED
         is_graceful = not force and row["hears_power"] and row["power"] == Power.RUNNING
         if not force and not is_graceful:
-            time.sleep(grace_s)
+            deadline = time.monotonic() + grace_s
+            while (left_s := deadline - time.monotonic()) > 0:
+                if gives_up():
+                    return StopOutcome.GIVEN_UP
+                time.sleep(min(left_s, GIVE_UP_INTERVAL_S))
         if not self._set_off(node, instance_id, Power.STOPPED):
             return StopOutcome.ALREADY_STOPPED
         return StopOutcome.GRACEFUL if is_graceful else StopOutcome.FORCED
@@ -330,7 +352,7 @@ class FakeHypervisor:
         return changed > 0
 
     def _announce_stop(self, node: NodeEndpoint, instance_id: UUID, outcome: StopOutcome) -> None:
-        if outcome != StopOutcome.ALREADY_STOPPED:
+        if outcome in (StopOutcome.GRACEFUL, StopOutcome.FORCED):
             detail = "shutdown" if outcome == StopOutcome.GRACEFUL else "destroyed"
             self._announce(node, instance_id, Power.STOPPED, detail)
 
@@ -350,6 +372,8 @@ def _as_json(spec: DomainSpec) -> dict[str, Any]:
         "title": printable_title(spec.title),
         "vcpus": spec.vcpus,
         "memory_mib": spec.memory_mib,
+        "dedicated": spec.dedicated,
+        "threads": list(spec.threads),
         "disks": [
             {"target": disk.target, "path": disk.path, "device": disk.device} for disk in spec.disks
         ],
@@ -379,4 +403,5 @@ def _read_facts(row: dict[str, Any]) -> DomainFacts:
         operation_id=UUID(definition["operation_id"]),
         disk_paths=tuple(disk["path"] for disk in definition["disks"] if disk["path"]),
         port_ids=tuple(UUID(port) for port in definition["port_ids"]),
+        threads=tuple(definition["threads"]),
     )

@@ -15,7 +15,6 @@ import json
 import secrets
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +27,7 @@ import structlog
 from lxml import etree
 
 from awan.engines.hypervisor import (
+    GIVE_UP_INTERVAL_S,
     NODE_CALL_TIMEOUT_S,
     DomainEvent,
     DomainFacts,
@@ -39,6 +39,7 @@ from awan.engines.hypervisor import (
     StopOutcome,
     Subscription,
     domain_xml,
+    never,
 )
 from awan.engines.hypervisor.domain_xml import HostTraits
 from awan.engines.libvirt_nodes import (
@@ -157,7 +158,7 @@ class LibvirtHypervisor:
                 libvirt_version=_format_version(conn.getLibVersion()),
                 qemu_version=_format_version(conn.getVersion()),
                 cpu_model=capabilities.findtext("host/cpu/model") or str(info[0]),
-                cpu_threads=int(info[2]),
+                cpu_threads=_read_threads(conn),
                 memory_mib=int(memory[libvirt.VIR_NODE_MEMORY_STATS_TOTAL]) // 1024,
                 kvm=self._traits[node.node_id].kvm,
                 pool_name=self._pool_name,
@@ -178,11 +179,26 @@ class LibvirtHypervisor:
             host = self._traits.get(node.node_id)
             if host is None:
                 host = self._traits[node.node_id] = self._read_traits(conn)
-            if spec.dedicated:
-                host = replace(host, pinned_threads=_choose_threads(conn, spec))
             conn.defineXMLFlags(domain_xml.build_domain(spec, host, vnc_password), 0)
 
         self._call(node, "define", define, spec.instance_id)
+
+    def ensure_shared_threads(self, node: NodeEndpoint, threads: tuple[int, ...]) -> None:
+        def read(conn: Connection) -> tuple[list[UUID], list[bool]]:
+            found = [UUID(bytes=domain.UUID()) for domain in conn.listAllDomains(0)]
+            # One flag for each thread of the host, as libvirt wants them.
+            flags = [number in threads for number in range(len(conn.getCPUMap(0)[1]))]
+            return found, flags
+
+        found, flags = self._call(node, "list domains", read)
+        for domain_uuid in found:
+
+            def confine(conn: Connection, domain_uuid: UUID = domain_uuid) -> None:
+                domain = _find(conn, domain_uuid)
+                if domain is not None:
+                    _confine(domain, threads, tuple(flags))
+
+            self._call(node, "confine to threads", confine, domain_uuid)
 
     def ensure_running(self, node: NodeEndpoint, instance_id: UUID) -> None:
         if self._start(node, instance_id):
@@ -195,7 +211,13 @@ class LibvirtHypervisor:
             raise EngineUnavailable(ENGINE, f"start {instance_id} on {node.name}", "still ending")
 
     def ensure_stopped(
-        self, node: NodeEndpoint, instance_id: UUID, *, grace_s: float, force: bool = False
+        self,
+        node: NodeEndpoint,
+        instance_id: UUID,
+        *,
+        grace_s: float,
+        force: bool = False,
+        gives_up: Callable[[], bool] = never,
     ) -> StopOutcome:
         with self._watch_domain(node, instance_id) as changed:
             power = self._find_power(node, instance_id)
@@ -204,21 +226,18 @@ class LibvirtHypervisor:
             # A paused guest cannot hear the power button.
             if not force and power == Power.RUNNING:
                 deadline = time.monotonic() + grace_s
-                if self._wait_off(node, instance_id, deadline, changed, press_button=True):
+                if self._wait_off(
+                    node, instance_id, deadline, changed, press_button=True, gives_up=gives_up
+                ):
                     return StopOutcome.GRACEFUL
+                if gives_up():
+                    return StopOutcome.GIVEN_UP
             self._cut_power(node, instance_id)
             settled = time.monotonic() + POWER_CUT_SETTLE_S
             if not self._wait_off(node, instance_id, settled, changed):
                 what = f"cut the power of {instance_id} on {node.name}"
                 raise EngineUnavailable(ENGINE, what, "the domain is still running")
             return StopOutcome.FORCED
-
-    def restart(
-        self, node: NodeEndpoint, instance_id: UUID, *, grace_s: float, force: bool = False
-    ) -> StopOutcome:
-        outcome = self.ensure_stopped(node, instance_id, grace_s=grace_s, force=force)
-        self.ensure_running(node, instance_id)
-        return outcome
 
     def ensure_absent(self, node: NodeEndpoint, instance_id: UUID) -> None:
         if self._find_power(node, instance_id) is None and not self._is_known_after_calls(
@@ -452,8 +471,12 @@ class LibvirtHypervisor:
         changed: threading.Event,
         *,
         press_button: bool = False,
+        gives_up: Callable[[], bool] = never,
     ) -> bool:
-        """Waits until the domain is off or gone; False at the deadline. Outlives lost connections."""
+        """Waits until the domain is off or gone; False at the deadline, or when the wait is given up.
+
+        Outlives lost connections.
+        """
         press_at = time.monotonic() if press_button else deadline
         while True:
             changed.clear()
@@ -468,7 +491,11 @@ class LibvirtHypervisor:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return False
-            changed.wait(min(left_s, max(0.05, press_at - time.monotonic())))
+            look_at = min(deadline, max(time.monotonic() + 0.05, press_at))
+            while not changed.is_set() and (left_s := look_at - time.monotonic()) > 0:
+                if gives_up():
+                    return False
+                changed.wait(min(left_s, GIVE_UP_INTERVAL_S))
 
     def _press_power_button(self, node: NodeEndpoint, instance_id: UUID) -> None:
         def press(conn: Connection) -> None:
@@ -568,26 +595,39 @@ def _read_facts(domain: Domain) -> DomainFacts | None:
         operation_id=identity.operation_id,
         disk_paths=identity.disk_paths,
         port_ids=identity.port_ids,
+        threads=identity.threads,
     )
 
 
-def _choose_threads(conn: Connection, spec: DomainSpec) -> tuple[int, ...]:
-    """Host threads for a dedicated domain: those it has, else the ones fewest others are pinned to."""
-    uses: Counter[int] = Counter()
-    for domain in conn.listAllDomains(0):
-        pins = domain_xml.read_identity(
-            domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-        ).pinned_threads
-        if UUID(bytes=domain.UUID()) != spec.instance_id:
-            uses.update(pins)
-        elif len(pins) == spec.vcpus:
-            return pins
+def _read_threads(conn: Connection) -> tuple[int, ...]:
+    """The host's threads that are online, by number."""
     _, online, _ = conn.getCPUMap(0)
-    threads = [number for number, is_online in enumerate(online) if is_online]
-    if spec.vcpus > len(threads):
-        words = f"{spec.vcpus} dedicated vCPUs on {len(threads)} threads"
-        raise EngineRejected(ENGINE, f"pin {spec.instance_id}", words)
-    return tuple(sorted(threads, key=lambda thread: uses[thread])[: spec.vcpus])
+    return tuple(number for number, is_online in enumerate(online) if is_online)
+
+
+def _confine(domain: Domain, threads: tuple[int, ...], flags: tuple[bool, ...]) -> None:
+    """A shared domain of ours runs on these threads alone, now if it runs, and from its next start on."""
+    try:
+        config = domain_xml.read_identity(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        if config.instance_id is None or config.is_dedicated:
+            return
+        if config.threads != threads:
+            _pin(domain, flags, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+        # Read after the definition is right: what starts meanwhile starts with it.
+        if domain.isActive() and domain_xml.read_identity(domain.XMLDesc(0)).threads != threads:
+            _pin(domain, flags, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    except libvirt.libvirtError as err:
+        is_gone = has_code(err, libvirt.VIR_ERR_NO_DOMAIN)
+        is_off = has_code(err, libvirt.VIR_ERR_OPERATION_INVALID) and not domain.isActive()
+        if not is_gone and not is_off:
+            raise
+
+
+def _pin(domain: Domain, flags: tuple[bool, ...], where: int) -> None:
+    # Every vCPU the domain may ever have: those that are not plugged in keep it for when they are.
+    for vcpu in range(domain.vcpusFlags(where | libvirt.VIR_DOMAIN_VCPU_MAXIMUM)):
+        domain.pinVcpuFlags(vcpu, flags, where)
+    domain.pinEmulator(flags, where)
 
 
 def _format_version(number: int) -> str:

@@ -156,15 +156,23 @@ def upgrade() -> None:
         sa.Column("license_monthly_minor", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("is_enabled", sa.Boolean(), server_default=sa.text("true"), nullable=False),
         sa.Column("is_deprecated", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("removal_operation_id", sa.Uuid(), nullable=True),
         sa.Column(
             "created_at",
             sa.DateTime(timezone=True),
             server_default=sa.text("now()"),
             nullable=False,
         ),
+        sa.Column("removed_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("family IN ('linux', 'windows')", name=op.f("ck_template_family")),
         sa.PrimaryKeyConstraint("template_id", name=op.f("pk_template")),
-        sa.UniqueConstraint("name", "version", name=op.f("uq_template_name_version")),
+    )
+    op.create_index(
+        "uq_template_name_version",
+        "template",
+        ["name", "version"],
+        unique=True,
+        postgresql_where=sa.text("removed_at IS NULL"),
     )
     op.create_table(
         "tier",
@@ -357,7 +365,8 @@ def upgrade() -> None:
             nullable=False,
         ),
         sa.CheckConstraint(
-            "state IN ('adding', 'active', 'cordoned', 'removed')", name=op.f("ck_node_state")
+            "state IN ('adding', 'active', 'cordoned', 'removing', 'removed')",
+            name=op.f("ck_node_state"),
         ),
         sa.CheckConstraint(
             "vcpus_used >= 0 AND memory_mib_used >= 0 AND disk_gib_used >= 0",
@@ -408,6 +417,7 @@ def upgrade() -> None:
         sa.Column("error_message", sa.Text(), nullable=True),
         sa.Column("error_detail", sa.Text(), nullable=True),
         sa.Column("cancel_requested_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("execution", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("deadline_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("alarmed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column(
@@ -590,6 +600,7 @@ def upgrade() -> None:
         sa.Column("virtual_size_bytes", sa.BigInteger(), nullable=True),
         sa.Column("has_agent", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("refusal", sa.Text(), nullable=True),
+        sa.Column("removal_operation_id", sa.Uuid(), nullable=True),
         sa.Column(
             "created_at",
             sa.DateTime(timezone=True),
@@ -597,12 +608,19 @@ def upgrade() -> None:
             nullable=False,
         ),
         sa.CheckConstraint(
-            "state IN ('checking', 'ready', 'refused')", name=op.f("ck_template_image_state")
+            "state IN ('checking', 'ready', 'refused', 'removing', 'removed')",
+            name=op.f("ck_template_image_state"),
         ),
         sa.ForeignKeyConstraint(
             ["template_id"], ["template.template_id"], name=op.f("fk_template_image_template_id")
         ),
         sa.PrimaryKeyConstraint("image_id", name=op.f("pk_template_image")),
+    )
+    op.create_index(
+        op.f("ix_template_image_removal_operation_id"),
+        "template_image",
+        ["removal_operation_id"],
+        unique=False,
     )
     op.create_index(
         op.f("ix_template_image_template_id_state_created_at"),
@@ -806,6 +824,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["node_id"], ["node.node_id"], name=op.f("fk_node_image_node_id")),
         sa.PrimaryKeyConstraint("node_id", "image_id", name=op.f("pk_node_image")),
     )
+    op.create_index(op.f("ix_node_image_image_id"), "node_image", ["image_id"], unique=False)
     op.create_table(
         "node_tier",
         sa.Column("node_id", sa.Uuid(), nullable=False),
@@ -823,6 +842,7 @@ def upgrade() -> None:
         sa.Column("tier_id", sa.BigInteger(), nullable=False),
         sa.Column("vcpus", sa.BigInteger(), nullable=False),
         sa.Column("is_dedicated", sa.Boolean(), nullable=False),
+        sa.Column("threads", sa.ARRAY(sa.Integer()), server_default="{}", nullable=False),
         sa.Column("memory_mib", sa.BigInteger(), nullable=False),
         sa.Column("disk_gib", sa.BigInteger(), nullable=False),
         sa.Column(
@@ -830,6 +850,10 @@ def upgrade() -> None:
             sa.DateTime(timezone=True),
             server_default=sa.text("now()"),
             nullable=False,
+        ),
+        sa.CheckConstraint(
+            "cardinality(threads) = CASE WHEN is_dedicated THEN vcpus ELSE 0 END",
+            name=op.f("ck_placement_threads"),
         ),
         sa.ForeignKeyConstraint(
             ["account_id"], ["account.account_id"], name=op.f("fk_placement_account_id")
@@ -1168,6 +1192,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_placement_account_id"), table_name="placement")
     op.drop_table("placement")
     op.drop_table("node_tier")
+    op.drop_index(op.f("ix_node_image_image_id"), table_name="node_image")
     op.drop_table("node_image")
     op.drop_table("locked_price")
     op.drop_index(op.f("ix_instance_node_id"), table_name="instance")
@@ -1188,6 +1213,7 @@ def downgrade() -> None:
     op.drop_index(
         op.f("ix_template_image_template_id_state_created_at"), table_name="template_image"
     )
+    op.drop_index(op.f("ix_template_image_removal_operation_id"), table_name="template_image")
     op.drop_table("template_image")
     op.drop_index(
         "uq_resource_live_ssh_key_name",
@@ -1234,6 +1260,11 @@ def downgrade() -> None:
     op.drop_table("worker")
     op.drop_table("webhook_cursor")
     op.drop_table("tier")
+    op.drop_index(
+        "uq_template_name_version",
+        table_name="template",
+        postgresql_where=sa.text("removed_at IS NULL"),
+    )
     op.drop_table("template")
     op.drop_table("size")
     op.drop_table("secret")

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
@@ -102,9 +103,9 @@ class OvnCentral:
         self.sbctl("init")
         self._start("northd", "ovn-northd", f"--ovnnb-db={self.nb}", f"--ovnsb-db={self.sb}")
 
-    def start_server(self, name: str) -> None:
+    def start_server(self, name: str, *more: str) -> None:
         remote = f"--remote=punix:{self.folder}/{name}.sock"
-        self._start(name, "ovsdb-server", remote, str(self.folder / f"{name}.db"))
+        self._start(name, "ovsdb-server", remote, *more, str(self.folder / f"{name}.db"))
         deadline = time.monotonic() + 10
         while not (self.folder / f"{name}.sock").exists():
             assert time.monotonic() < deadline, f"{name} does not start"
@@ -173,6 +174,19 @@ class OvnCentral:
 
 @pytest.fixture
 def ovn_central() -> Iterator[OvnCentral]:
+    with running_central() as central:
+        yield central
+
+
+@pytest.fixture
+def second_central() -> Iterator[OvnCentral]:
+    """That of another location."""
+    with running_central() as central:
+        yield central
+
+
+@contextmanager
+def running_central() -> Iterator[OvnCentral]:
     if shutil.which("ovn-northd") is None:
         pytest.skip("OVN is not installed")
     folder = Path(tempfile.mkdtemp(prefix="awan-ovn-"))  # a short path, for the sockets in it

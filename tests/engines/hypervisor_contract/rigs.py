@@ -26,6 +26,7 @@ from awan.engines.hypervisor import (
     NicSpec,
     NodeEndpoint,
     Power,
+    StopOutcome,
 )
 from awan.engines.hypervisor.fake import FakeHypervisor
 from awan.engines.hypervisor.libvirt import LibvirtHypervisor
@@ -130,6 +131,13 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
+
+
+def restart(rig: Rig, instance_id: UUID, *, grace_s: float, force: bool = False) -> StopOutcome:
+    """Stops and starts: QEMU is a new process, so a changed definition takes effect. How the stop ended."""
+    outcome = rig.hypervisor.ensure_stopped(rig.node, instance_id, grace_s=grace_s, force=force)
+    rig.hypervisor.ensure_running(rig.node, instance_id)
+    return outcome
 
 
 def remove_all(rig: Rig) -> None:

@@ -19,7 +19,7 @@ from awan.engines.hypervisor import (
     StopOutcome,
 )
 from awan.errors import EngineRejected
-from tests.engines.hypervisor_contract.rigs import Events, Rig
+from tests.engines.hypervisor_contract.rigs import Events, Rig, restart
 
 BlankSpec = Callable[..., DomainSpec]
 Listen = Callable[[UUID], Events]
@@ -37,7 +37,8 @@ def start(rig: Rig, spec: DomainSpec) -> None:
 
 def test_probe_finds_the_nodes_facts(rig: Rig) -> None:
     facts = rig.hypervisor.probe(rig.node)
-    assert facts.cpu_threads >= 1
+    assert len(facts.cpu_threads) >= 1
+    assert sorted(set(facts.cpu_threads)) == list(facts.cpu_threads)
     assert facts.memory_mib > 1024
     assert facts.pool_capacity_gib >= facts.pool_available_gib > 0
     assert facts.libvirt_version.count(".") == 2
@@ -60,7 +61,6 @@ def test_an_unknown_domain(rig: Rig) -> None:
     hypervisor.ensure_absent(node, unknown)
     for refused in (
         lambda: hypervisor.ensure_running(node, unknown),
-        lambda: hypervisor.restart(node, unknown, grace_s=5),
         lambda: hypervisor.ensure_media(node, unknown, 1, None),
     ):
         with pytest.raises(EngineRejected):
@@ -89,7 +89,7 @@ def test_a_changed_definition_takes_effect_at_restart(rig: Rig, blank_spec: Blan
     running = rig.hypervisor.find_domain(rig.node, spec.instance_id)
     assert running is not None
     assert (running.power, running.operation_id) == (Power.RUNNING, spec.operation_id)
-    outcome = rig.hypervisor.restart(rig.node, spec.instance_id, grace_s=5, force=True)
+    outcome = restart(rig, spec.instance_id, grace_s=5, force=True)
     assert outcome == StopOutcome.FORCED
     restarted = rig.hypervisor.find_domain(rig.node, spec.instance_id)
     assert restarted is not None
@@ -113,7 +113,7 @@ def test_start_and_forced_stop_are_idempotent(rig: Rig, blank_spec: BlankSpec) -
 def test_restart_of_a_stopped_domain_starts_it(rig: Rig, blank_spec: BlankSpec) -> None:
     spec = blank_spec()
     rig.hypervisor.ensure_defined(rig.node, spec)
-    outcome = rig.hypervisor.restart(rig.node, spec.instance_id, grace_s=5)
+    outcome = restart(rig, spec.instance_id, grace_s=5)
     assert outcome == StopOutcome.ALREADY_STOPPED
     assert power_of(rig, spec.instance_id) == Power.RUNNING
 
@@ -138,6 +138,67 @@ def test_a_deaf_guest_is_cut_off_after_the_grace(rig: Rig, blank_spec: BlankSpec
     assert outcome == StopOutcome.FORCED
     assert 1.0 <= time.monotonic() - began < 10.0
     assert power_of(rig, spec.instance_id) == Power.STOPPED
+
+
+def test_the_wait_for_a_deaf_guest_can_be_given_up(rig: Rig, blank_spec: BlankSpec) -> None:
+    spec = blank_spec()
+    start(rig, spec)
+    rig.deafen(spec.instance_id)
+    began = time.monotonic()
+    outcome = rig.hypervisor.ensure_stopped(
+        rig.node, spec.instance_id, grace_s=60, gives_up=lambda: time.monotonic() - began > 1.0
+    )
+    assert outcome == StopOutcome.GIVEN_UP
+    assert time.monotonic() - began < 20.0
+    assert power_of(rig, spec.instance_id) == Power.RUNNING
+    # Who wants the power cut, and who finds it cut, has nothing to give up.
+    forced = rig.hypervisor.ensure_stopped(
+        rig.node, spec.instance_id, grace_s=60, force=True, gives_up=lambda: True
+    )
+    assert forced == StopOutcome.FORCED
+    again = rig.hypervisor.ensure_stopped(
+        rig.node, spec.instance_id, grace_s=60, gives_up=lambda: True
+    )
+    assert again == StopOutcome.ALREADY_STOPPED
+
+
+def threads_of(rig: Rig, spec: DomainSpec) -> tuple[int, ...]:
+    facts = rig.hypervisor.find_domain(rig.node, spec.instance_id)
+    assert facts is not None
+    return facts.threads
+
+
+def test_shared_domains_leave_the_threads_of_dedicated_ones(
+    rig: Rig, blank_spec: BlankSpec
+) -> None:
+    threads = rig.hypervisor.probe(rig.node).cpu_threads
+    if len(threads) < 2:
+        pytest.skip("the node has one thread")
+    rest, last = threads[:-1], threads[-1:]
+    running, defined = blank_spec(), blank_spec()
+    start(rig, running)
+    rig.hypervisor.ensure_defined(rig.node, defined)
+    assert threads_of(rig, running) == ()
+    dedicated = blank_spec(dedicated=True, threads=last)
+    start(rig, dedicated)
+    for _ in range(2):
+        rig.hypervisor.ensure_shared_threads(rig.node, rest)
+        assert threads_of(rig, dedicated) == last
+        assert threads_of(rig, running) == threads_of(rig, defined) == rest
+    restart(rig, running.instance_id, grace_s=0, force=True)
+    rig.hypervisor.ensure_running(rig.node, defined.instance_id)
+    later = blank_spec(threads=rest)
+    start(rig, later)
+    for spec in (running, defined, later):
+        assert threads_of(rig, spec) == rest
+    rig.hypervisor.ensure_absent(rig.node, dedicated.instance_id)
+    rig.hypervisor.ensure_shared_threads(rig.node, threads)
+    for spec in (running, defined, later):
+        assert threads_of(rig, spec) == threads
+    # A definition that is written again says where it runs by itself.
+    rig.hypervisor.ensure_defined(rig.node, replace(later, threads=rest))
+    restart(rig, later.instance_id, grace_s=0, force=True)
+    assert threads_of(rig, later) == rest
 
 
 @pytest.mark.parametrize("state", ["defined", "running", "stopped", "crashed"])
@@ -213,7 +274,7 @@ def test_media_changes_live_and_for_the_next_start(rig: Rig, blank_spec: BlankSp
 
     change(other)
     assert paths() == (root, other)
-    rig.hypervisor.restart(rig.node, spec.instance_id, grace_s=0, force=True)
+    restart(rig, spec.instance_id, grace_s=0, force=True)
     assert paths() == (root, other)
     change(None)
     assert paths() == (root,)
@@ -273,7 +334,7 @@ def test_a_booted_guest(rig: Rig, boot_guest: Callable[..., DomainSpec], listen:
     events = listen(spec.instance_id)
     assert rig.hypervisor.guest_sign(rig.node, spec.instance_id) == GuestSign.AGENT
     began = time.monotonic()
-    outcome = rig.hypervisor.restart(rig.node, spec.instance_id, grace_s=60)
+    outcome = restart(rig, spec.instance_id, grace_s=60)
     assert outcome == StopOutcome.GRACEFUL
     assert time.monotonic() - began < 40
     assert events.next() == (Power.STOPPED, "shutdown")
@@ -291,6 +352,10 @@ def test_a_booted_guest(rig: Rig, boot_guest: Callable[..., DomainSpec], listen:
 HOSTILE: list[dict[str, object]] = [
     {"vcpus": 0},
     {"vcpus": 5},
+    {"dedicated": True},
+    {"dedicated": True, "threads": (0, 1)},
+    {"threads": (0, 0)},
+    {"threads": (-1,)},
     {"memory_mib": 2048},
     {"memory_mib": 0},
     {"nics": (NicSpec(uuid4(), "52:54:00:00:00:01'/><hostdev/>"),)},

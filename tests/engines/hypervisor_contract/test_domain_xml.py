@@ -21,6 +21,7 @@ from awan.engines.hypervisor.domain_xml import (
     build_media,
     disk_name,
     drop_cpu_shares,
+    parse_cpuset,
     read_identity,
     read_media_path,
 )
@@ -30,7 +31,7 @@ GOLDEN = Path(__file__).parent / "golden"
 SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
 POOL = "/var/lib/libvirt/images/awan"
 TCG = HostTraits(False, "/usr/bin/qemu-system-x86_64", "br-int", nic_offloads=False)
-KVM = replace(TCG, kvm=True, nic_offloads=True, pinned_threads=(4, 5))
+KVM = replace(TCG, kvm=True, nic_offloads=True)
 
 SPEC = DomainSpec(
     instance_id=UUID("11111111-1111-4111-8111-111111111111"),
@@ -62,8 +63,13 @@ SPEC = DomainSpec(
         NicSpec(UUID("55555555-5555-4555-8555-555555555555"), "52:54:00:00:00:02", 1442),
     ),
 )
-DEDICATED = replace(SPEC, dedicated=True, memory_max_mib=2048, vcpus_max=2)
-CASES = {"shared-tcg": (SPEC, TCG), "dedicated-kvm": (DEDICATED, KVM)}
+DEDICATED = replace(SPEC, dedicated=True, threads=(4, 5), memory_max_mib=2048, vcpus_max=2)
+CONFINED = replace(SPEC, threads=(0, 1, 3))
+CASES = {
+    "shared-tcg": (SPEC, TCG),
+    "confined-tcg": (CONFINED, TCG),
+    "dedicated-kvm": (DEDICATED, KVM),
+}
 
 
 def build(spec: DomainSpec = SPEC, host: HostTraits = TCG) -> str:
@@ -94,7 +100,10 @@ def test_what_is_written_is_read_back() -> None:
     assert identity.operation_id == SPEC.operation_id
     assert identity.disk_paths == tuple(disk.path for disk in SPEC.disks)
     assert identity.port_ids == tuple(nic.port_id for nic in SPEC.nics)
-    assert identity.pinned_threads == (4, 5)
+    assert (identity.threads, identity.is_dedicated) == ((4, 5), True)
+    confined = read_identity(build(CONFINED))
+    assert (confined.threads, confined.is_dedicated) == ((0, 1, 3), False)
+    assert read_identity(build()).threads == ()
     assert read_media_path(build(), 1) == f"{POOL}/seed-1.iso"
 
 
@@ -142,6 +151,14 @@ def shape(xml: str) -> list[object]:
         return [element.tag, sorted(element.attrib), [walk(child) for child in element]]
 
     return walk(etree.fromstring(xml))
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("0-3,^2,8", {0, 1, 3, 8}), ("5", {5}), ("", set()), ("^1,0-2", {0, 2}), ("x,1", {1})],
+)
+def test_cpusets_are_read(text: str, numbers: set[int]) -> None:
+    assert parse_cpuset(text) == numbers
 
 
 @given(title=st.text(max_size=300))

@@ -27,6 +27,7 @@ from tests.engines.hypervisor_contract.rigs import (
     LabRig,
     boot_tiny,
     build_blank,
+    restart,
     wait_for_agent,
 )
 
@@ -204,16 +205,32 @@ def test_removal_takes_snapshots_and_saved_memory_along(lab_rig: LabRig, blank: 
     assert left.stdout == ""
 
 
-def test_dedicated_domains_get_threads_of_their_own(lab_rig: LabRig) -> None:
-    def pins(spec: DomainSpec) -> list[str]:
-        xml = lab_rig.on_domain(spec.instance_id, lambda domain: domain.XMLDesc(0))
-        return [str(pin.get("cpuset")) for pin in etree.fromstring(xml).iterfind("cputune/vcpupin")]
+def test_the_kernel_holds_domains_to_their_threads(lab_rig: LabRig) -> None:
+    threads = lab_rig.hypervisor.probe(lab_rig.node).cpu_threads
+    if len(threads) < 2:
+        pytest.skip("the node has one thread")
 
-    first, second = (start_blank(lab_rig, dedicated=True) for _ in range(2))
-    assert {*pins(first), *pins(second)} == {"0", "1"}
-    before = pins(second)
-    lab_rig.hypervisor.ensure_defined(lab_rig.node, second)
-    assert pins(second) == before
+    def allowed(spec: DomainSpec) -> set[str]:
+        """Where the vCPUs may run, and the thread of QEMU that does the rest."""
+        pid = lab_rig.qemu_pid(spec.instance_id)
+        found = set()
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            is_vcpu = (task / "comm").read_text().startswith("CPU ")
+            if is_vcpu or task.name == str(pid):
+                status = (task / "status").read_text().splitlines()
+                line = next(line for line in status if line.startswith("Cpus_allowed_list:"))
+                found.add(line.split()[1])
+        return found
+
+    first, second = threads[0], threads[1]
+    shared = start_blank(lab_rig, vcpus=2)
+    dedicated = start_blank(lab_rig, dedicated=True, threads=(second,))
+    assert allowed(dedicated) == {str(second)}
+    assert allowed(shared) != {str(first)}
+    lab_rig.hypervisor.ensure_shared_threads(lab_rig.node, (first,))
+    assert allowed(shared) == {str(first)}
+    assert allowed(start_blank(lab_rig, threads=(first,))) == {str(first)}
+    assert allowed(dedicated) == {str(second)}
 
 
 @pytest.mark.faults
@@ -228,7 +245,7 @@ def test_a_frozen_qemu_does_not_stall_the_others(lab_rig: LabRig, blank: DomainS
         waiting.start()
         time.sleep(0.5)
         began = time.monotonic()
-        hypervisor.restart(node, other.instance_id, grace_s=0, force=True)
+        restart(lab_rig, other.instance_id, grace_s=0, force=True)
         hypervisor.list_domains(node)
         facts = hypervisor.find_domain(node, blank.instance_id)
         assert facts is not None
@@ -247,7 +264,7 @@ def test_a_frozen_qemu_does_not_stall_the_others(lab_rig: LabRig, blank: DomainS
 @pytest.mark.timeout(240)
 def test_many_frozen_qemus_leave_room_for_others(lab_rig: LabRig) -> None:
     """More hanging calls than the daemon serves one connection at once."""
-    hypervisor, node = lab_rig.hypervisor, lab_rig.node
+    node = lab_rig.node
     frozen = [start_blank(lab_rig) for _ in range(7)]
     other = start_blank(lab_rig)
     pids = [lab_rig.qemu_pid(spec.instance_id) for spec in frozen]
@@ -275,7 +292,7 @@ def test_many_frozen_qemus_leave_room_for_others(lab_rig: LabRig) -> None:
             thread.join()
         assert len(errors) == len(frozen)
         began = time.monotonic()
-        hypervisor.restart(node, other.instance_id, grace_s=0, force=True)
+        restart(lab_rig, other.instance_id, grace_s=0, force=True)
         assert time.monotonic() - began < 8
     finally:
         for pid in pids:
@@ -398,7 +415,7 @@ def check_locked_tray(rig: LabRig, spec: DomainSpec) -> None:
 def check_traffic_sign(rig: LabRig, spec: DomainSpec) -> None:
     """Without its agent, the first packets are the guest's sign."""
     assert run_in_guest(rig, spec.instance_id, "sed -i /agent/d /etc/inittab && sync")
-    rig.hypervisor.restart(rig.node, spec.instance_id, grace_s=60)
+    restart(rig, spec.instance_id, grace_s=60)
     assert rig.hypervisor.guest_sign(rig.node, spec.instance_id) == GuestSign.NONE
 
     def has_sign() -> bool:
@@ -409,6 +426,6 @@ def check_traffic_sign(rig: LabRig, spec: DomainSpec) -> None:
 
 def check_early_power_button(rig: LabRig, spec: DomainSpec) -> None:
     """A guest that is still booting when it is asked to stop ends by itself all the same."""
-    rig.hypervisor.restart(rig.node, spec.instance_id, grace_s=0, force=True)
+    restart(rig, spec.instance_id, grace_s=0, force=True)
     outcome = rig.hypervisor.ensure_stopped(rig.node, spec.instance_id, grace_s=90)
     assert outcome == StopOutcome.GRACEFUL

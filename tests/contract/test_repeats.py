@@ -1,0 +1,363 @@
+"""Every changing call can be repeated under its Idempotency-Key: all routes of the document, so none can be forgotten.
+
+A changing route that is not known here fails the test: say how it is called, and how it is called otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from awan.api import PREFIX, create_app
+from tests.support.database_state import changed, contents
+from tests.support.images import make_qcow2
+from tests.support.in_process_worker import wait_until_idle
+from tests.support.simulated_cloud import SimulatedCloud
+from tests.support.ssh_keys import ED25519_KEYS
+
+REMOVE = {"remove_ip": False, "remove_block_storage": False}
+# It refuses whatever it gets: the same path with `_method=DELETE` is the deletion.
+REFUSES_ALL = {"POST /instances/{instance_uuid}"}
+OCTETS = {"content-type": "application/octet-stream"}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a route: its path below the prefix and what it carries."""
+
+    path: str
+    body: dict[str, Any] | None = None
+    content: bytes | None = None
+
+
+class World:
+    """A cloud in which calls find whatever they need; each thing is a new one."""
+
+    def __init__(self, cloud: SimulatedCloud, directory: Path) -> None:
+        self.cloud = cloud
+        self.directory = directory
+        self._numbers = count(1)
+
+    def send(self, method: str, call: Call, key: str | None = None) -> httpx.Response:
+        """Sends a call as whoever has the route."""
+        is_admin = call.path.startswith("/admin/")
+        client = self.cloud.admin if is_admin else self.cloud.customer.http
+        headers = {"Idempotency-Key": key} if key is not None else {}
+        if call.content is not None:
+            return client.request(
+                method, call.path, content=call.content, headers={**headers, **OCTETS}
+            )
+        return client.request(method, call.path, json=call.body, headers=headers)
+
+    def make(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Creates a thing and waits for it; its data."""
+        answer = self.send("POST", Call(path, body))
+        assert answer.is_success, f"{path}: {answer.text}"
+        wait_until_idle()
+        return dict(answer.json()["data"])
+
+    def name(self) -> str:
+        """A name that nothing has."""
+        return f"thing-{next(self._numbers)}"
+
+    def instance(self, power: str = "running") -> str:
+        """An instance that runs, or is stopped."""
+        uuid = str(self.cloud.create_running()["uuid"])
+        if power == "stopped":
+            self.make(f"/instances/{uuid}/stop", {"force": True})
+        return uuid
+
+    def address(self) -> str:
+        """A free address of the customer."""
+        return str(self.make("/networks/public", {"location_id": self.cloud.location_id})["uuid"])
+
+    def ssh_key(self, number: int) -> str:
+        """An SSH key of the customer."""
+        made = self.make("/ssh-keys", {"title": self.name(), "key": ED25519_KEYS[number]})
+        return str(made["id"])
+
+    def account(self) -> str:
+        """An account."""
+        return str(self.make("/admin/accounts", {"name": self.name()})["uuid"])
+
+    def node(self) -> str:
+        """A node with nothing on it."""
+        return str(self.make("/admin/nodes", self.node_body())["uuid"])
+
+    def node_body(self) -> dict[str, Any]:
+        """A node to add."""
+        name = self.name()
+        return {
+            "location_id": self.cloud.location_id,
+            "name": name,
+            "libvirt_uri": f"fake://{name}/",
+            "tier_ids": [self.cloud.tier_id],
+        }
+
+    def pool_body(self) -> dict[str, Any]:
+        """A prefix to add."""
+        prefix = f"198.18.{next(self._numbers)}"
+        location = self.cloud.location_id
+        return {"location_id": location, "cidr": f"{prefix}.0/28", "gateway": f"{prefix}.1"}
+
+    def size_body(self) -> dict[str, Any]:
+        """A size to add."""
+        return {"title": self.name(), "cpu": 1, "memory": 1, "storage": 20}
+
+    def template_body(self) -> dict[str, Any]:
+        """A template to add."""
+        return {"name": self.name(), "version": "1"}
+
+    def template(self) -> str:
+        """A template without images."""
+        return str(self.make("/admin/templates", self.template_body())["id"])
+
+    def image(self) -> str:
+        """An image that nothing is based on."""
+        return str(self.cloud.add_image(int(self.template())))
+
+    def upload(self, template: str, size: str) -> Call:
+        """An upload of an empty image."""
+        content = make_qcow2(self.directory / f"{self.name()}.qcow2", size)
+        return Call(f"/admin/templates/{template}/images", content=content)
+
+    def either(self, path: str, body: dict[str, Any], other: dict[str, Any]) -> tuple[Call, Call]:
+        """The same path with one body or another."""
+        return Call(path, body), Call(path, other)
+
+    def twice(self, path: str, make_body: Callable[[], dict[str, Any]]) -> tuple[Call, Call]:
+        """The same path with two new bodies."""
+        return self.either(path, make_body(), make_body())
+
+    def both(self, pattern: str, make: Callable[[], str], body: Any = None) -> tuple[Call, Call]:
+        """One body for the paths of two things."""
+        return Call(pattern.format(make()), body), Call(pattern.format(make()), body)
+
+
+Pair = tuple[Call, Call]
+# Route -> a call that succeeds, and another call of the same route.
+CALLS: dict[str, Callable[[World], Pair]] = {
+    "POST /instances": lambda w: w.twice("/instances", w.cloud.order),
+    "DELETE /instances/{instance_uuid}": lambda w: w.both("/instances/{}", w.instance, REMOVE),
+    "POST /instances/{instance_uuid}/start": lambda w: w.both(
+        "/instances/{}/start", lambda: w.instance("stopped")
+    ),
+    "POST /instances/{instance_uuid}/stop": lambda w: w.either(
+        f"/instances/{w.instance()}/stop", {"force": True}, {"force": False}
+    ),
+    "POST /instances/{instance_uuid}/restart": lambda w: w.either(
+        f"/instances/{w.instance()}/restart", {"force": True}, {"force": False}
+    ),
+    "POST /networks/public": lambda w: w.either(
+        "/networks/public", {"location_id": w.cloud.location_id}, {"location_id": 2**40}
+    ),
+    "DELETE /networks/public/{ip_uuid}": lambda w: w.both("/networks/public/{}", w.address),
+    "POST /ssh-keys": lambda w: w.twice(
+        "/ssh-keys", lambda: {"title": w.name(), "key": ED25519_KEYS[0]}
+    ),
+    "DELETE /ssh-keys/{ssh_id}": lambda w: (
+        Call(f"/ssh-keys/{w.ssh_key(1)}"),
+        Call(f"/ssh-keys/{w.ssh_key(2)}"),
+    ),
+    "POST /api-keys": lambda w: w.twice("/api-keys", lambda: {"name": w.name()}),
+    "DELETE /api-keys/{key_id}": lambda w: w.both(
+        "/api-keys/{}", lambda: str(w.make("/api-keys", {"name": w.name()})["id"])
+    ),
+    "POST /admin/accounts": lambda w: w.twice("/admin/accounts", lambda: {"name": w.name()}),
+    "PATCH /admin/accounts/{account_uuid}": lambda w: w.twice(
+        f"/admin/accounts/{w.account()}", lambda: {"name": w.name()}
+    ),
+    "POST /admin/accounts/{account_uuid}/api-keys": lambda w: w.twice(
+        f"/admin/accounts/{w.account()}/api-keys", lambda: {"name": w.name()}
+    ),
+    "DELETE /admin/accounts/{account_uuid}/api-keys/{key_id}": lambda w: w.both(
+        "/admin/accounts/{}", lambda: _key_of(w, w.account())
+    ),
+    "POST /admin/locations": lambda w: w.twice(
+        "/admin/locations",
+        lambda: {"name": w.name(), "code": w.name().replace("-", ""), "country": "ID"},
+    ),
+    "PATCH /admin/locations/{location_id}": lambda w: w.twice(
+        f"/admin/locations/{w.cloud.location_id}", lambda: {"name": w.name()}
+    ),
+    "PUT /admin/locations/{location_id}/engines/{kind}": lambda w: w.either(
+        f"/admin/locations/{w.cloud.location_id}/engines/fabric",
+        {"driver": "fake", "options": {"boot_s": 0.1}},
+        {"driver": "fake", "options": {"boot_s": 0.2}},
+    ),
+    "POST /admin/tiers": lambda w: w.twice(
+        "/admin/tiers", lambda: {"name": w.name(), "cpu_model": "x"}
+    ),
+    "PATCH /admin/tiers/{tier_id}": lambda w: w.twice(
+        f"/admin/tiers/{w.cloud.tier_id}", lambda: {"description": w.name()}
+    ),
+    "POST /admin/tiers/{tier_id}/prices": lambda w: w.either(
+        f"/admin/tiers/{w.cloud.tier_id}/prices",
+        {"component": "storage", "monthly_minor": 1},
+        {"component": "storage", "monthly_minor": 2},
+    ),
+    "POST /admin/sizes": lambda w: w.twice("/admin/sizes", w.size_body),
+    "DELETE /admin/sizes/{size_id}": lambda w: w.both(
+        "/admin/sizes/{}", lambda: str(w.make("/admin/sizes", w.size_body())["id"])
+    ),
+    "POST /admin/templates": lambda w: w.twice("/admin/templates", w.template_body),
+    "PATCH /admin/templates/{template_id}": lambda w: w.either(
+        f"/admin/templates/{w.cloud.template_id}",
+        {"is_deprecated": True},
+        {"is_deprecated": False},
+    ),
+    "DELETE /admin/templates/{template_id}": lambda w: w.both("/admin/templates/{}", w.template),
+    "POST /admin/templates/{template_id}/images": lambda w: (
+        w.upload(str(w.cloud.template_id), "1G"),
+        w.upload(str(w.cloud.template_id), "2G"),
+    ),
+    "DELETE /admin/images/{image_uuid}": lambda w: w.both("/admin/images/{}", w.image),
+    "POST /admin/nodes": lambda w: w.twice("/admin/nodes", w.node_body),
+    "DELETE /admin/nodes/{node_uuid}": lambda w: w.both("/admin/nodes/{}", w.node),
+    "POST /admin/nodes/{node_uuid}/probe": lambda w: w.both("/admin/nodes/{}/probe", w.node),
+    "POST /admin/nodes/{node_uuid}/cordon": lambda w: w.both("/admin/nodes/{}/cordon", w.node),
+    "POST /admin/nodes/{node_uuid}/uncordon": lambda w: w.both("/admin/nodes/{}/uncordon", w.node),
+    "POST /admin/pools": lambda w: w.twice("/admin/pools", w.pool_body),
+    "DELETE /admin/pools/{pool_id}": lambda w: w.both(
+        "/admin/pools/{}", lambda: str(w.make("/admin/pools", w.pool_body())["id"])
+    ),
+    # It has no other call of its own: a cordon under the same key is as much another one.
+    "POST /admin/audit": lambda w: (
+        Call("/admin/audit"),
+        Call(f"/admin/nodes/{w.cloud.node_ids[0]}/cordon"),
+    ),
+}
+
+
+def _key_of(world: World, account: str) -> str:
+    made = world.make(f"/admin/accounts/{account}/api-keys", {"name": world.name()})
+    return f"{account}/api-keys/{made['id']}"
+
+
+def changing_routes() -> dict[str, dict[str, Any]]:
+    """The document's changing operations by method and path without the prefix."""
+    return {
+        f"{method.upper()} {path.removeprefix(PREFIX)}": operation
+        for path, methods in create_app().openapi()["paths"].items()
+        for method, operation in methods.items()
+        if method != "get"
+    }
+
+
+def ids_of(answer: httpx.Response) -> tuple[Any, ...]:
+    """What a repeat has in common with the first answer, whatever became of the thing."""
+    said = answer.json()
+    data = said["data"] if isinstance(said["data"], dict) else {}
+    operation = said.get("operation") or {}
+    return (
+        answer.status_code,
+        said["message"],
+        data.get("id"),
+        data.get("uuid"),
+        operation.get("uuid"),
+    )
+
+
+@pytest.fixture
+def world(cloud: SimulatedCloud, tmp_path: Path) -> World:
+    """The cloud to call."""
+    return World(cloud, tmp_path)
+
+
+def test_every_changing_route_documents_the_header() -> None:
+    routes = changing_routes()
+    assert set(routes) == set(CALLS) | REFUSES_ALL
+    for route, operation in routes.items():
+        headers = [one["name"] for one in operation.get("parameters", []) if one["in"] == "header"]
+        assert "Idempotency-Key" in headers, route
+        assert "409" in operation["responses"], route
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("side", ["customer", "operator"])
+def test_every_changing_route_honours_the_header(world: World, side: str) -> None:
+    for route, make in CALLS.items():
+        method, _, path = route.partition(" ")
+        if path.startswith("/admin/") != (side == "operator"):
+            continue
+        call, other = make(world)
+        key = str(uuid4())
+        first = world.send(method, call, key)
+        assert first.is_success, f"{route}: {first.text}"
+        wait_until_idle()
+        before = contents()
+        again = world.send(method, call, key)
+        assert ids_of(again) == ids_of(first), f"{route}: {again.text}"
+        other_method = "POST" if route == "POST /admin/audit" else method
+        refused = world.send(other_method, other, key)
+        said = (refused.status_code, refused.json()["type"])
+        assert said == (409, "IDEMPOTENCY_CONFLICT"), f"{route}: {refused.text}"
+        assert settled(changed(before), side) == {}, route
+
+
+def settled(tables: dict[str, Any], side: str) -> dict[str, Any]:
+    """Without what goes on by itself: workflows, and beside customers' calls the first boots of their instances."""
+    by_itself: tuple[str, ...] = ("dbos.", "sim.")
+    if side == "customer":
+        by_itself += ("public.event", "public.instance", "public.usage_span")
+    return {name: values for name, values in tables.items() if not name.startswith(by_itself)}
+
+
+# A creation -> how what it made goes. Paths take the id that the creation answered.
+ENDS: dict[str, str] = {
+    "POST /instances": "/instances/{}",
+    "POST /networks/public": "/networks/public/{}",
+    "POST /ssh-keys": "/ssh-keys/{}",
+    "POST /api-keys": "/api-keys/{}",
+    "POST /admin/sizes": "/admin/sizes/{}",
+    "POST /admin/templates": "/admin/templates/{}",
+    "POST /admin/templates/{template_id}/images": "/admin/images/{}",
+    "POST /admin/nodes": "/admin/nodes/{}",
+    "POST /admin/pools": "/admin/pools/{}",
+}
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("route", sorted(ENDS))
+def test_a_creation_can_be_repeated_after_the_thing_is_gone(world: World, route: str) -> None:
+    call, _ = CALLS[route](world)
+    first = world.send("POST", call, "once")
+    assert first.is_success, first.text
+    wait_until_idle()
+    made = first.json()["data"]
+    body = REMOVE if route == "POST /instances" else None
+    gone = world.send("DELETE", Call(ENDS[route].format(made.get("uuid") or made["id"]), body))
+    assert gone.is_success, gone.text
+    wait_until_idle()
+    again = world.send("POST", call, "once")
+    assert ids_of(again) == ids_of(first), again.text
+
+
+@pytest.mark.usefixtures("worker")
+def test_what_a_repeat_shows_of_a_thing_that_is_gone(world: World) -> None:
+    """A deleted instance as it was, but terminated; of an address whose prefix is gone, its id alone."""
+    order = Call("/instances", world.cloud.order(hostname="gone"))
+    ip = Call("/networks/public", {"location_id": world.cloud.location_id})
+    instance = world.send("POST", order, "instance").json()["data"]
+    address = world.send("POST", ip, "address").json()["data"]
+    wait_until_idle()
+    for path in (f"/instances/{instance['uuid']}", f"/networks/public/{address['uuid']}"):
+        body = {**REMOVE, "remove_ip": True} if path.startswith("/instances") else None
+        assert world.send("DELETE", Call(path, body)).is_success, path
+        wait_until_idle()
+    shown = world.send("POST", order, "instance").json()["data"]
+    assert (shown["hostname"], shown["state"], shown["ip_address"]) == ("gone", "terminated", None)
+    assert shown["price_per_hour"] == instance["price_per_hour"]
+    released = world.send("POST", ip, "address").json()["data"]
+    assert (released["ip_address"], released["status"]) == (address["ip_address"], "releasing")
+    assert world.send("DELETE", Call(f"/admin/pools/{world.cloud.pool_id}")).is_success
+    again = world.send("POST", ip, "address")
+    assert (again.status_code, again.json()["data"]) == (201, {"uuid": address["uuid"]})

@@ -1,0 +1,129 @@
+"""A worker that is frozen in one call of an engine, taken for dead, and woken after the instance is long gone."""
+
+from __future__ import annotations
+
+import time
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+
+from awan.engines.registry import sim_store
+from awan.kit.database import get_engine
+from awan.operations import durable
+from tests.support.holdings import assert_counts, engine_state
+from tests.support.in_process_worker import InProcessWorker
+from tests.support.simulated_cloud import SimulatedCloud
+
+FROZEN_S = 4.0
+REMOVE = {"remove_ip": True, "remove_block_storage": False}
+# Step -> the engine's call in it, and where what it makes is seen.
+CALLS = {
+    "volume": ("volumes", "create_from_image", "files"),
+    "seed": ("volumes", "ensure_seed", "files"),
+    "port": ("fabric", "ensure_port", "ports"),
+    "domain": ("hypervisor", "ensure_defined", "domains"),
+}
+
+
+@pytest.fixture
+def frozen_worker(cloud: SimulatedCloud, worker: InProcessWorker) -> FrozenWorker:
+    """The running worker, and the hand that freezes it."""
+    return FrozenWorker(cloud)
+
+
+class FrozenWorker:
+    """Freezes the worker in its next call of a verb, before the effect; the process goes on as another worker."""
+
+    def __init__(self, cloud: SimulatedCloud) -> None:
+        self._cloud = cloud
+
+    def freeze_at(self, engine: str, verb: str) -> None:
+        """The next call of the verb lasts until `wait_until_awake`; later ones do not, once `hand_over` was called."""
+        sim_store().faults.clear()
+        sim_store().set_latency(FROZEN_S, engine=engine, verb=verb)
+        self._verb = verb
+
+    def wait_for_call(self) -> None:
+        """Returns when the worker is in the call."""
+        deadline = time.monotonic() + 15
+        while not any(call.verb == self._verb for call in sim_store().faults.calls):
+            assert time.monotonic() < deadline, f"{self._verb} is not called"
+            time.sleep(0.005)
+        # What sleeps has read its latency already.
+        time.sleep(0.1)
+
+    def hand_over(self, operation: str) -> None:
+        """The operation goes to another worker, as after a takeover."""
+        self.wait_for_call()
+        self._frozen_at = time.monotonic()
+        sim_store().execute("DELETE FROM sim.setting")
+        sim_store()._settings_until = 0.0
+        with get_engine().connect() as connection:
+            executor = connection.scalar(
+                text("SELECT executor_id FROM dbos.workflow_status WHERE workflow_uuid = :id"),
+                {"id": operation},
+            )
+        assert durable.recover([str(executor)]) >= 1
+
+    def assert_still_frozen(self) -> None:
+        """The late call has yet to come."""
+        assert time.monotonic() - self._frozen_at < FROZEN_S - 0.5, "the test was too slow"
+
+    def wait_until_awake(self) -> None:
+        """The late call has taken effect, and there was time to clear up after it."""
+        time.sleep(max(0.0, self._frozen_at + FROZEN_S + 1.0 - time.monotonic()))
+
+
+@pytest.mark.parametrize("step", CALLS)
+def test_what_it_makes_of_a_deleted_instance_does_not_stay(
+    cloud: SimulatedCloud, frozen_worker: FrozenWorker, step: str
+) -> None:
+    engine, verb, seen_in = CALLS[step]
+    frozen_worker.freeze_at(engine, verb)
+    created = cloud.create()
+    uuid, creation = created["data"]["uuid"], created["operation"]["uuid"]
+    frozen_worker.hand_over(creation)
+    assert cloud.wait(creation)["status"] == "succeeded"
+    answer = cloud.customer.http.request("DELETE", f"/instances/{uuid}", json=REMOVE)
+    assert cloud.wait(answer.json()["operation"]["uuid"])["status"] == "succeeded"
+    assert_counts(cloud, 0)
+    frozen_worker.assert_still_frozen()
+    frozen_worker.wait_until_awake()
+    assert engine_state(cloud)[seen_in] == []
+    assert_counts(cloud, 0)
+
+
+@pytest.mark.parametrize("step", ["domain", "port"])
+def test_an_instance_that_lives_keeps_everything(
+    cloud: SimulatedCloud, frozen_worker: FrozenWorker, step: str
+) -> None:
+    engine, verb, _ = CALLS[step]
+    frozen_worker.freeze_at(engine, verb)
+    created = cloud.create()
+    uuid, creation = created["data"]["uuid"], created["operation"]["uuid"]
+    frozen_worker.hand_over(creation)
+    assert cloud.wait(creation)["status"] == "succeeded"
+    before = engine_state(cloud)["domains"]
+    frozen_worker.assert_still_frozen()
+    frozen_worker.wait_until_awake()
+    assert engine_state(cloud)["domains"] == before == [(UUID(uuid), "running")]
+    assert_counts(cloud, 1)
+
+
+def test_what_it_makes_of_a_cancelled_creation_does_not_stay(
+    cloud: SimulatedCloud, frozen_worker: FrozenWorker
+) -> None:
+    """The other worker undoes the creation before the frozen one has done its part of it."""
+    frozen_worker.freeze_at("hypervisor", "ensure_defined")
+    created = cloud.create()
+    uuid, creation = created["data"]["uuid"], created["operation"]["uuid"]
+    frozen_worker.wait_for_call()
+    answer = cloud.customer.http.request("DELETE", f"/instances/{uuid}", json=REMOVE)
+    frozen_worker.hand_over(creation)
+    assert cloud.wait(creation)["status"] == "cancelled"
+    assert cloud.wait(answer.json()["operation"]["uuid"])["status"] == "succeeded"
+    assert_counts(cloud, 0)
+    frozen_worker.assert_still_frozen()
+    frozen_worker.wait_until_awake()
+    assert_counts(cloud, 0)
