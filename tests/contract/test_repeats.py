@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from awan.api import PREFIX, create_app
+from awan.webhooks.deliveries import fan_out
 from tests.support.database_state import changed, contents
 from tests.support.images import make_qcow2
 from tests.support.in_process_worker import wait_until_idle
@@ -82,6 +83,21 @@ class World:
         """An SSH key of the customer."""
         made = self.make("/ssh-keys", {"title": self.name(), "key": ED25519_KEYS[number]})
         return str(made["id"])
+
+    def webhook(self) -> str:
+        """A webhook of the customer."""
+        return str(self.make("/webhooks", self.webhook_body())["uuid"])
+
+    def webhook_body(self) -> dict[str, Any]:
+        """A webhook to add."""
+        return {"url": f"https://{self.name()}.example/"}
+
+    def delivery(self) -> str:
+        """The path of a delivery of a webhook of its own."""
+        path = f"/webhooks/{self.webhook()}/deliveries"
+        fan_out()
+        answer = self.cloud.customer.http.get(path).json()
+        return f"{path}/{answer['data']['data'][0]['uuid']}"
 
     def account(self) -> str:
         """An account."""
@@ -169,6 +185,17 @@ CALLS: dict[str, Callable[[World], Pair]] = {
     "POST /api-keys": lambda w: w.twice("/api-keys", lambda: {"name": w.name()}),
     "DELETE /api-keys/{key_id}": lambda w: w.both(
         "/api-keys/{}", lambda: str(w.make("/api-keys", {"name": w.name()})["id"])
+    ),
+    "POST /webhooks": lambda w: w.twice("/webhooks", w.webhook_body),
+    "PATCH /webhooks/{webhook_uuid}": lambda w: w.twice(
+        f"/webhooks/{w.webhook()}", lambda: {"description": w.name()}
+    ),
+    "DELETE /webhooks/{webhook_uuid}": lambda w: w.both("/webhooks/{}", w.webhook),
+    "POST /webhooks/{webhook_uuid}/rotate-secret": lambda w: w.both(
+        "/webhooks/{}/rotate-secret", w.webhook
+    ),
+    "POST /webhooks/{webhook_uuid}/deliveries/{delivery_uuid}/replay": lambda w: w.both(
+        "{}/replay", w.delivery
     ),
     "POST /admin/accounts": lambda w: w.twice("/admin/accounts", lambda: {"name": w.name()}),
     "PATCH /admin/accounts/{account_uuid}": lambda w: w.twice(
