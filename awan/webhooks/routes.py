@@ -13,7 +13,7 @@ from awan.kit.http import Answer, EmptyForm, Envelope, Request, answer, form_bod
 from awan.kit.pagination import PageRequest, paged
 from awan.resources import ResourceKind, in_path
 from awan.webhooks import service
-from awan.webhooks.models import WebhookEndpoint
+from awan.webhooks.models import WebhookDelivery, WebhookEndpoint
 from awan.webhooks.schemas import (
     AttemptView,
     DeliveryDetail,
@@ -170,8 +170,10 @@ def replay_webhook_delivery(
     with transaction() as session:
         call = idempotent(session, caller, request)
         if call.earlier:
-            row, _attempts = service.get_delivery(session, caller, webhook_uuid, delivery_uuid)
-            return replay(call.earlier, DeliveryView.of(row))
+            earlier = session.get(WebhookDelivery, delivery_uuid)
+            return replay(
+                call.earlier, DeliveryView.of(earlier) if earlier else call.earlier.remains
+            )
         row = service.replay(session, caller, webhook_uuid, delivery_uuid)
         return call.keep(
             answer("Webhook delivery will be sent again", DeliveryView.of(row)), delivery_uuid
