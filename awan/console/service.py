@@ -19,6 +19,7 @@ from awan.console.workflows import OPEN
 from awan.errors import Conflict, QuotaExceeded, Unauthenticated
 from awan.events import record
 from awan.instances.models import DesiredState, Instance, ObservedState
+from awan.instances.service import refuse_if_unreachable
 from awan.kit.clock import now
 from awan.kit.ids import derived_id, new_id
 from awan.operations import begin
@@ -40,11 +41,13 @@ _REFRESH = text(
         WHEN instance.desired_state = 'deleted' OR instance.deleted_at IS NOT NULL
             THEN 'the instance was deleted'
         WHEN instance.observed_state <> 'running' THEN 'the instance was stopped'
+        WHEN node.health = 'unreachable' THEN 'the server of the instance does not answer'
         WHEN api_key.revoked_at IS NOT NULL OR api_key.expires_at <= now()
             THEN 'the API key that opened it is not valid any more'
         WHEN account.state <> 'active' THEN 'the account is not active any more'
         END AS reason
     FROM console JOIN instance USING (instance_id)
+        LEFT JOIN node ON node.node_id = instance.node_id
         JOIN api_key ON api_key.key_id = console.key_id
         JOIN account ON account.account_id = console.account_id
     WHERE console_id = ANY(:ids)
@@ -65,11 +68,12 @@ class _Requester:
 def issue(session: Session, caller: Caller, instance_id: UUID) -> Console:
     """A ticket for the screen of a running instance.
 
-    Raises: NotFound, Conflict (not running, or all its consoles are open), QuotaExceeded (those of the account).
+    Raises: NotFound, Conflict (not running, its node unreachable, or all its consoles are open), QuotaExceeded (those
+    of the account).
     """
     resource = get_owned(session, caller, ResourceKind.INSTANCE, instance_id)
     instance = session.get_one(Instance, instance_id)
-    _check_running(instance)
+    _check_running(session, instance)
     _check_room(session, resource.account_id, instance_id)
     console = Console(
         console_id=new_id(),
@@ -99,7 +103,7 @@ def use_ticket(session: Session, console_id: UUID, request_id: str) -> Console:
     ):
         raise Unauthenticated(TICKET_REFUSED)
     instance = session.get_one(Instance, console.instance_id)
-    _check_running(instance)
+    _check_running(session, instance)
     # Those of an account are counted one after the other.
     session.execute(
         text("SELECT pg_advisory_xact_lock(hashtext('awan.console'), hashtext(:account))"),
@@ -170,7 +174,8 @@ def end_lost(session: Session) -> int:
     return len(lost)
 
 
-def _check_running(instance: Instance) -> None:
+def _check_running(session: Session, instance: Instance) -> None:
+    refuse_if_unreachable(session, instance)
     if (
         instance.desired_state != DesiredState.RUNNING
         or instance.observed_state != ObservedState.RUNNING

@@ -25,6 +25,7 @@ from awan.instances.service import (
     is_hostname_taken,
     lock_idle,
     lock_instance,
+    refuse_if_unreachable,
     require_state,
 )
 from awan.instances.workflows import PASSWORD_PURPOSE, SECRET_GENERATION
@@ -36,6 +37,19 @@ from awan.resources import Resource
 FIRST_BOOT_PENDING = (
     "The guest has not finished its first boot yet. Try again once ready_at of the instance is set."
 )
+# The seed of the first boot is kept until the guest gives a sign, also when it counts as ready for its silence.
+FIRST_BOOT_UNSEEN = (
+    "The guest has not been seen to finish its first boot: that is known once its agent answers or, if its template"
+    " has no agent, once it sends packets."
+)
+UNSEEN_STOPPED = (
+    f"{FIRST_BOOT_UNSEEN} Start the instance, see on its console how far it gets, and try again a minute after it has"
+    " booted; if that does not help, ask the operator."
+)
+UNSEEN_RUNNING = (
+    f"{FIRST_BOOT_UNSEEN} See on the console of the instance how far it gets, and try again a minute after it has"
+    " booted; or stop the instance and rename it then."
+)
 NEXT_BOOT = "The instance is stopped: its guest takes the password at its next boot."
 ALIVE = (ObservedState.RUNNING, ObservedState.STOPPED)
 
@@ -45,15 +59,17 @@ def set_password(
 ) -> Operation:
     """Gives the instance's account another password: by the agent of a running guest, else at the next boot.
 
-    Raises: NotFound, Invalid, Conflict (busy, neither running nor stopped, or stopped in its first boot).
+    Raises: NotFound, Invalid, Conflict (busy, its node unreachable, neither running nor stopped, or stopped in its
+    first boot).
     """
     resource, instance = lock_instance(session, caller, instance_id)
     _check_password(change, instance)
     refuse_if_busy(session, resource)
+    refuse_if_unreachable(session, instance)
     _require_alive(instance)
     is_stopped = instance.observed_state == ObservedState.STOPPED
     if is_stopped and instance.seed_generation == SECRET_GENERATION:
-        raise Conflict(FIRST_BOOT_PENDING)
+        raise Conflict(FIRST_BOOT_PENDING if instance.ready_at is None else UNSEEN_STOPPED)
     secret = put_secret(session, PASSWORD_PURPOSE, hash_password(change.password))
     session.flush()
     instance.new_password_secret_id = secret
@@ -77,16 +93,18 @@ def _check_password(change: PasswordChange, instance: Instance) -> None:
 def rename(session: Session, caller: Caller, instance_id: UUID, hostname: str) -> Operation:
     """Gives the instance another name, its guest included: now by the guest's agent, else at its next boot.
 
-    Raises: NotFound, Invalid, Conflict (busy, neither running nor stopped, or running in its first boot).
+    Raises: NotFound, Invalid, Conflict (busy, its node unreachable, neither running nor stopped, or running in its
+    first boot).
     """
     resource, instance = lock_instance(session, caller, instance_id)
     if is_hostname_taken(session, resource.account_id, hostname, by_other_than=instance_id):
         raise Invalid.field("hostname", HOSTNAME_TAKEN)
     refuse_if_busy(session, resource)
+    refuse_if_unreachable(session, instance)
     _require_alive(instance)
     is_running = instance.observed_state == ObservedState.RUNNING
     if is_running and instance.seed_generation == SECRET_GENERATION:
-        raise Conflict(FIRST_BOOT_PENDING)
+        raise Conflict(FIRST_BOOT_PENDING if instance.ready_at is None else UNSEEN_RUNNING)
     try:
         with session.begin_nested():
             resource.name = hostname

@@ -38,6 +38,7 @@ from awan.instances.workflows import (
     mark_running,
     note_power,
     read_situation,
+    remove_if_gone,
     render_later_seed,
     seed_handle,
     seed_spec,
@@ -454,6 +455,7 @@ SET_PASSWORD = register(
         succeed=mark_password_set,
         fail=mark_password_not_set,
         then=wait_for_password_boot,
+        overtaken=remove_if_gone,
         deadline_s=300,
     )
 )
@@ -464,6 +466,7 @@ SCRUB_SEED = register(
         steps=(Step("seed", write_scrubbed_seed, undo_write_scrubbed_seed, percent=10),),
         succeed=mark_scrubbed,
         fail=mark_not_scrubbed,
+        overtaken=remove_if_gone,
         deadline_s=300,
     )
 )
@@ -478,6 +481,7 @@ RENAME = register(
         ),
         succeed=mark_renamed,
         fail=mark_not_renamed,
+        overtaken=remove_if_gone,
         deadline_s=300,
     )
 )
@@ -488,6 +492,7 @@ RESET = register(
         steps=(Step("reset", reset_domain, note_power, percent=30),),
         succeed=mark_running,
         fail=mark_change_failed,
+        overtaken=remove_if_gone,
         deadline_s=120,
     )
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from enum import StrEnum
 from uuid import UUID
 
 import structlog
@@ -18,19 +19,23 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from awan.engines.hypervisor import Power
+from awan.engines.volumes import VolumeHandle
 from awan.errors import Conflict, EngineUnavailable
 from awan.events import record
 from awan.instances.models import DesiredState, Instance, ObservedState
 from awan.instances.rules import CRASHED_AGAIN, repair_delay_s
 from awan.instances.workflows import (
-    define_domain,
+    SEED_TARGET,
+    Situation,
+    define_over,
     make_ports,
     mark_change_failed,
     mark_running,
     power_on,
     read_situation,
+    remove_if_gone,
+    seed_handle,
     wait_for_ports,
-    write_seed,
 )
 from awan.kit.clock import now
 from awan.kit.database import transaction
@@ -49,6 +54,21 @@ FAILURES_COUNTED_S = 86_400.0
 log = structlog.get_logger(__name__)
 
 
+class Reason(StrEnum):
+    """Why something was done or noted, as the owner's event log has it. Engines' own words are the operator's."""
+
+    NETWORK = "network"
+    SEED = "seed"
+    NO_DOMAIN = "no_domain"
+    NO_DEFINITION = "no_definition"
+    POWER_LOST = "power_lost"
+    CRASHED = "crashed"
+    SHUT_DOWN = "shut_down"
+    POWER_CUT = "power_cut"
+    RUNNING = "running"
+    OTHER = "other"
+
+
 @dataclass(frozen=True)
 class Reconciler:
     """Who asks for a repair: nobody but the control plane itself."""
@@ -60,19 +80,53 @@ class Reconciler:
 
 
 def check_disk(target: Target) -> None:
-    """The root disk is on the node. Raises: Conflict when it is not."""
-    it = read_situation(target.subject_id)
-    if it.root is None or it.engines.volumes.find(it.node, it.root.volume_id) is None:
-        log.error("instance.disk_missing", instance=str(target.subject_id), alarm=True)
+    """The root disk is on the node, whole. Raises: Conflict when it is not."""
+    _find_disk(read_situation(target.subject_id))
+
+
+def _find_disk(it: Situation) -> VolumeHandle:
+    found = None
+    if it.root is not None:
+        found = it.engines.volumes.find_over_image(it.node, it.root.volume_id, it.image.sha256)
+    if found is None:
+        log.error("instance.disk_missing", instance=str(it.instance.instance_id), alarm=True)
         raise Conflict(DISK_MISSING)
+    return found
+
+
+def put_back_seed(target: Target) -> None:
+    """The seed that counts lies on the node.
+
+    The end of a first boot runs beside operations: it may have replaced and deleted the seed with secrets meanwhile.
+    """
+    it = read_situation(target.subject_id)
+    seed_handle(it)
+    later = read_situation(target.subject_id)
+    if later.instance.seed_generation != it.instance.seed_generation:
+        _delete_older_seeds(later)
+
+
+def _delete_older_seeds(it: Situation) -> None:
+    it.engines.volumes.delete_seeds(
+        it.node, it.instance.instance_id, keep=it.instance.seed_generation
+    )
 
 
 def put_back_definition(target: Target) -> None:
-    """The domain has a definition. One that is there stays as it is."""
+    """The domain has a definition, with the seed that counts. One that is there stays as it is.
+
+    Raises: Conflict when the root disk has vanished since it was looked for.
+    """
     it = read_situation(target.subject_id)
     found = it.engines.hypervisor.find_domain(it.node, it.instance.instance_id)
-    if found is None or not found.is_persistent:
-        define_domain(target)
+    if found is not None and found.is_persistent:
+        return
+    define_over(it, lambda: _find_disk(it))
+    later = read_situation(target.subject_id)
+    if later.instance.seed_generation != it.instance.seed_generation:
+        seed = seed_handle(later)
+        later.engines.hypervisor.ensure_media(later.node, target.subject_id, SEED_TARGET, seed.path)
+        _delete_older_seeds(later)
 
 
 def wait_for_network(target: Target) -> None:
@@ -118,13 +172,14 @@ REPAIR = register(
         kind="instance.repair",
         steps=(
             Step("disk", check_disk, percent=5),
-            Step("seed", write_seed, percent=15),
+            Step("seed", put_back_seed, percent=15),
             Step("port", make_ports, percent=30),
             Step("domain", put_back_definition, percent=60),
             Step("port_up", wait_for_ports_of_running, percent=80),
         ),
         succeed=mark_repaired,
         fail=mark_change_failed,
+        overtaken=remove_if_gone,
         deadline_s=600,
     )
 )
@@ -134,7 +189,7 @@ RECOVER = register(
         kind="instance.recover",
         steps=(
             Step("disk", check_disk, percent=5, timeout_s=NODE_PATIENCE_S),
-            Step("seed", write_seed, percent=15),
+            Step("seed", put_back_seed, percent=15),
             Step("port", make_ports, percent=25),
             Step("domain", put_back_definition, percent=40),
             Step("network", wait_for_network, percent=50, timeout_s=NODE_PATIENCE_S),
@@ -143,21 +198,26 @@ RECOVER = register(
         ),
         succeed=mark_running,
         fail=mark_change_failed,
+        overtaken=remove_if_gone,
         deadline_s=1200,
     )
 )
 
 
 def note_powered_on(session: Session, instance: Instance) -> None:
-    """The guest was found running, though nobody here had started it: so it is, and so it stays."""
+    """The guest was found running, though nobody here had started it: so it is, and so it stays.
+
+    It has booted with what its seed says.
+    """
     _note(session, instance, ObservedState.RUNNING, "instance.powered_on", {})
     instance.desired_state = DesiredState.RUNNING
     instance.status_reason = None
+    instance.hostname_is_pending = False
 
 
-def note_powered_off(session: Session, instance: Instance, detail: str) -> None:
+def note_powered_off(session: Session, instance: Instance, reason: Reason) -> None:
     """The guest shut itself down, or somebody cut its power on the node: it stays off until it is started."""
-    _note(session, instance, ObservedState.STOPPED, "instance.powered_off", {"detail": detail})
+    _note(session, instance, ObservedState.STOPPED, "instance.powered_off", {"reason": reason})
     instance.desired_state = DesiredState.STOPPED
     instance.status_reason = None
 
@@ -178,11 +238,11 @@ def note_crash(session: Session, resource: Resource, instance: Instance) -> Oper
         instance.status_reason = CRASHED_AGAIN
         return None
     instance.crashed_at = moment
-    return _begin(session, RECOVER, resource, instance, "crashed")
+    return _begin(session, RECOVER, resource, instance, Reason.CRASHED)
 
 
 def begin_recovery(
-    session: Session, resource: Resource, instance: Instance, reason: str
+    session: Session, resource: Resource, instance: Instance, reason: Reason
 ) -> Operation | None:
     """Brings back an instance that should run and does not. None while an earlier attempt is too recent."""
     if not _is_due(session, instance.instance_id):
@@ -193,7 +253,7 @@ def begin_recovery(
 
 
 def begin_repair(
-    session: Session, resource: Resource, instance: Instance, reason: str
+    session: Session, resource: Resource, instance: Instance, reason: Reason
 ) -> Operation | None:
     """Puts back what an instance lacks on the engines. None while an earlier attempt is too recent."""
     if not _is_due(session, instance.instance_id):
@@ -201,8 +261,20 @@ def begin_repair(
     return _begin(session, REPAIR, resource, instance, reason)
 
 
+def note_found(session: Session, instance: Instance, reason: Reason, words: str) -> None:
+    """The operator's own event of what led to an action: the engine's `words`, which no customer is shown."""
+    record(
+        session,
+        kind="instance.found",
+        actor=ACTOR,
+        account_id=None,
+        resource_id=instance.instance_id,
+        data={"reason": reason, "found": words},
+    )
+
+
 def _begin(
-    session: Session, plan: Plan, resource: Resource, instance: Instance, reason: str
+    session: Session, plan: Plan, resource: Resource, instance: Instance, reason: Reason
 ) -> Operation:
     caller = Reconciler()
     operation = begin(

@@ -37,12 +37,15 @@ def request_screen(session: Session, caller: Caller, instance_id: UUID) -> UUID:
     view = get_view(session, caller, instance_id)
     require_state(view.instance, ObservedState.RUNNING, "looked at")
     capture_id = new_id()
-    session.execute(
-        insert(InstanceScreen)
-        .values(instance_id=instance_id, capture_id=capture_id)
-        .on_conflict_do_nothing()
-    )
-    row = session.get_one(InstanceScreen, instance_id, with_for_update=True)
+    wanted = insert(InstanceScreen).values(instance_id=instance_id, capture_id=capture_id)
+    # An update that changes nothing locks the row in the same statement: `forget_screens` cannot come in between.
+    row = session.scalars(
+        wanted.on_conflict_do_update(
+            index_elements=[InstanceScreen.instance_id],
+            set_={"instance_id": wanted.excluded.instance_id},
+        ).returning(InstanceScreen),
+        execution_options={"populate_existing": True},
+    ).one()
     if row.capture_id != capture_id:
         if _is_shared(row):
             return row.capture_id

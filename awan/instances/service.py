@@ -241,12 +241,14 @@ def start(session: Session, caller: Caller, instance_id: UUID) -> Operation:
 def stop(session: Session, caller: Caller, instance_id: UUID, *, force: bool) -> Operation:
     """Powers a running instance off: ACPI, then the power is cut after the grace time; at once with `force`.
 
+    One that is off but wanted running, since it could not be brought back yet, is left off from now on.
     Raises: NotFound, Conflict (busy, stopped already, not usable).
     """
     resource, instance = lock_idle(session, caller, instance_id)
-    if instance.observed_state == ObservedState.STOPPED:
+    if instance.observed_state != ObservedState.STOPPED:
+        require_state(instance, ObservedState.RUNNING, "stopped")
+    elif instance.desired_state != DesiredState.RUNNING:
         raise Conflict("The instance is already stopped.")
-    require_state(instance, ObservedState.RUNNING, "stopped")
     return begin_change(
         session, caller, STOP, resource, instance, DesiredState.STOPPED, force=force
     )
@@ -292,13 +294,18 @@ def lock_instance(session: Session, caller: Caller, instance_id: UUID) -> tuple[
 
 
 def lock_idle(session: Session, caller: Caller, instance_id: UUID) -> tuple[Resource, Instance]:
-    """An instance on which nothing is running, locked. Raises: NotFound, Conflict."""
+    """An instance on which nothing is running, locked. Raises: NotFound, Conflict (busy, its node is unreachable)."""
     resource, instance = lock_instance(session, caller, instance_id)
     refuse_if_busy(session, resource)
+    refuse_if_unreachable(session, instance)
+    return resource, instance
+
+
+def refuse_if_unreachable(session: Session, instance: Instance) -> None:
+    """Raises: Conflict, with a time to try again, while the instance's node does not answer."""
     node = session.get(Node, instance.node_id) if instance.node_id is not None else None
     if node is not None and node.health == NodeHealth.UNREACHABLE:
         raise Conflict(NODE_UNREACHABLE, retry_after_s=UNREACHABLE_RETRY_AFTER_S)
-    return resource, instance
 
 
 def require_state(instance: Instance, state: ObservedState, verb: str) -> None:

@@ -189,9 +189,14 @@ def define_domain(target: Target) -> None:
     the rows again after ours is defined: whoever acts last acts on the newest.
     """
     it = read_situation(target.subject_id)
+    define_over(it, lambda: _root_handle(it))
+
+
+def define_over(it: Situation, find_root: Callable[[], VolumeHandle]) -> None:
+    """As `define_domain`, with the root disk that `find_root` gives or raises for."""
 
     def define(threads: NodeThreads) -> None:
-        it.engines.hypervisor.ensure_defined(it.node, _domain_spec(it, threads))
+        it.engines.hypervisor.ensure_defined(it.node, _domain_spec(it, threads, find_root()))
         if threads.own and threads.shared:
             it.engines.hypervisor.ensure_shared_threads(it.node, threads.shared)
 
@@ -336,9 +341,9 @@ def seed_spec(it: Situation) -> SeedSpec:
     )
 
 
-def _domain_spec(it: Situation, threads: NodeThreads) -> DomainSpec:
+def _domain_spec(it: Situation, threads: NodeThreads, root: VolumeHandle) -> DomainSpec:
     instance = it.instance
-    root, seed = _root_handle(it), seed_handle(it)
+    seed = seed_handle(it)
     return DomainSpec(
         instance_id=instance.instance_id,
         operation_id=instance.create_operation_id,

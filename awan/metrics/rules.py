@@ -21,6 +21,10 @@ GAP_MAX_S = 120.0
 """Longest time between two readings that still counts as measured.
 
 Source: the heartbeat of Proxmox VE's RRD files, PVE/RRD.pm."""
+LATE_MAX_S = 3600
+"""A minute that is over is stored no later than this after it began.
+
+That is far less than minutes are kept, so its partition is still there; what is older is on no chart of minutes."""
 BYTES_PER_MIB = 1024**2
 BYTES_PER_GIB = 1024**3
 NS_PER_S = 1_000_000_000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from awan.kit.clock import now
 from awan.metrics.rules import (
     BYTES_PER_GIB,
     BYTES_PER_MIB,
+    LATE_MAX_S,
     MINUTE_S,
     NOTHING,
     PERIODS,
@@ -100,6 +101,7 @@ def store_counters(session: Session, node_id: UUID, read: NodeCounters) -> int:
 
     Instances of the node that are not running lose their reading: their next run begins with a new one. Domains that no
     row explains are left out. Counters older than the stored ones change nothing, so a round may come twice or late.
+    A minute that began more than `LATE_MAX_S` before, with a silence since, is left out.
     """
     rows = session.execute(_INSTANCES, {"node_id": node_id}).mappings().all()
     counters = {found.domain_uuid: found for found in read.domains}
@@ -125,6 +127,9 @@ def store_counters(session: Session, node_id: UUID, read: NodeCounters) -> int:
             stopped.append(instance_id)
             if earlier.minute != NOTHING:
                 minutes.append((instance_id, earlier.minute_at, earlier.minute))
+    # After a long silence the partition of the minute before it may be gone; the round must be stored all the same.
+    oldest = read.read_at - timedelta(seconds=LATE_MAX_S)
+    minutes = [minute for minute in minutes if minute[1] >= oldest]
     if readings:
         session.execute(_STORE_READINGS, {"node_id": node_id, **_reading_arrays(readings)})
     if stopped:

@@ -21,7 +21,7 @@ from awan.errors import EngineError
 from awan.events import record
 from awan.fleet import NodeHealth
 from awan.instances.models import Instance
-from awan.instances.recover import ACTOR
+from awan.instances.recover import ACTOR, Reason
 from awan.kit.database import transaction
 from awan.networks import Address, Nic
 from awan.networks.service import network_spec
@@ -84,7 +84,8 @@ def check_location(location_id: int, *, with_files: bool = True) -> None:
         )
     for instance_id, it in known.items():
         finding = faulty[instance_id]
-        act(it, Verdict.REPAIR, f"{finding.kind}: {finding.found}")
+        reason = Reason.NETWORK if finding.kind in PORT_FAULTS else Reason.SEED
+        act(it, Verdict.REPAIR, reason, f"{finding.kind}: {finding.found}")
     with transaction() as session:
         strays = [
             Stray(STRAYS[it.finding.kind], it.node_id, it.finding.subject, it.finding.sentence)

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from awan.catalogue import engines
 from awan.engines.hypervisor import (
     SEEN_AFTER_RECONNECT,
+    UNEXPLAINED,
     DomainEvent,
     DomainFacts,
     Hypervisor,
@@ -31,6 +32,7 @@ from awan.events import record
 from awan.fleet import Node, endpoint
 from awan.fleet.service import WATCH_ACTOR, note_answer, note_silence
 from awan.instances.models import Instance
+from awan.instances.recover import Reason
 from awan.kit.database import transaction
 from awan.reconcile.power import Circumstances, Verdict, judge
 from awan.reconcile.repairs import SETTLED_STATES, Known, act, find_known, known_on
@@ -38,6 +40,13 @@ from awan.settings import get_settings
 
 # A daemon that has just come back tells of guests that died with its node as if they had crashed by themselves.
 GAP_S = 15.0
+
+# The engine's word for why a domain is off -> ours.
+STOPPED_REASONS = {
+    "shutdown": Reason.SHUT_DOWN,
+    "destroyed": Reason.POWER_CUT,
+    UNEXPLAINED: Reason.POWER_LOST,
+}
 
 log = structlog.get_logger(__name__)
 
@@ -133,7 +142,7 @@ class NodeWatch:
         )
         verdict = judge(known.desired, known.observed, found, given)
         if verdict is not None and verdict is not Verdict.SUSPECTED:
-            act(known, verdict, _reason(found))
+            act(known, verdict, reason_of(found), _words(found))
         return verdict
 
     def _begin_gap(self) -> None:
@@ -179,9 +188,18 @@ def _tell_owners(session: Session, node_id: UUID, kind: str) -> None:
         )
 
 
-def _reason(found: DomainFacts | None) -> str:
+def reason_of(found: DomainFacts | None) -> Reason:
+    """What the owner is told of a domain that was found like this, or not found."""
+    if found is None:
+        return Reason.NO_DOMAIN
+    if found.power in (Power.RUNNING, Power.PAUSED):
+        return Reason.RUNNING if found.is_persistent else Reason.NO_DEFINITION
+    if found.power is Power.CRASHED:
+        return Reason.CRASHED
+    return STOPPED_REASONS.get(found.detail, Reason.OTHER)
+
+
+def _words(found: DomainFacts | None) -> str:
     if found is None:
         return "no domain"
-    if found.power is Power.RUNNING:
-        return "running" if found.is_persistent else "no definition"
-    return found.detail or str(found.power)
+    return f"{found.power}: {found.detail}" if found.detail else str(found.power)

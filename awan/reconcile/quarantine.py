@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from awan.events import record
+from awan.fleet.models import Node, NodeState
 from awan.instances.recover import ACTOR
 from awan.reconcile.models import Quarantined, StrayKind
 
@@ -39,19 +40,29 @@ class Stray:
 def update_quarantine(
     session: Session, location_id: int, found: Sequence[Stray], read: Collection[Scope]
 ) -> None:
-    """Marks what was found for the first time, and ends the mark of what is gone from what was read."""
+    """Marks what was found for the first time, and ends the mark of what is gone from what was read.
+
+    What lay on a node that was removed is nobody's business any more: its mark ends too.
+    """
     present = session.scalars(
         select(Quarantined).where(
             Quarantined.location_id == location_id, Quarantined.ended_at.is_(None)
         )
     ).all()
+    removed = set(
+        session.scalars(
+            select(Node.node_id).where(
+                Node.location_id == location_id, Node.state == NodeState.REMOVED
+            )
+        )
+    )
     strays = {(it.kind, it.node_id, it.subject): it for it in found}
     still_there = []
     for row in present:
         key = (StrayKind(row.kind), row.node_id, row.subject)
         if strays.pop(key, None) is not None:
             still_there.append(row.quarantined_id)
-        elif Scope(StrayKind(row.kind), row.node_id) in read:
+        elif row.node_id in removed or Scope(StrayKind(row.kind), row.node_id) in read:
             row.ended_at = session.scalar(select(func.now()))
             _record(session, "quarantine.left", row.kind, row.node_id, row.subject, row.sentence)
     if still_there:

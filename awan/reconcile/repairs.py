@@ -17,9 +17,11 @@ from sqlalchemy.orm import Session
 
 from awan.instances.models import DesiredState, Instance, ObservedState
 from awan.instances.recover import (
+    Reason,
     begin_recovery,
     begin_repair,
     note_crash,
+    note_found,
     note_powered_off,
     note_powered_on,
 )
@@ -87,10 +89,10 @@ def _read(session: Session, query: Select[UUID, str, str, datetime]) -> list[Kno
     ]
 
 
-def act(known: Known, verdict: Verdict, reason: str) -> bool:
+def act(known: Known, verdict: Verdict, reason: Reason, words: str) -> bool:
     """Does what the verdict asks for, unless the instance has changed since; whether it did anything.
 
-    `reason` is the engine's word or ours for what was found; it goes to the event log.
+    `reason` goes to the owner's event log; `words`, the engine's or ours for what was found, to the operator's alone.
     """
     with transaction() as session:
         resource = lock(session, known.instance_id)
@@ -102,13 +104,15 @@ def act(known: Known, verdict: Verdict, reason: str) -> bool:
         if instance.updated_at != known.changed_at:
             return False
         has_acted = _carry_out(session, resource, instance, verdict, reason)
+        if has_acted:
+            note_found(session, instance, reason, words)
     if has_acted:
-        log.warning("reconciled", instance=str(known.instance_id), did=verdict, reason=reason)
+        log.warning("reconciled", instance=str(known.instance_id), did=verdict, found=words)
     return has_acted
 
 
 def _carry_out(
-    session: Session, resource: Resource, instance: Instance, verdict: Verdict, reason: str
+    session: Session, resource: Resource, instance: Instance, verdict: Verdict, reason: Reason
 ) -> bool:
     if verdict is Verdict.NOTE_RUNNING:
         note_powered_on(session, instance)

@@ -15,6 +15,8 @@ from websockets.exceptions import InvalidStatus
 
 from awan.console.models import Console
 from awan.console.service import end_lost
+from awan.fleet import Node
+from awan.instances.rules import NODE_UNREACHABLE
 from awan.kit.database import transaction
 from awan.settings import get_settings
 from tests.console.conftest import ConsoleRig
@@ -248,6 +250,18 @@ def test_suspension_closes(rig: ConsoleRig, http: httpx.Client) -> None:
         answer = rig.cloud.admin.patch(path, json={"state": "suspended"})
         assert answer.status_code == 200, answer.text
         assert viewer.closed() == (1008, "the account is not active any more")
+
+
+def test_a_silent_node_closes(rig: ConsoleRig, http: httpx.Client) -> None:
+    waiting = ask(http, rig.uuid)
+    viewer, _ = open_viewer(ask(http, rig.uuid))
+    with viewer:
+        with transaction() as session:
+            session.execute(update(Node).values(health="unreachable", health_reason="silence"))
+        assert viewer.closed() == (1008, "the server of the instance does not answer")
+    refused = http.post(f"/instances/{rig.uuid}/vnc")
+    assert (refused.status_code, refused.json()["message"]) == (409, NODE_UNREACHABLE)
+    assert refusal(waiting["url"]) == (409, "INVALID_OPERATION")
 
 
 def test_an_instance_has_two_consoles_at_most(rig: ConsoleRig, http: httpx.Client) -> None:

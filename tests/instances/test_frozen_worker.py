@@ -6,11 +6,13 @@ import time
 from uuid import UUID
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from awan.engines.registry import sim_store
-from awan.kit.database import get_engine
-from awan.operations import durable
+from awan.kit.database import get_engine, transaction
+from awan.operations import Operation, durable
+from awan.reconcile.locations import check_location
+from tests.support.guests import create_ready
 from tests.support.holdings import assert_counts, engine_state
 from tests.support.in_process_worker import InProcessWorker
 from tests.support.simulated_cloud import SimulatedCloud
@@ -126,4 +128,27 @@ def test_what_it_makes_of_a_cancelled_creation_does_not_stay(
     assert_counts(cloud, 0)
     frozen_worker.assert_still_frozen()
     frozen_worker.wait_until_awake()
+    assert_counts(cloud, 0)
+
+
+def test_what_a_change_makes_of_a_deleted_instance_does_not_stay(
+    cloud: SimulatedCloud, frozen_worker: FrozenWorker
+) -> None:
+    """A worker is frozen while it puts a seed back; another one ends the repair, and the instance is deleted."""
+    uuid = create_ready(cloud)
+    sim_store().execute("DELETE FROM sim.volume WHERE starts_with(name, 'seed-')")
+    frozen_worker.freeze_at("volumes", "ensure_seed")
+    check_location(cloud.location_id)
+    with transaction() as session:
+        repair = session.scalars(
+            select(Operation.operation_id).where(Operation.kind == "instance.repair")
+        ).one()
+    frozen_worker.hand_over(str(repair))
+    assert cloud.wait(str(repair))["status"] == "succeeded"
+    answer = cloud.customer.http.request("DELETE", f"/instances/{uuid}", json=REMOVE)
+    assert cloud.wait(answer.json()["operation"]["uuid"])["status"] == "succeeded"
+    assert_counts(cloud, 0)
+    frozen_worker.assert_still_frozen()
+    frozen_worker.wait_until_awake()
+    assert engine_state(cloud)["files"] == []
     assert_counts(cloud, 0)

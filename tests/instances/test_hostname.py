@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from awan.engines.registry import sim_store
 from awan.events import Event
+from awan.instances.workflows import mark_guest_ready
 from awan.kit.database import transaction
 from awan.operations import durable
 from awan.settings import Settings
@@ -94,6 +95,11 @@ def test_before_the_first_boot_is_over(cloud: SimulatedCloud, settings: Settings
         refused = put(cloud, uuid, "web-2")
         assert refused.status_code == 409
         assert "first boot" in refused.json()["message"]
+        mark_guest_ready(uuid, "none")
+        silent = put(cloud, uuid, "web-2")
+        assert silent.status_code == 409
+        assert "ready_at" not in silent.json()["message"], "it is set"
+        assert "stop the instance and rename it" in silent.json()["message"]
         query = "SELECT sha256 FROM sim.volume WHERE name LIKE 'seed-%'"
         before = sim_store().fetch_all(query)
         power(cloud, uuid, "stop")

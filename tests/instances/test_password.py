@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import func, select
 
 from awan.engines.registry import sim_store
-from awan.instances.workflows import PASSWORD_PURPOSE
+from awan.instances.workflows import PASSWORD_PURPOSE, mark_guest_ready
 from awan.kit.database import transaction
 from awan.kit.secrets import Secret, get_secret
 from awan.operations import durable
@@ -162,6 +162,22 @@ def test_in_its_first_boot_a_stopped_guest_is_refused(
         refused = put(cloud, uuid)
     assert refused.status_code == 409
     assert "first boot" in refused.json()["message"]
+    assert seeds(uuid) == [f"seed-{uuid}-1.iso"]
+
+
+def test_a_stopped_guest_that_was_never_heard_is_told_what_is_waited_for(
+    cloud: SimulatedCloud, settings: Settings
+) -> None:
+    with InProcessWorker(settings, queues=[durable.OPERATIONS_QUEUE]):
+        uuid = cloud.create_running()["uuid"]
+        mark_guest_ready(uuid, "none")
+        stop(cloud, uuid)
+        refused = put(cloud, uuid)
+    assert refused.status_code == 409
+    message = refused.json()["message"]
+    assert "ready_at" not in message, "it is set"
+    assert "once its agent answers" in message
+    assert "Start the instance" in message
     assert seeds(uuid) == [f"seed-{uuid}-1.iso"]
 
 

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from awan.engines.registry import sim_store
+from awan.instances.recover import Reason
 from awan.kit.database import transaction
 from awan.operations import Operation
 from awan.reconcile.power import Verdict
@@ -70,7 +71,7 @@ def case_of(
         with transaction() as session:
             known = find_known(session, guest.node.node_id, guest.id)
         assert known is not None
-        assert act(known, verdict, "proof")
+        assert act(known, verdict, Reason.OTHER, "proof")
         with transaction() as session:
             newest = select(Operation.operation_id).where(Operation.resource_id == guest.id)
             return session.scalars(newest.order_by(Operation.created_at.desc()).limit(1)).one()

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import timedelta
-from uuid import uuid4
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import func, select, text, update
+from sqlalchemy import event, func, select, text, update
 
 from awan.engines.hypervisor.pixmap import PNG_SIGNATURE
 from awan.engines.registry import sim_store
 from awan.instances.models import InstanceScreen
 from awan.instances.screens import SCREEN_KEPT_S, forget_screens
 from awan.kit.clock import now
-from awan.kit.database import transaction
+from awan.kit.database import get_engine, transaction
 from awan.kit.secrets import Secret
 from awan.settings import get_settings
 from tests.support.simulated_cloud import SimulatedCloud
@@ -69,6 +70,32 @@ def test_without_a_screen(cloud: SimulatedCloud) -> None:
     refused = cloud.customer.http.get(path)
     assert (refused.status_code, refused.json()["type"]) == (409, "INVALID_OPERATION")
     assert cloud.customer.http.get(f"/instances/{uuid4()}/screenshot").status_code == 404
+
+
+@pytest.mark.usefixtures("worker")
+def test_asking_while_the_old_picture_is_forgotten(cloud: SimulatedCloud) -> None:
+    """The old one is not taken away any more once somebody asks for the next."""
+    uuid = cloud.create_running()["uuid"]
+    with transaction() as session:
+        old = now() - timedelta(seconds=SCREEN_KEPT_S + 1)
+        session.add(InstanceScreen(instance_id=UUID(uuid), capture_id=uuid4(), requested_at=old))
+    forgotten: list[Future[int]] = []
+    with ThreadPoolExecutor(1) as pool:
+
+        def forget_now(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+            if statement.startswith("INSERT INTO instance_screen") and not forgotten:
+                forgotten.append(pool.submit(forget_screens))
+                # It either ends at once or waits for the transaction that is asking.
+                wait(forgotten, timeout=2)
+
+        event.listen(get_engine(), "after_cursor_execute", forget_now)
+        try:
+            answer = cloud.customer.http.get(f"/instances/{uuid}/screenshot")
+        finally:
+            event.remove(get_engine(), "after_cursor_execute", forget_now)
+    assert answer.status_code == 200, answer.text
+    assert [round_.result() for round_ in forgotten] == [0]
+    assert count_pictures() == (1, 1)
 
 
 def test_without_a_worker(cloud: SimulatedCloud, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,6 +200,34 @@ def test_a_silent_node_keeps_nobody_waiting(cloud: SimulatedCloud, meter: Meter)
     assert rows("SELECT max(failures) FROM metric_node")[0][0] == 0
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_minute_from_before_a_long_silence_is_left_out(meter: Meter, stopped: bool) -> None:
+    """Its partition was dropped meanwhile: that must not keep the rounds after it from being stored."""
+    silence_s = 6 * 3600
+    history.make_partitions(meter.began_at - timedelta(seconds=silence_s))
+    meter.read(-silence_s, net_in_bytes=0, **STEADY)
+    meter.read(30 - silence_s, net_in_bytes=300)
+    if stopped:
+        http = meter.cloud.customer.http
+        answer = http.post(f"/instances/{meter.uuid}/stop", json={"force": True})
+        meter.cloud.wait(answer.json()["operation"]["uuid"])
+    assert history.drop_old() != []
+    meter.read(0, **({} if stopped else {"net_in_bytes": 9000}))
+    if stopped:
+        assert rows("SELECT 1 FROM metric_reading") == []
+    else:
+        meter.read(60, net_in_bytes=9600)
+        assert meter.chart()[0]["netin"] == 10.0
+    assert all(point == NULLS for start, point in meter.chart().items() if start != 0)
+
+
+def test_a_minute_from_before_a_short_silence_is_kept(meter: Meter) -> None:
+    meter.read(0, net_in_bytes=0, **STEADY)
+    meter.read(30, net_in_bytes=300)
+    meter.read(20 * 60, net_in_bytes=9000)
+    assert rows("SELECT net_in_bytes FROM metric_point") == [(300.0,)]
+
+
 def test_foreign_domains_are_left_out(meter: Meter) -> None:
     sim_store().execute(
         "INSERT INTO sim.domain (location, node_id, uuid, power, config, live, started_at)"

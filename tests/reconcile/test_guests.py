@@ -11,6 +11,7 @@ from awan.engines.hypervisor import DomainEvent, Power
 from awan.engines.registry import sim_store
 from awan.events import Event
 from awan.instances.models import Instance
+from awan.instances.recover import Reason
 from awan.instances.rules import CRASHED_AGAIN
 from awan.kit.clock import now
 from awan.kit.database import transaction
@@ -250,6 +251,37 @@ def test_a_missing_disk_is_never_made_anew(guest: Guest) -> None:
     assert operations(guest) == ["instance.recover"] * 2
 
 
+def test_what_could_not_be_brought_back_yet_can_be_left_off(guest: Guest) -> None:
+    http, path = guest.cloud.customer.http, f"/instances/{guest.uuid}"
+    sim_store().execute("UPDATE sim.volume SET name = 'x' || name WHERE name LIKE 'vol-%%'")
+    guest.hypervisor.lose_power(guest.node)
+    guest.watch().look()
+    wait_until_idle()
+    sim_store().execute("UPDATE sim.volume SET name = substr(name, 2) WHERE name LIKE 'xvol-%%'")
+    assert guest.show()["status"] == "Stopped"
+    stopped = http.post(f"{path}/stop")
+    assert stopped.status_code == 202, stopped.text
+    assert guest.cloud.wait(stopped.json()["operation"]["uuid"])["status"] == "succeeded"
+    with transaction() as session:
+        session.execute(
+            update(Operation)
+            .where(Operation.kind == "instance.recover")
+            .values(finished_at=now() - timedelta(hours=2))
+        )
+    guest.watch().look()
+    wait_until_idle()
+    assert operations(guest) == ["instance.recover", "instance.stop"]
+    assert (guest.power(), guest.show()["status"]) == ("stopped", "Stopped")
+    again = http.post(f"{path}/stop")
+    assert (again.status_code, again.json()["message"]) == (
+        409,
+        "The instance is already stopped.",
+    )
+    started = http.post(f"{path}/start").json()
+    assert guest.cloud.wait(started["operation"]["uuid"])["status"] == "succeeded"
+    is_green()
+
+
 @pytest.mark.parametrize(
     "harm",
     [
@@ -340,7 +372,7 @@ def test_a_look_that_has_grown_old_is_not_acted_on(guest: Guest) -> None:
         begun = guest.cloud.customer.http.post(f"/instances/{guest.uuid}/{verb}").json()
         guest.cloud.wait(begun["operation"]["uuid"])
     for verdict in (Verdict.CRASHED, Verdict.NOTE_STOPPED, Verdict.RECOVER, Verdict.REPAIR):
-        assert not act(known, verdict, "seen long ago")
+        assert not act(known, verdict, Reason.OTHER, "seen long ago")
     assert guest.show()["status"] == "Running"
 
 

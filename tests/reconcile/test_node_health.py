@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
+from awan.engines.registry import sim_store
 from awan.events import Event
 from awan.fleet import Node
 from awan.fleet.service import note_silence
@@ -19,6 +20,7 @@ from awan.reconcile import run_audit
 from awan.reconcile.locations import check_location
 from awan.reconcile.nodes import NodeWatch
 from awan.settings import get_settings
+from tests.reconcile.conftest import wait_until_booted
 from tests.support.in_process_worker import wait_until_idle
 from tests.support.simulated_cloud import SimulatedCloud
 from tests.support.watched_guests import Guest, find_guest
@@ -26,6 +28,7 @@ from tests.support.watched_guests import Guest, find_guest
 pytestmark = pytest.mark.usefixtures("worker")
 
 SILENCE_S = 0.05
+PASSWORD = "Brave-Donkey-8"
 
 
 @pytest.fixture
@@ -94,6 +97,49 @@ def test_power_is_not_changed_while_nobody_knows_it(guest: Guest, verb: str) -> 
     refused = guest.cloud.customer.http.post(f"/instances/{guest.uuid}/{verb}")
     assert (refused.status_code, refused.json()["message"]) == (409, NODE_UNREACHABLE)
     assert int(refused.headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "body"),
+    [
+        ("PUT", "password", {"password": PASSWORD, "password_confirmation": PASSWORD}),
+        ("PUT", "hostname", {"hostname": "web-2"}),
+        ("POST", "vnc", {}),
+    ],
+)
+def test_what_needs_the_node_is_refused_at_once(
+    guest: Guest, verb: str, path: str, body: dict[str, str]
+) -> None:
+    wait_until_booted(1)
+    silence(guest)
+    kinds = guest.kinds()
+    refused = guest.cloud.customer.http.request(verb, f"/instances/{guest.uuid}/{path}", json=body)
+    assert (refused.status_code, refused.json()["message"]) == (409, NODE_UNREACHABLE)
+    assert int(refused.headers["retry-after"]) > 0
+    assert guest.kinds() == kinds
+
+
+def test_a_node_that_returns_empty_lets_its_instances_be_deleted(guest: Guest) -> None:
+    """A machine that was set up anew in its place: then nothing is left, and the node can be removed."""
+    wait_until_booted(1)
+    watch = silence(guest)
+    admin, node = guest.cloud.admin, f"/admin/nodes/{guest.node.node_id}"
+    refused = admin.delete(f"{node}?lost=true")
+    assert refused.status_code == 409, refused.text
+    guest.hypervisor.set_node_available(guest.node, True)
+    sim_store().execute("DELETE FROM sim.domain")
+    sim_store().execute("DELETE FROM sim.volume")
+    watch.look()
+    wait_until_idle()
+    shown = guest.show()
+    assert shown["status"] == "Stopped"
+    assert "disk of the instance is missing" in shown["status_reason"]
+    gone = guest.cloud.customer.http.request(
+        "DELETE", f"/instances/{guest.uuid}", json={"remove_ip": True, "remove_block_storage": True}
+    )
+    assert guest.cloud.wait(gone.json()["operation"]["uuid"])["status"] == "succeeded"
+    removed = admin.delete(f"{node}?lost=true")
+    assert removed.is_success, removed.text
 
 
 def test_nothing_is_placed_on_a_silent_node(guest: Guest) -> None:

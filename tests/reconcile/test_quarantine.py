@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from awan.engines.registry import sim_store
 from awan.events import Event
+from awan.fleet.models import Node, NodeState
 from awan.kit.database import transaction
 from awan.reconcile.locations import check_location
 from tests.reconcile.conftest import wait_until_booted
@@ -120,6 +121,36 @@ def test_what_is_gone_leaves_the_quarantine(guest: Guest) -> None:
         [planted["domain"], planted["file"], "notes.txt"]
     )
     assert [row["subject"] for row in quarantine(cloud)] == [planted["port"]]
+
+
+def test_the_marks_of_a_removed_node_end(guest: Guest) -> None:
+    cloud = guest.cloud
+    with transaction() as session:
+        node_ids = session.scalars(
+            select(Node.node_id).where(Node.location_id == cloud.location_id)
+        ).all()
+        other_id = next(it for it in node_ids if it != guest.node.node_id)
+        location = str(cloud.location_id)
+    sim_store().execute(
+        "INSERT INTO sim.volume (location, node_id, name, capacity_bytes, allocation_bytes)"
+        " VALUES (%s, %s, 'notes.txt', 1, 1)",
+        [location, other_id],
+    )
+    planted = plant(guest)
+    check_location(cloud.location_id)
+    assert len(quarantine(cloud)) == 5
+    with transaction() as session:
+        session.get_one(Node, other_id).state = NodeState.REMOVED
+    for _ in range(2):
+        check_location(cloud.location_id)
+    left = [(row["kind"], row["subject"], row["node_uuid"]) for row in quarantine(cloud)]
+    here = str(guest.node.node_id)
+    wanted = [
+        *((kind, name, None if kind == "port" else here) for kind, name in planted.items()),
+        ("file", "notes.txt", here),
+    ]
+    assert sorted(left) == sorted(wanted)
+    assert events("quarantine.left") == ["notes.txt"]
 
 
 def test_only_the_operator_sees_it(cloud: SimulatedCloud) -> None:

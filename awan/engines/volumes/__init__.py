@@ -85,6 +85,15 @@ class Volumes(Protocol):
         """The volume, or None."""
         ...
 
+    def find_over_image(
+        self, node: NodeEndpoint, volume_id: UUID, sha256: str
+    ) -> VolumeHandle | None:
+        """The volume that `create_from_image` has made over this image. It is looked for and never made.
+
+        None when it or the image is absent, its file is no qcow2 (any more), or it is over something else.
+        """
+        ...
+
     def resize(self, node: NodeEndpoint, volume_id: UUID, size_gib: int) -> None:
         """The volume (not in use) has `size_gib` GiB. Raises EngineRejected when it would shrink or is absent."""
         ...

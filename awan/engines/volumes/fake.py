@@ -102,6 +102,23 @@ class FakeVolumes:
             self._require_pool(node, f"find {name}")
             return self._find(node, name)
 
+    def find_over_image(
+        self, node: NodeEndpoint, volume_id: UUID, sha256: str
+    ) -> VolumeHandle | None:
+        name, base = name_volume(volume_id), name_image(sha256)
+        with self._store.call(ENGINE, "find_over_image", name):
+            self._require_pool(node, f"find {name}")
+            if self._find(node, base) is None:
+                return None
+            row = self._store.find_one(
+                "SELECT backing FROM sim.volume WHERE location = %s AND node_id = %s AND name = %s"
+                " AND allocation_bytes > 0",
+                [self._location, node.node_id, name],
+            )
+            if row is None or row["backing"] != base:
+                return None
+            return self._handle(name, "qcow2", base)
+
     def resize(self, node: NodeEndpoint, volume_id: UUID, size_gib: int) -> None:
         name = name_volume(volume_id)
         with self._store.call(ENGINE, "resize", name):
@@ -176,6 +193,12 @@ class FakeVolumes:
     def _create(
         self, node: NodeEndpoint, name: str, size_gib: int, base: str | None
     ) -> VolumeHandle:
+        # What takes no room is a file whose creation was cut off before its header was written.
+        self._store.execute(
+            "DELETE FROM sim.volume"
+            " WHERE location = %s AND node_id = %s AND name = %s AND allocation_bytes = 0",
+            [self._location, node.node_id, name],
+        )
         self._store.execute(
             "INSERT INTO sim.volume"
             " (location, node_id, name, capacity_bytes, allocation_bytes, backing)"

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +31,7 @@ from awan.engines.hypervisor import BackingSpec, NodeEndpoint
 from awan.engines.libvirt_nodes import ENGINE, Connection, LibvirtNodes, has_code
 from awan.engines.volumes import ImageSource, VolumeFacts, VolumeFormat, VolumeHandle
 from awan.engines.volumes.names import name_image, name_seed, name_volume, read_name
+from awan.engines.volumes.qemu_img import QCOW2_MAGIC
 from awan.errors import EngineRejected, EngineUnavailable
 
 CALL_TIMEOUT_S = 30.0
@@ -40,6 +43,8 @@ GIB = 1 << 30
 MARK_SUFFIX = ".complete"
 # A qcow2 whose creation was cut off is not larger than its empty tables.
 TORN_MAX_BYTES = 1 << 20
+# The first cluster of a qcow2, which holds the name of the layer below.
+HEAD_BYTES = 65536
 
 POOL_MODE = "0711"
 IMAGE_MODE = "0444"
@@ -194,6 +199,25 @@ class LocalVolumes:
             return None if volume is None else self._read_facts(volume)
 
         return self._call(node, "find volume", find, key=f"volume {name}")
+
+    def find_over_image(
+        self, node: NodeEndpoint, volume_id: UUID, sha256: str
+    ) -> VolumeHandle | None:
+        name, image = name_volume(volume_id), name_image(sha256)
+        backing = self._path(image)
+
+        def is_whole(conn: Connection) -> bool:
+            pool = self._pool(conn)
+            volume = _find(pool, name)
+            if volume is None or not _is_complete(pool, image):
+                return False
+            # libvirtd's own idea of the file is as old as its last reading of the directory.
+            head = _read_head(conn, volume)
+            return head is not None and _backing_in(head) == os.fsencode(backing)
+
+        if not self._call(node, "find volume", is_whole, key=f"volume {name}"):
+            return None
+        return self._handle(name, "qcow2", backing)
 
     def resize(self, node: NodeEndpoint, volume_id: UUID, size_gib: int) -> None:
         name = name_volume(volume_id)
@@ -441,6 +465,37 @@ def _read_backing(volume: Volume) -> str | None:
         raise
     path: str | None = etree.fromstring(xml).findtext("backingStore/path")
     return path
+
+
+def _read_head(conn: Connection, volume: Volume) -> bytes | None:
+    """The first cluster of the file; None when the file has vanished past libvirtd."""
+    try:
+        volume.info()
+    except libvirt.libvirtError as err:
+        if has_code(err, libvirt.VIR_ERR_NO_STORAGE_VOL):
+            return None
+        raise
+    head = bytearray()
+    stream = conn.newStream(0)
+    try:
+        volume.download(stream, 0, HEAD_BYTES, 0)
+        while chunk := stream.recv(STREAM_CHUNK_BYTES):
+            if not isinstance(chunk, bytes):
+                raise EngineUnavailable(ENGINE, "download", "the stream gives no data")
+            head += chunk
+        stream.finish()
+    except BaseException:
+        _abort(stream)
+        raise
+    return bytes(head)
+
+
+def _backing_in(head: bytes) -> bytes | None:
+    """The name of the layer below, as a qcow2 header has it; None when this is no such header."""
+    if len(head) < 20 or not head.startswith(QCOW2_MAGIC):
+        return None
+    offset, length = struct.unpack_from(">QI", head, 8)
+    return head[offset : offset + length]
 
 
 def _is_torn(volume: Volume) -> bool:

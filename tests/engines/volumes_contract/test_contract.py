@@ -46,6 +46,7 @@ def test_without_a_pool_everything_is_rejected(bare_site: Site, image: ImageSour
         lambda: volumes.create_from_image(node, uuid4(), image, 1),
         lambda: volumes.create_blank(node, uuid4(), 1),
         lambda: volumes.find(node, uuid4()),
+        lambda: volumes.find_over_image(node, uuid4(), image.sha256),
         lambda: volumes.resize(node, uuid4(), 1),
         lambda: volumes.delete(node, uuid4()),
         lambda: volumes.ensure_seed(node, uuid4(), 1, bytes(2048)),
@@ -133,6 +134,25 @@ def test_volume_needs_its_image_on_the_node_and_room_for_it(site: Site, image: I
 
 def test_find_of_an_absent_volume_gives_none(site: Site) -> None:
     assert site.volumes.find(site.node, uuid4()) is None
+
+
+def test_find_over_image_gives_what_was_made_over_it_and_makes_nothing(
+    site: Site, image: ImageSource, other_image: ImageSource
+) -> None:
+    site.volumes.ensure_image(site.node, image)
+    site.volumes.ensure_image(site.node, other_image)
+    volume_id, blank_id, absent_id, foreign_id = uuid4(), uuid4(), uuid4(), uuid4()
+    made = site.volumes.create_from_image(site.node, volume_id, image, 1)
+    site.volumes.create_blank(site.node, blank_id, 1)
+    site.plant_foreign(f"vol-{foreign_id}.qcow2")
+    before = names(site)
+    assert site.volumes.find_over_image(site.node, volume_id, image.sha256) == made
+    site.volumes.resize(site.node, volume_id, 2)
+    assert site.volumes.find_over_image(site.node, volume_id, image.sha256) == made
+    assert site.volumes.find_over_image(site.node, volume_id, other_image.sha256) is None
+    for other_id in (blank_id, absent_id, foreign_id):
+        assert site.volumes.find_over_image(site.node, other_id, image.sha256) is None
+    assert names(site) == before
 
 
 def test_resize_grows_and_never_shrinks(site: Site) -> None:

@@ -19,6 +19,7 @@ from awan.engines.libvirt_nodes import LibvirtNodes
 from awan.engines.volumes import ImageSource
 from awan.engines.volumes.local import LocalVolumes
 from awan.errors import EngineError, EngineRejected, EngineUnavailable
+from lab import Lab
 from tests.engines.volumes_contract.sites import LocalSite
 
 pytestmark = pytest.mark.lab
@@ -222,3 +223,19 @@ def test_stopped_pool_is_started_again(site: LocalSite) -> None:
     assert pool.isActive()
     assert pool.autostart()
     assert site.volumes.find(site.node, volume_id) is not None
+
+
+def test_a_disk_whose_header_is_gone_is_not_found_whole(
+    site: LocalSite, image: ImageSource, lab_slot: Lab
+) -> None:
+    site.volumes.ensure_image(site.node, image)
+    volume_id = uuid4()
+    made = site.volumes.create_from_image(site.node, volume_id, image, 1)
+    assert site.volumes.find_over_image(site.node, volume_id, image.sha256) == made
+    # Past libvirtd, which goes on listing it as a qcow2.
+    write_file(site, made.name, bytes(4096))
+    assert site.volumes.find_over_image(site.node, volume_id, image.sha256) is None
+    file = lab_slot.node_path(site.node.name, made.path)
+    file.unlink()
+    assert site.volumes.find_over_image(site.node, volume_id, image.sha256) is None
+    assert not file.exists()
