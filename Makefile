@@ -34,10 +34,10 @@ lint: ## ruff, types, import contract
 	@.venv/bin/lint-imports
 
 check: lint ## lint and the fast tests
-	@$(PYTHON) -m pytest -q -n 3 -m "not lab and not faults and not fuzz"
+	@$(PYTHON) -m pytest -q -n 2 -m "not lab and not faults and not fuzz"
 
 test: ## all suites, in one run
-	@$(PYTHON) -m pytest -q -n 3 --dist loadgroup
+	@$(PYTHON) -m pytest -q -n 2 --dist loadgroup
 
 faults: ## the full counts of crashes and faults, with a printed seed
 	@$(PYTHON) -m pytest tests/faults --full

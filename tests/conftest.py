@@ -38,17 +38,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="full counts instead of samples")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs real engines runs in one test process, beside the rest: one lab for all of it.
-
-    Needs `--dist loadgroup`, which also begins with the largest group. First, because xdist reads the marks early.
-    """
-    for item in items:
-        if item.get_closest_marker("lab") or item.get_closest_marker("faults"):
-            item.add_marker(pytest.mark.xdist_group("engines"))
-
-
 def _start_server(config: pytest.Config) -> str:
     if SERVER_KEY not in config.stash:
         config.stash[SERVER_KEY] = DatabaseServer()
