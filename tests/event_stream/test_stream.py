@@ -37,8 +37,24 @@ def live(settings: Settings) -> Iterator[LiveApi]:
 
 @pytest.fixture
 def tenant(settings: Settings) -> Tenant:
-    """An account with a key."""
-    return make_tenant()
+    """An account with a key, whose creation no stream tells of any more."""
+    made = make_tenant()
+    wait_for_horizon()
+    return made
+
+
+def wait_for_horizon() -> None:
+    """Returns when what is committed is below the horizon: other tests of the server have transactions too."""
+    with get_engine().connect() as connection:
+        newest = connection.scalar(text("SELECT max(xid) FROM event"))
+        deadline = time.monotonic() + 20
+        while not connection.scalar(
+            text("SELECT pg_snapshot_xmin(pg_current_snapshot()) > CAST(:newest AS xid8)"),
+            {"newest": str(newest)},
+        ):
+            connection.rollback()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 def record(account_id: UUID, number: int = 0, session: Session | None = None) -> None:

@@ -88,7 +88,12 @@ def everything_written(cloud: LabCloud, uuid: str) -> dict[str, bytes]:
         for path in folder.rglob("*"):
             if path.is_file():
                 written[str(path)] = path.read_bytes()
-    for route in (f"/instances/{uuid}", "/instances", f"/operations?resource={uuid}", "/events"):
+    for route in (
+        f"/instances/{uuid}",
+        "/instances",
+        f"/operations?resource={uuid}",
+        "/account/events",
+    ):
         written[route] = cloud.client.get(route).content
     written["trace"] = cloud.admin.get(f"/admin/trace/{uuid}").content
     assert b"awan-" in written["domain"]
