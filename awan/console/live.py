@@ -1,28 +1,27 @@
 """The consoles that this process relays, and the one task that watches over all of them.
 
-The watch hears of changes from the database (LISTEN) and looks again every `RECHECK_S` in any case, with one query
+The watch hears of changes from the database and looks again every `RECHECK_S` in any case, with one query
 for all consoles. It lives while there are consoles. One registry per event loop: everything here runs in it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
-import psycopg
 import structlog
 from fastapi.concurrency import run_in_threadpool
 
+from awan import events
 from awan.console import service
 from awan.console.models import Console, ConsoleState
-from awan.console.workflows import CHANNEL, CONNECT_TIMEOUT_S, UNLOCK_TIMEOUT_S
+from awan.console.workflows import CONNECT_TIMEOUT_S, UNLOCK_TIMEOUT_S, changes
 from awan.engines.hypervisor import ConsoleEndpoint
 from awan.errors import Unavailable
-from awan.events.service import CHANNEL as EVENT_CHANNEL
 from awan.fleet import Node
 from awan.fleet.rules import ClientCertificate, client_certificate
 from awan.instances.models import Instance
@@ -30,7 +29,6 @@ from awan.kit.database import transaction
 from awan.settings import get_settings
 
 RECHECK_S = 2.0
-RECONNECT_S = 1.0
 READY_TIMEOUT_S = UNLOCK_TIMEOUT_S + CONNECT_TIMEOUT_S
 NOT_READY = "The instance's screen cannot be reached at the moment."
 
@@ -62,6 +60,7 @@ class LiveConsoles:
         self._places = 0
         self._consoles: dict[UUID, LiveConsole] = {}
         self._watch: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._consoles)
@@ -86,7 +85,11 @@ class LiveConsoles:
         if self._watch is None:
             self._watch = asyncio.create_task(self._watch_over(), name="console-watch")
         try:
-            yield live
+            with (
+                changes.woken_by(console.console_id, _setter(loop, live.woken)),
+                events.changes.woken_by(console.account_id, _setter(loop, self._news)),
+            ):
+                yield live
         finally:
             del self._consoles[console.console_id]
             live.closing.cancel()
@@ -112,46 +115,13 @@ class LiveConsoles:
 
     async def _watch_over(self) -> None:
         while True:
+            self._news.clear()
             try:
-                await self._listen()
-            except (psycopg.Error, Unavailable) as err:
+                await self._refresh()
+            except Unavailable as err:
                 # An open console outlives an outage of the database; who may not have it any more is seen after.
                 log.warning("console.watch_interrupted", error=str(err))
-            await asyncio.sleep(RECONNECT_S)
-
-    async def _listen(self) -> None:
-        url = get_settings().database_url.replace("postgresql+psycopg://", "postgresql://", 1)
-        async with await psycopg.AsyncConnection.connect(
-            url, autocommit=True, connect_timeout=5, application_name="awan-console"
-        ) as connection:
-            for channel in (CHANNEL, EVENT_CHANNEL):
-                await connection.execute(f'LISTEN "{channel}"')
-            self._wake(None)
-            while True:
-                await self._refresh()
-                await self._wait_for_news(connection)
-
-    async def _wait_for_news(self, connection: psycopg.AsyncConnection) -> None:
-        """Until something happened to the account of a console, or `RECHECK_S` have passed."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + RECHECK_S
-        while (left_s := deadline - loop.time()) > 0:
-            is_ours = False
-            async for news in connection.notifies(timeout=left_s, stop_after=1):
-                if news.channel == CHANNEL:
-                    self._wake(news.payload)
-                else:
-                    is_ours |= news.payload in self._accounts()
-            if is_ours:
-                return
-
-    def _accounts(self) -> set[str]:
-        return {str(live.account_id) for live in self._consoles.values()}
-
-    def _wake(self, console_id: str | None) -> None:
-        for live in self._consoles.values():
-            if console_id is None or str(live.console_id) == console_id:
-                live.woken.set()
+            await _wait(self._news, RECHECK_S)
 
     async def _refresh(self) -> None:
         for console_id, reason in (await run_in_threadpool(_refresh, list(self._consoles))).items():
@@ -167,6 +137,16 @@ _registries: WeakKeyDictionary[asyncio.AbstractEventLoop, LiveConsoles] = WeakKe
 def live_consoles() -> LiveConsoles:
     """The registry of the running event loop."""
     return _registries.setdefault(asyncio.get_running_loop(), LiveConsoles())
+
+
+def _setter(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> Callable[[], None]:
+    """Sets the event from any thread."""
+
+    def wake() -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(event.set)
+
+    return wake
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

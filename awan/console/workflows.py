@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from awan.catalogue import engines
@@ -24,9 +23,11 @@ from awan.fleet import Node, endpoint
 from awan.instances.models import Instance
 from awan.kit.clock import now
 from awan.kit.database import transaction
+from awan.kit.notifications import Channel
 from awan.operations import Failure, Plan, Step, Target, register
 
-CHANNEL = "awan_console"
+# Wakes the relay.
+changes = Channel("awan_console")
 """NOTIFY channel: the uuid of a console that a worker has done something about."""
 UNLOCK_TIMEOUT_S = 8.0
 CONNECT_TIMEOUT_S = 10.0
@@ -80,7 +81,7 @@ def unlock(target: Target) -> None:
             console.state = ConsoleState.READY
             console.host, console.port = found.host, found.port
             console.requires_tls = found.requires_tls
-        _notify(session, target.subject_id)
+        changes.notify(session, target.subject_id)
 
 
 def await_relay(target: Target) -> None:
@@ -117,15 +118,7 @@ def mark_failed(session: Session, target: Target, failure: Failure) -> None:
 
 def _close(session: Session, console: Console, reason: str) -> None:
     console.state, console.closed_at, console.closed_reason = ConsoleState.CLOSED, now(), reason
-    _notify(session, console.console_id)
-
-
-def _notify(session: Session, console_id: UUID) -> None:
-    """Wakes the relay when the transaction commits."""
-    session.execute(
-        text("SELECT pg_notify(:channel, :payload)"),
-        {"channel": CHANNEL, "payload": str(console_id)},
-    )
+    changes.notify(session, console.console_id)
 
 
 OPEN = register(
