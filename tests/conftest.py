@@ -20,6 +20,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from awan.engines.registry import sim_store
 from awan.kit.database import dispose_engine, get_engine
 from awan.kit.secrets import create_key_file
 from awan.runtime.postgres import SUPERUSER
@@ -148,4 +149,5 @@ def cloud(_seeded: tuple[SimulatedCloud, Snapshot], settings: Settings) -> Simul
     """
     cloud, snapshot = _seeded
     snapshot.put_back()
+    sim_store().faults.clear()
     return cloud

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
@@ -18,8 +19,8 @@ from awan.console.service import end_lost
 from awan.fleet import Node
 from awan.instances.rules import NODE_UNREACHABLE
 from awan.kit.database import transaction
-from awan.settings import get_settings
 from tests.console.conftest import ConsoleRig
+from tests.support.changed_settings import changed_settings
 from tests.support.console_viewer import Viewer, ask, open_viewer
 
 RETURN, KEY_A = 0xFF0D, 0x61
@@ -43,21 +44,14 @@ def until(found: Callable[[], bool], timeout_s: float = 10.0) -> None:
 
 
 @pytest.fixture
-def setting(monkeypatch: pytest.MonkeyPatch, settings: object) -> Callable[[str, object], None]:
+def setting(settings: object) -> Iterator[Callable[[str, object], None]]:
     """Changes a setting of this process for one test."""
+    with ExitStack() as changes:
 
-    def change(name: str, value: object) -> None:
-        monkeypatch.setenv(f"AWAN_{name}", str(value))
-        get_settings.cache_clear()
+        def change(name: str, value: object) -> None:
+            changes.enter_context(changed_settings(**{name.lower(): str(value)}))
 
-    return change
-
-
-@pytest.fixture(autouse=True)
-def _settings_are_put_back(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    yield
-    monkeypatch.undo()
-    get_settings.cache_clear()
+        yield change
 
 
 def test_the_answer_has_the_contracts_fields(rig: ConsoleRig, http: httpx.Client) -> None:

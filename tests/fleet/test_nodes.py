@@ -13,7 +13,7 @@ from awan.catalogue.models import Tier
 from awan.engines.registry import sim_store
 from awan.fleet.models import Node
 from awan.kit.database import get_engine, transaction
-from awan.settings import get_settings
+from tests.support.changed_settings import changed_settings
 from tests.support.simulated_cloud import SimulatedCloud
 
 
@@ -174,20 +174,13 @@ def test_capacity_is_what_can_still_be_ordered(cloud: SimulatedCloud) -> None:
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_node_that_does_not_answer_is_asked_on(
-    cloud: SimulatedCloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_node_that_does_not_answer_is_asked_on(cloud: SimulatedCloud) -> None:
     """The call does not wait for ever: 202, and the operation tells the rest."""
     sim_store().execute(
         "INSERT INTO sim.hypervisor_node SELECT location, node_id, false FROM sim.pool"
     )
-    monkeypatch.setenv("AWAN_OPERATION_WAIT_S", "0.3")
-    get_settings.cache_clear()
-    try:
+    with changed_settings(operation_wait_s="0.3"):
         answer = cloud.admin.post(f"/admin/nodes/{cloud.node_ids[0]}/probe")
-    finally:
-        monkeypatch.undo()
-        get_settings.cache_clear()
     assert answer.status_code == 202, answer.text
     assert answer.json()["operation"]["status"] == "running"
     sim_store().execute("UPDATE sim.hypervisor_node SET is_available = true")

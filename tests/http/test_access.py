@@ -19,7 +19,8 @@ from awan.accounts.models import Account, ApiKey
 from awan.accounts.rules import new_key_text, parse_key, source_address
 from awan.kit.clock import now
 from awan.kit.database import get_engine
-from awan.settings import Settings, get_settings
+from awan.settings import Settings
+from tests.support.changed_settings import changed_settings
 from tests.support.probe_app import make_probe_app
 from tests.support.tenants import Tenant, make_tenant
 
@@ -159,13 +160,10 @@ def test_flags_come_once(probe: TestClient) -> None:
 
 
 @pytest.fixture
-def from_address(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[TestClient]]:
+def from_address(settings: Settings) -> Iterator[type[TestClient]]:
     """Clients of any address, with one trusted proxy network."""
-    monkeypatch.setenv("AWAN_TRUSTED_PROXIES", '["10.0.0.0/8"]')
-    get_settings.cache_clear()
-    yield TestClient
-    monkeypatch.undo()
-    get_settings.cache_clear()
+    with changed_settings(trusted_proxies='["10.0.0.0/8"]'):
+        yield TestClient
 
 
 def test_networks(from_address: type[TestClient]) -> None:

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
 from awan.kit.database import dispose_engine
-from awan.settings import get_settings
+from tests.support.changed_settings import changed_settings
 from tests.support.tenants import make_tenant
 
 GOOD = {"name": "n", "count": "1"}
@@ -85,13 +85,10 @@ def test_unknown_query_on_a_route_without_any(probe: TestClient) -> None:
 
 
 @pytest.fixture
-def small_bodies(probe: TestClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_bodies(probe: TestClient) -> Iterator[None]:
     """Bodies of at most 100 bytes."""
-    monkeypatch.setenv("AWAN_REQUEST_BODY_MAX_BYTES", "100")
-    get_settings.cache_clear()
-    yield
-    monkeypatch.undo()
-    get_settings.cache_clear()
+    with changed_settings(request_body_max_bytes="100"):
+        yield
 
 
 @pytest.mark.usefixtures("small_bodies")
@@ -154,14 +151,11 @@ def test_what_passes_says_when_to_retry(probe: TestClient) -> None:
     assert "marker" not in answer.text
 
 
-def test_database_away(probe: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_database_away(probe: TestClient) -> None:
     tenant = make_tenant()
-    with monkeypatch.context() as patch:
-        patch.setenv("AWAN_DATABASE_URL", "postgresql:///awan?host=/nowhere")
-        get_settings.cache_clear()
+    with changed_settings(database_url="postgresql:///awan?host=/nowhere"):
         dispose_engine()
         answer = probe.get("/who", headers=tenant.headers)
-    get_settings.cache_clear()
     dispose_engine()
     assert shape(answer) == (503, "UNAVAILABLE")
     assert answer.headers["retry-after"]

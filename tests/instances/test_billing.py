@@ -15,8 +15,8 @@ from awan.kit.database import transaction
 from awan.ledger import locked_prices, spans_of
 from awan.ledger.models import UsageSpan
 from awan.operations import Operation
-from awan.settings import get_settings
 from awan.volumes import Volume
+from tests.support.changed_settings import changed_settings
 from tests.support.holdings import assert_counts, engine_state
 from tests.support.in_process_worker import InProcessWorker
 from tests.support.simulated_cloud import SimulatedCloud
@@ -176,21 +176,14 @@ def seeds_of(cloud: SimulatedCloud, uuid: str) -> list[str]:
 @pytest.mark.parametrize(
     ("has_agent", "sign"), [(True, "none"), (True, "traffic"), (False, "none")]
 )
-def test_a_silent_guest_alarms(
-    cloud: SimulatedCloud, monkeypatch: pytest.MonkeyPatch, has_agent: bool, sign: str
-) -> None:
+def test_a_silent_guest_alarms(cloud: SimulatedCloud, has_agent: bool, sign: str) -> None:
     """After its time charging starts all the same, and the operator is told. Traffic is no proof where an agent is."""
-    monkeypatch.setenv("AWAN_READY_TIMEOUT_S", "1.2")
-    get_settings.cache_clear()
     cloud.add_image(cloud.template_id, has_agent=has_agent)
     sim_store().set_latency(0.4, engine="hypervisor", verb="guest_sign")
-    try:
+    with changed_settings(ready_timeout_s="1.2"):
         uuid = cloud.create_running()["uuid"]
         sim_store().execute("UPDATE sim.domain SET sign = %s", [sign])
         wait_until_ready(cloud, uuid)
-    finally:
-        monkeypatch.undo()
-        get_settings.cache_clear()
     with transaction() as session:
         kinds = [event.kind for event in history(session, UUID(uuid))]
         assert session.get_one(Instance, UUID(uuid)).seed_generation == 1

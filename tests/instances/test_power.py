@@ -9,7 +9,7 @@ import pytest
 
 from awan.engines.registry import sim_store
 from awan.errors import EngineUnavailable
-from awan.settings import get_settings
+from tests.support.changed_settings import changed_settings
 from tests.support.simulated_cloud import SimulatedCloud
 
 VERBS = ("start", "stop", "restart")
@@ -57,21 +57,13 @@ def test_unknown_instances_and_fields(cloud: SimulatedCloud, verb: str) -> None:
 
 @pytest.mark.parametrize(("force", "most_s"), [("true", 5.0), ("false", 30.0)])
 @pytest.mark.usefixtures("worker")
-def test_a_deaf_guest_is_cut_off(
-    cloud: SimulatedCloud, monkeypatch: pytest.MonkeyPatch, force: str, most_s: float
-) -> None:
+def test_a_deaf_guest_is_cut_off(cloud: SimulatedCloud, force: str, most_s: float) -> None:
     """At once with `force`, else after the grace time."""
     uuid = cloud.create_running()["uuid"]
     sim_store().execute("UPDATE sim.domain SET hears_power = false")
-    if force == "false":
-        monkeypatch.setenv("AWAN_STOP_GRACE_S", "0.5")
-        get_settings.cache_clear()
-    try:
+    with changed_settings(stop_grace_s="0.5" if force == "false" else "60"):
         answer = cloud.customer.http.post(f"/instances/{uuid}/stop", data={"force": force})
         assert cloud.wait(answer.json()["operation"]["uuid"], most_s)["status"] == "succeeded"
-    finally:
-        monkeypatch.undo()
-        get_settings.cache_clear()
     assert cloud.customer.http.get(f"/instances/{uuid}").json()["data"]["status"] == "Stopped"
 
 

@@ -14,9 +14,10 @@ from awan.kit.database import transaction
 from awan.operations import Operation
 from awan.reconcile.power import Verdict
 from awan.reconcile.repairs import act, find_known
-from awan.settings import Settings, get_settings
+from awan.settings import Settings
 from tests.instances.test_workflow_proofs import World, existing
 from tests.support import proofs
+from tests.support.changed_settings import changed_settings
 from tests.support.holdings import assert_counts
 from tests.support.in_process_worker import wait_until_idle
 from tests.support.simulated_cloud import SimulatedCloud
@@ -26,13 +27,10 @@ Proof = Callable[..., None]
 
 
 @pytest.fixture
-def at_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+def at_once(settings: Settings) -> Iterator[Settings]:
     """A repair that failed may be tried again at once."""
-    monkeypatch.setenv("AWAN_REPAIR_RETRY_S", "0")
-    get_settings.cache_clear()
-    yield get_settings()
-    monkeypatch.undo()
-    get_settings.cache_clear()
+    with changed_settings(repair_retry_s="0") as changed:
+        yield changed
 
 
 def take_away(guest: Guest) -> None:

@@ -17,7 +17,7 @@ from awan.instances.screens import SCREEN_KEPT_S, forget_screens
 from awan.kit.clock import now
 from awan.kit.database import get_engine, transaction
 from awan.kit.secrets import Secret
-from awan.settings import get_settings
+from tests.support.changed_settings import changed_settings
 from tests.support.simulated_cloud import SimulatedCloud
 
 
@@ -98,18 +98,13 @@ def test_asking_while_the_old_picture_is_forgotten(cloud: SimulatedCloud) -> Non
     assert count_pictures() == (1, 1)
 
 
-def test_without_a_worker(cloud: SimulatedCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_worker(cloud: SimulatedCloud) -> None:
     from awan.instances.models import ObservedState
     from tests.instances.test_list import settle
 
     uuid = cloud.create()["data"]["uuid"]
     settle(uuid, ObservedState.RUNNING)
-    monkeypatch.setenv("AWAN_OPERATION_WAIT_S", "0.3")
-    get_settings.cache_clear()
-    try:
+    with changed_settings(operation_wait_s="0.3"):
         refused = cloud.customer.http.get(f"/instances/{uuid}/screenshot")
-    finally:
-        monkeypatch.undo()
-        get_settings.cache_clear()
     assert (refused.status_code, refused.json()["type"]) == (503, "UNAVAILABLE")
     assert int(refused.headers["retry-after"]) > 0

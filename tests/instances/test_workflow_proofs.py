@@ -19,8 +19,9 @@ from awan.instances.workflows import PASSWORD_PURPOSE
 from awan.kit.database import transaction
 from awan.kit.secrets import Secret, get_secret
 from awan.resources import Resource
-from awan.settings import Settings, get_settings
+from awan.settings import Settings
 from tests.support import proofs
+from tests.support.changed_settings import changed_settings
 from tests.support.guests import cd, finish_first_boot, guest, instance_row, seeds
 from tests.support.holdings import assert_counts, engine_state
 from tests.support.simulated_cloud import SimulatedCloud
@@ -278,11 +279,8 @@ def guest_case(
 
 def at_once(call: Callable[[], Response]) -> None:
     """Makes a call that would wait for its operation, without waiting."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWAN_OPERATION_WAIT_S", "0")
-        get_settings.cache_clear()
+    with changed_settings(operation_wait_s="0"):
         answer = call()
-    get_settings.cache_clear()
     assert answer.status_code in (200, 202), answer.text
 
 

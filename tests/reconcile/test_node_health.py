@@ -20,8 +20,8 @@ from awan.kit.database import transaction
 from awan.reconcile import run_audit
 from awan.reconcile.locations import check_location
 from awan.reconcile.nodes import NodeWatch
-from awan.settings import get_settings
 from tests.reconcile.conftest import wait_until_booted
+from tests.support.changed_settings import changed_settings
 from tests.support.in_process_worker import wait_until_idle
 from tests.support.simulated_cloud import SimulatedCloud
 from tests.support.watched_guests import Guest, find_guest
@@ -33,13 +33,10 @@ PASSWORD = "Brave-Donkey-8"
 
 
 @pytest.fixture
-def short_silence(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def short_silence() -> Iterator[None]:
     """A node counts as unreachable almost at once."""
-    monkeypatch.setenv("AWAN_NODE_SILENCE_S", str(SILENCE_S))
-    get_settings.cache_clear()
-    yield
-    monkeypatch.undo()
-    get_settings.cache_clear()
+    with changed_settings(node_silence_s=str(SILENCE_S)):
+        yield
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from sqlalchemy import text
 
 from awan import events
 from awan.kit.database import transaction
-from awan.settings import Settings, get_settings
+from awan.settings import Settings
 from awan.webhooks import sender
+from tests.support.changed_settings import changed_settings
 from tests.support.simulated_cloud import make_customer
 from tests.webhooks.receiver import WAIT_S, Receiver
 
@@ -86,19 +87,15 @@ class Site:
 
 
 @pytest.fixture
-def site(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def site(settings: Settings) -> Iterator[Site]:
     """The account; loopback and http are allowed."""
-    monkeypatch.setenv("AWAN_OUTBOUND_ALLOW_HTTP", "true")
-    monkeypatch.setenv("AWAN_OUTBOUND_ALLOWED_NETWORKS", '["127.0.0.0/8"]')
-    get_settings.cache_clear()
-    customer = make_customer()
-    yield Site(customer.account_id, customer.http)
-    deadline = time.monotonic() + WAIT_S
-    while sender._sender.free < sender.IN_FLIGHT_MAX:
-        assert time.monotonic() < deadline, "calls are still under way"
-        time.sleep(0.05)
-    monkeypatch.undo()
-    get_settings.cache_clear()
+    with changed_settings(outbound_allow_http="true", outbound_allowed_networks='["127.0.0.0/8"]'):
+        customer = make_customer()
+        yield Site(customer.account_id, customer.http)
+        deadline = time.monotonic() + WAIT_S
+        while sender._sender.free < sender.IN_FLIGHT_MAX:
+            assert time.monotonic() < deadline, "calls are still under way"
+            time.sleep(0.05)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from awan.kit import outbound
 from awan.kit.clock import now
-from awan.settings import get_settings
+from tests.support.changed_settings import changed_settings
 from tests.webhooks.receiver import Receiver
 
 REFUSED_ADDRESSES = [
@@ -42,14 +42,10 @@ REFUSED_URLS = [
 
 
 @pytest.fixture
-def allow_loopback(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def allow_loopback() -> Iterator[None]:
     """The operator allows http and one address of the loopback."""
-    monkeypatch.setenv("AWAN_OUTBOUND_ALLOW_HTTP", "true")
-    monkeypatch.setenv("AWAN_OUTBOUND_ALLOWED_NETWORKS", '["127.0.0.1/32"]')
-    get_settings.cache_clear()
-    yield
-    monkeypatch.undo()
-    get_settings.cache_clear()
+    with changed_settings(outbound_allow_http="true", outbound_allowed_networks='["127.0.0.1/32"]'):
+        yield
 
 
 def resolve_to(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
@@ -80,16 +76,12 @@ def test_allowed_addresses(address: str) -> None:
     assert outbound.is_allowed(ip_address(address))
 
 
-def test_the_operators_word_on_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWAN_OUTBOUND_REFUSED_NETWORKS", '["8.8.8.0/24"]')
-    monkeypatch.setenv("AWAN_OUTBOUND_ALLOWED_NETWORKS", '["10.9.0.0/16"]')
-    get_settings.cache_clear()
-    try:
+def test_the_operators_word_on_networks() -> None:
+    with changed_settings(
+        outbound_refused_networks='["8.8.8.0/24"]', outbound_allowed_networks='["10.9.0.0/16"]'
+    ):
         found = [outbound.is_allowed(ip_address(a)) for a in ("8.8.8.8", "10.9.1.1", "10.8.1.1")]
-        assert found == [False, True, False]
-    finally:
-        monkeypatch.undo()
-        get_settings.cache_clear()
+    assert found == [False, True, False]
 
 
 @pytest.mark.parametrize("url", REFUSED_URLS)
