@@ -131,12 +131,14 @@ class LifecycleEvent:
 class Watcher:
     """A listener of one node's lifecycle events.
 
-    `on_event` runs in the event loop's thread: it must only enqueue. `on_resync` says that events
-    may have been missed (a new connection); it runs in a thread of its own and may make calls.
+    `on_event` runs in the event loop's thread: it must only enqueue; so does `on_device`, which is
+    given the domain whose guest has let go of a device. `on_resync` says that events may have been
+    missed (a new connection); it runs in a thread of its own and may make calls.
     """
 
     on_event: Callable[[LifecycleEvent], None]
     on_resync: Callable[[], None]
+    on_device: Callable[[UUID], None] | None = None
 
 
 _event_loop_lock = threading.Lock()
@@ -189,6 +191,7 @@ class _Link:
 
     conn: Connection
     lifecycle_id: int = -1
+    device_id: int = -1
     overdue: int = 0
     is_lost: bool = False
 
@@ -380,6 +383,9 @@ class _Node:
             link.lifecycle_id = conn.domainEventRegisterAny(
                 None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, link
             )
+            link.device_id = conn.domainEventRegisterAny(
+                None, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._on_device_removed, link
+            )
             return link
         except libvirt.libvirtError as err:
             if has_code(err, libvirt.VIR_ERR_AUTH_FAILED, libvirt.VIR_ERR_INVALID_ARG):
@@ -415,11 +421,24 @@ class _Node:
         if link.is_lost:
             return
         seen = LifecycleEvent(UUID(bytes=domain.UUID()), event, detail)
+        self._tell(lambda watcher: watcher.on_event(seen))
+
+    def _on_device_removed(self, _conn: Connection, domain: Any, _alias: str, link: _Link) -> None:
+        if link.is_lost:
+            return
+        domain_uuid = UUID(bytes=domain.UUID())
+        self._tell(
+            lambda watcher: (
+                watcher.on_device(domain_uuid) if watcher.on_device is not None else None
+            )
+        )
+
+    def _tell(self, tell: Callable[[Watcher], None]) -> None:
         with self.changed:
             watchers = list(self.watchers)
         for watcher in watchers:
             try:
-                watcher.on_event(seen)
+                tell(watcher)
             except Exception:
                 log.exception("libvirt_listener_failed", node=self.endpoint.name)
 
@@ -488,6 +507,7 @@ def _dispose(link: _Link) -> None:
     try:
         conn.unregisterCloseCallback()
         conn.domainEventDeregisterAny(link.lifecycle_id)
+        conn.domainEventDeregisterAny(link.device_id)
     except libvirt.libvirtError as err:
         log.debug("libvirt_close_failed", error=str(err))
 

@@ -16,6 +16,8 @@ from uuid import UUID
 
 NODE_CALL_TIMEOUT_S = 30.0
 GIVE_UP_INTERVAL_S = 0.5
+NIC_RELEASE_TIMEOUT_S = 10.0
+"""How long a guest may take to let go of a network card that is taken away."""
 COUNTERS_TIMEOUT_S = 4.0
 """How long one bulk read of counters may take; `read_counters` makes at most two of them."""
 CONSOLE_PASSWORD_MAX = 8
@@ -330,6 +332,16 @@ class Hypervisor(Protocol):
         self, node: NodeEndpoint, instance_id: UUID, target: int, path: str | None
     ) -> None:
         """The CD drive at SCSI target `target` holds the raw image `path`, or is empty, live and in the definition."""
+        ...
+
+    def ensure_nics(self, node: NodeEndpoint, instance_id: UUID, nics: tuple[NicSpec, ...]) -> None:
+        """The domain has exactly these network cards, live and in its definition. Cards that stay are not touched.
+
+        A card is taken from a running guest with the guest's help: until it lets go, the card goes on working.
+        Raises EngineUnavailable when the guest still holds one after `NIC_RELEASE_TIMEOUT_S` (it is booting, or has
+        no system): then the other cards are right already, and the definition is for the next start.
+        Raises EngineRejected when the domain is absent, or has no room for so many cards.
+        """
         ...
 
     def unlock_console(

@@ -95,6 +95,25 @@ class DomainIdentity:
     is_dedicated: bool
 
 
+@dataclass(frozen=True)
+class FoundNic:
+    """A network card in a domain's XML. `port_id` is None for one that is not on a logical switch.
+
+    `alias` is its name while the domain runs, `bus` the PCI bus it sits on (0: none is told).
+    """
+
+    port_id: UUID | None
+    mac: str
+    mtu: int | None
+    alias: str
+    bus: int
+    xml: str
+
+    def is_as(self, spec: NicSpec) -> bool:
+        """Whether this is the card that `spec` describes."""
+        return (self.port_id, self.mac, self.mtu) == (spec.port_id, spec.mac, spec.mtu)
+
+
 def domain_name(instance_id: UUID) -> str:
     """The domain's name on its node."""
     return f"awan-{instance_id}"
@@ -143,6 +162,13 @@ def build_media(target: int, path: str | None) -> str:
     if path is not None:
         _check_path(path)
     return etree.tostring(_cdrom(target, path), encoding="unicode")
+
+
+def build_nic(spec: NicSpec, bus: int, host: HostTraits) -> str:
+    """The XML of a network card on the PCI bus `bus`, to be plugged in."""
+    devices = etree.Element("devices")
+    _add_nic(devices, spec, bus, host)
+    return etree.tostring(devices[0], encoding="unicode")
 
 
 def build_console_password(xml: str, password: str, valid_until: datetime) -> str:
@@ -215,6 +241,33 @@ def read_interface_names(xml: str) -> list[str]:
     return [name for name in (element.get("dev") for element in targets) if name]
 
 
+def read_nics(xml: str) -> list[FoundNic]:
+    """The network cards of a domain, in the order of its XML."""
+    return [_read_nic(nic) for nic in etree.fromstring(xml, _PARSER).iterfind("devices/interface")]
+
+
+def _read_nic(nic: Element) -> FoundNic:
+    port, mac, mtu = nic.find("virtualport/parameters"), nic.find("mac"), nic.find("mtu")
+    alias, address = nic.find("alias"), nic.find("address[@type='pci']")
+    return FoundNic(
+        port_id=_uuid(port.get("interfaceid")) if port is not None else None,
+        mac=mac.get("address", "") if mac is not None else "",
+        mtu=int(mtu.get("size", "0")) if mtu is not None else None,
+        alias=alias.get("name", "") if alias is not None else "",
+        bus=int(address.get("bus", "0"), 16) if address is not None else 0,
+        xml=etree.tostring(nic, encoding="unicode"),
+    )
+
+
+def free_nic_buses(xml: str) -> set[int]:
+    """The PCI buses behind root ports of the domain on which a network card may be put."""
+    domain = etree.fromstring(xml, _PARSER)
+    ports = domain.iterfind("devices/controller[@model='pcie-root-port']")
+    used = {int(at.get("bus", "0"), 16) for at in domain.iterfind("devices/*/address[@type='pci']")}
+    found = {int(port.get("index", "0")) for port in ports}
+    return {bus for bus in found - used if bus >= _FIRST_NIC_BUS}
+
+
 def drop_cpu_shares(xml: str) -> str | None:
     """The same definition without CPU weights, or None when it has none."""
     domain = etree.fromstring(xml, _PARSER)
@@ -251,9 +304,27 @@ def check_spec(spec: DomainSpec) -> None:
             _check_path(layer.path)
         if not _SERIAL_PATTERN.fullmatch(disk.serial):
             raise _rejected(f"disk serial {disk.serial!r}")
-    for nic in spec.nics:
+    check_nics(spec.nics)
+
+
+def check_nics(nics: tuple[NicSpec, ...]) -> None:
+    """Raises EngineRejected for cards that must not reach a node."""
+    for nic in nics:
         if not _MAC_PATTERN.fullmatch(nic.mac):
             raise _rejected(f"MAC address {nic.mac!r}")
+    if len({nic.port_id for nic in nics}) != len(nics) or len({nic.mac for nic in nics}) != len(
+        nics
+    ):
+        raise _rejected("two network cards of one port or one MAC address")
+
+
+def require_free_bus(free: set[int], preferred: int) -> int:
+    """The bus for a new card, taken out of `free`. Raises EngineRejected when there is none."""
+    if not free:
+        raise EngineRejected("libvirt", "plug in a network card", "all the domain's ports are used")
+    bus = preferred if preferred in free else min(free)
+    free.discard(bus)
+    return bus
 
 
 def _check_path(path: str) -> None:

@@ -34,6 +34,7 @@ from awan.engines.hypervisor import (
     DomainFacts,
     DomainSpec,
     GuestSign,
+    NicSpec,
     NodeCounters,
     NodeEndpoint,
     NodeFacts,
@@ -44,6 +45,7 @@ from awan.engines.hypervisor import (
 )
 from awan.engines.hypervisor.domain_xml import (
     check_console_password,
+    check_nics,
     check_spec,
     domain_name,
     printable_title,
@@ -70,6 +72,7 @@ DOMAIN_DDL: LiteralString = """
         started_at      timestamptz,
         sign            text NOT NULL DEFAULT 'agent' CHECK (sign IN ('agent', 'traffic', 'none')),
         hears_power     boolean NOT NULL DEFAULT true,
+        holds_nics      boolean NOT NULL DEFAULT false,
         PRIMARY KEY (location, node_id, uuid)
     )"""
 # What is set inside a guest, which outlives its domain's power. A password is known by the digest of its hash.
@@ -346,6 +349,27 @@ class FakeHypervisor:
                 ],
             )
 
+    def ensure_nics(self, node: NodeEndpoint, instance_id: UUID, nics: tuple[NicSpec, ...]) -> None:
+        """See `Hypervisor`. Never sleeps: a guest that holds on to its cards does so until it is off."""
+        with self._call(node, "ensure_nics", instance_id):
+            check_nics(nics)
+            row = self._require(node, instance_id, "change network cards")
+            wanted = [str(nic.port_id) for nic in nics]
+            is_live = row["live"] is not None
+            present = row["live"]["port_ids"] if is_live else []
+            held = [port for port in present if port not in wanted] if row["holds_nics"] else []
+            kept = [port for port in present if port in wanted or port in held]
+            live = kept + [port for port in wanted if port not in kept]
+            self._store.execute(
+                "UPDATE sim.domain SET config = jsonb_set(config, '{port_ids}', %s),"
+                " live = jsonb_set(live, '{port_ids}', %s)"
+                " WHERE location = %s AND node_id = %s AND uuid = %s",
+                [Jsonb(wanted), Jsonb(live), *self._key(node, instance_id)],
+            )
+            if held:
+                what = f"take network cards from {instance_id} on {node.name}"
+                raise EngineUnavailable(ENGINE, what, f"the guest does not let go of {held}")
+
     def unlock_console(
         self, node: NodeEndpoint, instance_id: UUID, *, password: str, valid_s: float
     ) -> ConsoleEndpoint:
@@ -439,6 +463,14 @@ class FakeHypervisor:
             "UPDATE sim.domain SET sign = %s, hears_power = %s"
             " WHERE location = %s AND node_id = %s AND uuid = %s",
             [sign, hears_power, *self._key(node, instance_id)],
+        )
+
+    def set_holds_nics(self, node: NodeEndpoint, instance_id: UUID, holds: bool) -> None:
+        """Whether the running guest keeps the network cards that it is asked for."""
+        self._store.execute(
+            "UPDATE sim.domain SET holds_nics = %s"
+            " WHERE location = %s AND node_id = %s AND uuid = %s",
+            [holds, *self._key(node, instance_id)],
         )
 
     def set_counters(self, node: NodeEndpoint, instance_id: UUID, **counters: int) -> None:

@@ -38,6 +38,7 @@ from lxml import etree
 from awan.engines.hypervisor import (
     COUNTERS_TIMEOUT_S,
     GIVE_UP_INTERVAL_S,
+    NIC_RELEASE_TIMEOUT_S,
     NODE_CALL_TIMEOUT_S,
     SEEN_AFTER_RECONNECT,
     UNEXPLAINED,
@@ -49,6 +50,7 @@ from awan.engines.hypervisor import (
     DomainFacts,
     DomainSpec,
     GuestSign,
+    NicSpec,
     NodeCounters,
     NodeEndpoint,
     NodeFacts,
@@ -84,6 +86,8 @@ QEMU_READS_MAX = 2
 """Reads of counters that may hang in QEMUs of one node at once. Each holds a thread of libvirtd, and
 one of the five requests that it serves a connection at once."""
 AGENT_COMMAND_TIMEOUT_S = 8
+NIC_RELEASE_LOOK_S = 2.0
+"""A guest that says nothing is asked again for a card after this time."""
 GUEST_EXEC_TIMEOUT_S = 15.0
 GUEST_EXEC_POLL_S = 0.1
 SCREENSHOT_TIMEOUT_S = 10.0
@@ -516,6 +520,32 @@ class LibvirtHypervisor:
 
         self._call(node, "change media", change, instance_id)
 
+    def ensure_nics(self, node: NodeEndpoint, instance_id: UUID, nics: tuple[NicSpec, ...]) -> None:
+        domain_xml.check_nics(nics)
+
+        def change(conn: Connection) -> list[str]:
+            host = self._traits.get(node.node_id)
+            if host is None:
+                host = self._traits[node.node_id] = self._read_traits(conn)
+            domain = conn.lookupByUUID(instance_id.bytes)
+            if domain.isPersistent():
+                _define_nics(domain, nics, host)
+            return _plug_nics(domain, nics, host) if domain.isActive() else []
+
+        deadline = time.monotonic() + NIC_RELEASE_TIMEOUT_S
+        with self._watch_domain(node, instance_id) as changed:
+            while True:
+                changed.clear()
+                held = self._call(node, "change network cards", change, instance_id)
+                if not held:
+                    return
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    what = f"take network cards from {instance_id} on {node.name}"
+                    words = f"the guest does not let go of {', '.join(held)}"
+                    raise EngineUnavailable(ENGINE, what, words)
+                changed.wait(min(left_s, NIC_RELEASE_LOOK_S))
+
     def unlock_console(
         self, node: NodeEndpoint, instance_id: UUID, *, password: str, valid_s: float
     ) -> ConsoleEndpoint:
@@ -691,10 +721,13 @@ class LibvirtHypervisor:
         changed = threading.Event()
 
         def on_event(event: LifecycleEvent) -> None:
-            if event.domain_uuid == instance_id:
+            on_device(event.domain_uuid)
+
+        def on_device(domain_uuid: UUID) -> None:
+            if domain_uuid == instance_id:
                 changed.set()
 
-        cancel = self._nodes.watch(node, Watcher(on_event, changed.set))
+        cancel = self._nodes.watch(node, Watcher(on_event, changed.set, on_device))
         try:
             yield changed
         finally:
@@ -972,6 +1005,73 @@ def _read_memory_used(stats: dict[str, Any]) -> int | None:
     total = stats.get("balloon.available")
     free = stats.get("balloon.usable", stats.get("balloon.unused"))
     return max(0, total - free) * KIB if total is not None and free is not None else None
+
+
+def _define_nics(domain: Domain, nics: tuple[NicSpec, ...], host: HostTraits) -> None:
+    """The definition has exactly these cards. Those that are plugged in already keep their place."""
+    config = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    found = domain_xml.read_nics(config)
+    for nic in found:
+        if not any(nic.is_as(spec) for spec in nics):
+            domain.detachDeviceFlags(nic.xml, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+    missing = [spec for spec in nics if not any(nic.is_as(spec) for nic in found)]
+    if not missing:
+        return
+    free = domain_xml.free_nic_buses(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    live = domain.XMLDesc(0) if domain.isActive() else None
+    places = {nic.port_id: nic.bus for nic in domain_xml.read_nics(live)} if live else {}
+    # A place that is taken in the running domain would move the card at the next start.
+    both = free & domain_xml.free_nic_buses(live) if live else free
+    for spec in missing:
+        preferred = places.get(spec.port_id) or min(both, default=0)
+        bus = domain_xml.require_free_bus(free, preferred)
+        both.discard(bus)
+        xml = domain_xml.build_nic(spec, bus, host)
+        domain.attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+
+
+def _plug_nics(domain: Domain, nics: tuple[NicSpec, ...], host: HostTraits) -> list[str]:
+    """The running domain gets the cards that it lacks, where its definition has them, and is asked for the others.
+
+    Returns the MAC addresses of those that its guest holds on to. One that ends meanwhile holds none.
+    """
+    try:
+        found = domain_xml.read_nics(domain.XMLDesc(0))
+        held = [nic for nic in found if not any(nic.is_as(spec) for spec in nics)]
+        for nic in held:
+            _ask_to_release(domain, nic.alias)
+        taken = {nic.port_id for nic in found} | {nic.mac for nic in found}
+        missing = [spec for spec in nics if spec.port_id not in taken and spec.mac not in taken]
+        if missing:
+            config = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+            places = {nic.port_id: nic.bus for nic in domain_xml.read_nics(config)}
+            free = domain_xml.free_nic_buses(domain.XMLDesc(0))
+            for spec in missing:
+                bus = domain_xml.require_free_bus(free, places.get(spec.port_id, 0))
+                xml = domain_xml.build_nic(spec, bus, host)
+                domain.attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    except libvirt.libvirtError as err:
+        if has_code(err, libvirt.VIR_ERR_OPERATION_INVALID) and not domain.isActive():
+            return []
+        raise
+    return [nic.mac for nic in held]
+
+
+def _ask_to_release(domain: Domain, alias: str) -> None:
+    """Asks the guest for a card; the device is gone once the guest has answered.
+
+    QEMU refuses to ask twice, without a code of its own for it: what is held is seen at the next look.
+    """
+    try:
+        domain.detachDeviceAlias(alias, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    except libvirt.libvirtError as err:
+        if not has_code(
+            err,
+            libvirt.VIR_ERR_INTERNAL_ERROR,
+            libvirt.VIR_ERR_OPERATION_FAILED,
+            libvirt.VIR_ERR_DEVICE_MISSING,
+        ):
+            raise
 
 
 def _is_persistent(domain: Domain) -> bool:

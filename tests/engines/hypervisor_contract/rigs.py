@@ -78,6 +78,10 @@ class Rig(Protocol):
         """No agent answers in the guest (in a machine without an operating system there is none)."""
         ...
 
+    def clutch_nics(self, instance_id: UUID) -> None:
+        """The guest lets go of no network card (a machine without an operating system never does)."""
+        ...
+
     def hostname_in_guest(self, instance_id: UUID) -> str:
         """The name that the booted guest has now, its first label."""
         ...
@@ -113,6 +117,9 @@ class FakeRig:
 
     def silence(self, instance_id: UUID) -> None:
         self.fake.set_guest(self.node, instance_id, sign="none")
+
+    def clutch_nics(self, instance_id: UUID) -> None:
+        self.fake.set_holds_nics(self.node, instance_id, True)
 
     def hostname_in_guest(self, instance_id: UUID) -> str:
         return str(self._guest(instance_id)["hostname"]).partition(".")[0]
@@ -172,6 +179,9 @@ class LabRig:
 
     def silence(self, instance_id: UUID) -> None:
         """Domains of `blank_spec` have no agent."""
+
+    def clutch_nics(self, instance_id: UUID) -> None:
+        """Domains of `blank_spec` have no system that could let go."""
 
     def hostname_in_guest(self, instance_id: UUID) -> str:
         known, kept = self.run(instance_id, "hostname; cat /etc/hostname").split()

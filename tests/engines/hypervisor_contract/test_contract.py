@@ -77,6 +77,7 @@ def test_an_unknown_domain(rig: Rig) -> None:
     for refused in (
         lambda: hypervisor.ensure_running(node, unknown),
         lambda: hypervisor.ensure_media(node, unknown, 1, None),
+        lambda: hypervisor.ensure_nics(node, unknown, ()),
         lambda: hypervisor.reset(node, unknown),
         lambda: hypervisor.screenshot(node, unknown),
     ):
@@ -353,6 +354,51 @@ def test_media_changes_live_and_for_the_next_start(rig: Rig, blank_spec: BlankSp
             rig.hypervisor.ensure_media(rig.node, spec.instance_id, target, other)
 
 
+def ports_of(rig: Rig, instance_id: UUID) -> set[UUID]:
+    facts = rig.hypervisor.find_domain(rig.node, instance_id)
+    assert facts is not None
+    return set(facts.port_ids)
+
+
+def make_nics(number: int) -> tuple[NicSpec, ...]:
+    return tuple(
+        NicSpec(uuid4(), f"52:54:00:00:01:{index:02x}", mtu=1442) for index in range(number)
+    )
+
+
+def test_cards_of_a_domain_that_is_off(rig: Rig, blank_spec: BlankSpec) -> None:
+    spec = blank_spec()
+    rig.hypervisor.ensure_defined(rig.node, spec)
+    added = make_nics(9)
+    for wanted in ((*spec.nics, *added), added[3:], (*added[3:], *spec.nics), spec.nics, ()):
+        for _ in range(2):
+            rig.hypervisor.ensure_nics(rig.node, spec.instance_id, wanted)
+        assert ports_of(rig, spec.instance_id) == {nic.port_id for nic in wanted}
+    assert power_of(rig, spec.instance_id) == Power.STOPPED
+    for refused in ((added[0], added[0]), (replace(added[0], mac="52:54:00:00:00:01\n"),)):
+        with pytest.raises(EngineRejected):
+            rig.hypervisor.ensure_nics(rig.node, spec.instance_id, refused)
+    assert ports_of(rig, spec.instance_id) == set()
+
+
+def test_cards_of_a_guest_that_does_not_let_go(rig: Rig, blank_spec: BlankSpec) -> None:
+    """What it lacks comes at once; what it holds is gone with its next start."""
+    spec = blank_spec()
+    start(rig, spec)
+    rig.clutch_nics(spec.instance_id)
+    first, second = make_nics(2)
+    (own,) = spec.nics
+    for _ in range(2):
+        rig.hypervisor.ensure_nics(rig.node, spec.instance_id, (own, first))
+    assert ports_of(rig, spec.instance_id) == {own.port_id, first.port_id}
+    with pytest.raises(EngineUnavailable, match="does not let go"):
+        rig.hypervisor.ensure_nics(rig.node, spec.instance_id, (own, second))
+    assert ports_of(rig, spec.instance_id) == {own.port_id, first.port_id, second.port_id}
+    restart(rig, spec.instance_id, grace_s=0, force=True)
+    assert ports_of(rig, spec.instance_id) == {own.port_id, second.port_id}
+    rig.hypervisor.ensure_nics(rig.node, spec.instance_id, (own, second))
+
+
 def test_the_screen_opens_for_the_latest_password_only(rig: Rig, blank_spec: BlankSpec) -> None:
     spec = blank_spec()
     start(rig, spec)
@@ -587,6 +633,7 @@ def test_a_booted_guest(rig: Rig, boot_guest: Callable[..., DomainSpec], listen:
     events = listen(spec.instance_id)
     assert rig.hypervisor.guest_sign(rig.node, spec.instance_id) == GuestSign.AGENT
     check_memory_in_use(rig, spec)
+    check_cards_come_and_go(rig, spec)
     began = time.monotonic()
     outcome = restart(rig, spec.instance_id, grace_s=60)
     assert outcome == StopOutcome.GRACEFUL
@@ -598,9 +645,19 @@ def test_a_booted_guest(rig: Rig, boot_guest: Callable[..., DomainSpec], listen:
     while rig.hypervisor.guest_sign(rig.node, spec.instance_id) != GuestSign.AGENT:
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    assert len(ports_of(rig, spec.instance_id)) == 3
     rig.shut_down_from_inside(spec.instance_id)
     assert events.next() == (Power.STOPPED, "shutdown")
     assert power_of(rig, spec.instance_id) == Power.STOPPED
+
+
+def check_cards_come_and_go(rig: Rig, spec: DomainSpec) -> None:
+    """Of a running guest, and they stay as they are when it starts again."""
+    first, second = make_nics(2)
+    for wanted in ((*spec.nics, first, second), (*spec.nics, second), (*spec.nics, first, second)):
+        for _ in range(2):
+            rig.hypervisor.ensure_nics(rig.node, spec.instance_id, wanted)
+        assert ports_of(rig, spec.instance_id) == {nic.port_id for nic in wanted}
 
 
 def check_memory_in_use(rig: Rig, spec: DomainSpec) -> None:
