@@ -26,7 +26,7 @@ import awan.volumes.routes
 import awan.webhooks.routes
 from awan.accounts import forget_old_answers
 from awan.console.service import end_lost
-from awan.instances.screens import forget_screens
+from awan.instances.captures import forget_captures
 from awan.kit.database import transaction
 from awan.metrics import collector as metrics_collector
 from awan.metrics import history as metrics_history
@@ -69,6 +69,7 @@ WORKFLOW_MODULES = (
     "awan.volumes.image_removal",
     "awan.instances.workflows",
     "awan.instances.guest_workflows",
+    "awan.instances.capture_workflows",
     "awan.instances.recover",
     "awan.reconcile.workflows",
 )
@@ -94,7 +95,7 @@ WORKER_TASKS: tuple[tuple[str, float, Callable[[], object]], ...] = (
     ("networks.end_quarantines", 60.0, _end_quarantines),
     ("console.end_lost", 30.0, _end_lost_consoles),
     ("accounts.forget_old_answers", 3600.0, _forget_old_answers),
-    ("instances.forget_screens", 60.0, forget_screens),
+    ("instances.forget_captures", 60.0, forget_captures),
     ("webhooks.deliver", 1.0, deliver_due),
     ("webhooks.forget_old", 3600.0, forget_old),
     ("metrics.keep", metrics_history.KEEP_INTERVAL_S, metrics_history.keep),

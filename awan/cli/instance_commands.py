@@ -114,6 +114,16 @@ def take_screenshot(
     console.print(str(file))
 
 
+@instances.command("log")
+def read_serial_log(
+    instance: InstanceId,
+    kib: Annotated[int, typer.Option(help="How much of its end, in KiB.")] = 64,
+) -> None:
+    """Print what the instance has printed last on its serial console; control characters are taken out."""
+    content = OperatorClient().download(f"/instances/{instance}/console/log?kib={kib}")
+    typer.echo(content.decode())
+
+
 @notes.command("list")
 def list_notes(instance: InstanceId) -> None:
     """List the notes about an instance."""

@@ -5,7 +5,6 @@ instance.rename         seed -> DHCP name -> guest's agent, where it answers
 instance.reset          reset
 instance.scrub_seed     seed without the password that a guest has booted with
 instance.password_boot (queue `waits`)   wait until the guest has read its seed -> instance.scrub_seed
-instance.screen (queue `waits`)          a picture of the guest's screen, for whoever waits for it
 
 A guest that has been through its first boot gets a new seed as one of the next generation: the CD changes in one step,
 and the rows know of it only when the operation has succeeded. An undo puts the present generation back.
@@ -13,22 +12,19 @@ and the rows know of it only when the operation has succeeded. An undo puts the 
 
 from __future__ import annotations
 
-import base64
 import time
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from uuid import UUID
 
-import structlog
 from sqlalchemy.orm import Session
 
 from awan.catalogue import engines
 from awan.engines.hypervisor import AgentAnswer, GuestSign
 from awan.engines.seed import SeedSpec, render_seed
-from awan.errors import Conflict, EngineError, EngineRejected
+from awan.errors import Conflict, EngineError
 from awan.events import record
 from awan.fleet import Node, endpoint
-from awan.instances.models import DesiredState, Instance, InstanceScreen, ObservedState
+from awan.instances.models import DesiredState, Instance, ObservedState
 from awan.instances.workflows import (
     PASSWORD_PURPOSE,
     SECRET_GENERATION,
@@ -46,7 +42,7 @@ from awan.instances.workflows import (
 from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.kit.ids import derived_id
-from awan.kit.secrets import delete_secret, get_secret, put_secret
+from awan.kit.secrets import delete_secret, get_secret
 from awan.operations import (
     Failure,
     Plan,
@@ -59,13 +55,9 @@ from awan.operations import (
     register,
     waiting_workflow,
 )
-from awan.operations.watch import notify
 from awan.resources import Resource, ResourceKind, lock
 
 PASSWORD_BOOT = "instance.password_boot.v1"  # noqa: S105 - a workflow's name
-SCREEN = "instance.screen.v1"
-SCREEN_PURPOSE = "screen.png"
-SCREEN_KEPT_S = 60
 BOOT_POLL_S = 2.0
 BOOT_ROUND_S = 3600.0
 # A guest may send its first packets a little before or after it has read its CD; the agent answers well after.
@@ -80,8 +72,6 @@ AGENT_REFUSED = (
     "The guest refused the new password: its account {username} may not exist any more."
     " Nothing was changed."
 )
-
-log = structlog.get_logger(__name__)
 
 
 # --- seeds of later boots ---
@@ -403,45 +393,6 @@ def reset_domain(target: Target) -> None:
     """The reset button is pressed. Run again, it is pressed again: the guest then starts anew once more."""
     it = read_situation(target.subject_id)
     it.engines.hypervisor.reset(it.node, it.instance.instance_id)
-
-
-# --- screen ---
-
-
-@waiting_workflow(SCREEN)
-def screen(instance_id: str, capture_id: str) -> None:
-    """Takes a picture of a guest's screen for whoever waits for it. A failure is an answer too."""
-    durable_step("take", take_screen, instance_id, capture_id)
-
-
-def take_screen(instance_id: str, capture_id: str) -> None:
-    """The picture, or why there is none, is stored under the capture's id and its waiters are woken."""
-    png, error_type = _take(UUID(instance_id))
-    with transaction() as session:
-        row = session.get(InstanceScreen, UUID(instance_id), with_for_update=True)
-        if row is None or row.capture_id != UUID(capture_id) or row.ended_at is not None:
-            return
-        if png is not None:
-            text = base64.b64encode(png).decode()
-            until = now() + timedelta(seconds=SCREEN_KEPT_S)
-            secret_id = put_secret(session, SCREEN_PURPOSE, text, until)
-            session.flush()
-            row.secret_id = secret_id
-        row.error_type = error_type
-        row.ended_at = now()
-        notify(session, row.capture_id)
-
-
-def _take(instance_id: UUID) -> tuple[bytes | None, str | None]:
-    it = read_situation(instance_id)
-    try:
-        return it.engines.hypervisor.screenshot(it.node, instance_id), None
-    except EngineRejected as err:
-        log.info("instance.screen_refused", instance=str(instance_id), error=str(err))
-        return None, Conflict.type
-    except EngineError as err:
-        log.warning("instance.screen_failed", instance=str(instance_id), error=str(err))
-        return None, "UNAVAILABLE"
 
 
 SET_PASSWORD = register(

@@ -112,15 +112,24 @@ class InstanceNote(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
-class InstanceScreen(Base):
-    """The picture of a guest's screen that was asked for last, for the moment until it is fetched.
+class CaptureKind(StrEnum):
+    """What of a guest is captured: a picture of its screen, or the end of what it printed on its serial console."""
 
-    `secret_id` holds the PNG, in base64, once it was taken.
+    SCREEN = "screen"
+    SERIAL_LOG = "serial_log"
+
+
+class InstanceCapture(Base):
+    """The capture of each kind that was asked for last, for the moment until it is fetched.
+
+    `secret_id` holds the content (a PNG, or bytes of the serial console), in base64, once it was taken.
     """
 
-    __tablename__ = "instance_screen"
+    __tablename__ = "instance_capture"
+    __table_args__ = (one_of("kind", CaptureKind),)
 
     instance_id: Mapped[UUID] = mapped_column(ForeignKey("instance.instance_id"), primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
     capture_id: Mapped[UUID]
     requested_at: Mapped[datetime] = mapped_column(server_default=func.now())
     ended_at: Mapped[datetime | None]

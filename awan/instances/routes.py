@@ -12,10 +12,11 @@ from sqlalchemy.orm import Session
 from awan.accounts import Caller, authenticated, idempotent, replay
 from awan.accounts.idempotency import EarlierAnswer
 from awan.errors import Invalid
-from awan.instances import bulk, guest, screens, service
+from awan.instances import bulk, captures, guest, service
 from awan.instances import create as creation
+from awan.instances.models import CaptureKind
 from awan.instances.present import show_detail, show_key, show_rows
-from awan.instances.rules import STATUSES, parse_label_filter
+from awan.instances.rules import STATUSES, parse_label_filter, readable_serial
 from awan.instances.schemas import (
     BulkAction,
     BulkResult,
@@ -34,6 +35,7 @@ from awan.instances.schemas import (
     PowerRequest,
     ProtectionChange,
     RenamedInstance,
+    SerialLogQuery,
 )
 from awan.kit.database import transaction
 from awan.kit.http import (
@@ -61,6 +63,12 @@ class PngResponse(Response):
     """A picture."""
 
     media_type = "image/png"
+
+
+class TextResponse(Response):
+    """Text that nobody takes for anything else."""
+
+    media_type = "text/plain"
 
 
 router = APIRouter(prefix="/instances", tags=["Instance"])
@@ -454,8 +462,30 @@ def get_instance_screenshot(
 ) -> Response:
     """What the screen of a running instance shows, as a PNG. Calls within two seconds share one picture."""
     with transaction() as session:
-        capture_id = screens.request_screen(session, caller, instance_uuid)
-    return PngResponse(screens.wait_for_screen(instance_uuid, capture_id))
+        capture_id = captures.request_screen(session, caller, instance_uuid)
+    return PngResponse(captures.wait_for_capture(instance_uuid, CaptureKind.SCREEN, capture_id))
+
+
+@router.get(
+    "/{instance_uuid:uuid}/console/log",
+    response_class=TextResponse,
+    responses={409: {"$ref": "#/components/responses/Conflict"}},
+)
+def get_instance_serial_log(
+    instance_uuid: UUID,
+    caller: Caller = Depends(authenticated("read")),
+    query: SerialLogQuery = Depends(query_of(SerialLogQuery, path_check=_check_path)),
+) -> Response:
+    """What the instance has printed last on its serial console (`console=ttyS0`), also while it is stopped.
+
+    Plain text: control sequences of terminals, and all characters that cannot be printed, are taken out. What it says
+    is the guest's own word. It goes over all runs of the instance; some megabytes are kept, and calls within two
+    seconds share one reading.
+    """
+    with transaction() as session:
+        capture_id = captures.request_serial_log(session, caller, instance_uuid)
+    content = captures.wait_for_capture(instance_uuid, CaptureKind.SERIAL_LOG, capture_id)
+    return TextResponse(readable_serial(content, query.kib * 1024))
 
 
 def _power(

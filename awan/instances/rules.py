@@ -35,6 +35,15 @@ PASSWORD_MIN, PASSWORD_MAX = 8, 64
 MEMORY_GIB_PLAUSIBLE = 1024
 SSH_KEYS_MAX = 10
 LABELS_MAX = 32
+SERIAL_LOG_KIB, SERIAL_LOG_KIB_MAX = 64, 256
+# Control sequences of terminals: CSI; strings (OSC, DCS, SOS, PM, APC), of which an unended one ends with its line; the
+# others. Source: ECMA-48, sections 5.4 and 5.6.
+_CONTROL_SEQUENCE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"
+    r"|\x1b[ -/]*[0-~]"
+)
+_LINE_END = re.compile(r"\r*\n|\r+")
 LABEL_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
 
@@ -160,6 +169,21 @@ def status_of(
     if desired == DesiredState.DELETED and observed == ObservedState.DELETED:
         return "terminated"
     return "error"
+
+
+def readable_serial(content: bytes, bytes_max: int) -> str:
+    """The end of what a guest printed on its serial console, as text that does nothing to whoever looks at it.
+
+    A guest prints what it likes, also what would move a terminal's cursor, rename its window, answer in its place or
+    turn the direction of writing. Of it all only printable characters, tabs and ends of lines are left. A line that
+    begins before the last `bytes_max` bytes is left out, if the end of another is among them.
+    """
+    end = content[-bytes_max:]
+    if len(content) > bytes_max:
+        end = end.partition(b"\n")[2] or end
+    text = _LINE_END.sub("\n", end.decode("utf-8", "replace"))
+    text = _CONTROL_SEQUENCE.sub("", text)
+    return "".join(char for char in text if char in "\n\t" or char.isprintable())
 
 
 def repair_delay_s(failures: int, first_s: float) -> float:

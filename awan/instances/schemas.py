@@ -9,6 +9,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from awan.instances.rules import (
     MEMORY_GIB_PLAUSIBLE,
+    SERIAL_LOG_KIB,
+    SERIAL_LOG_KIB_MAX,
     SSH_KEYS_MAX,
     STATUSES,
     check_hostname,
@@ -222,6 +224,19 @@ class BulkResult(BaseModel):
     uuid: UUID
     operation: OperationView | None
     error: BulkError | None
+
+
+class SerialLogQuery(BaseModel):
+    """How much of the serial console."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kib: int = Field(
+        SERIAL_LOG_KIB,
+        ge=1,
+        le=SERIAL_LOG_KIB_MAX,
+        description="How much of its end, in KiB; the first line is left out when it is not whole.",
+    )
 
 
 class NoteCreate(BaseModel):

@@ -10,6 +10,7 @@ from awan.operations.models import Operation
 from awan.operations.plans import Failure, Plan, Step, Target, register
 from awan.operations.service import (
     begin,
+    enqueue_prompt,
     enqueue_wait,
     is_cancel_requested,
     request_cancel,
@@ -26,6 +27,7 @@ __all__ = [
     "Target",
     "begin",
     "durable_step",
+    "enqueue_prompt",
     "enqueue_wait",
     "is_cancel_requested",
     "pause",

@@ -92,6 +92,25 @@ def enqueue_operation(
     client().enqueue_in_transaction(session, options, str(operation_id), str(subject_id))
 
 
+def enqueue_prompt(
+    session: Session, workflow: str, workflow_id: str, partition_key: UUID, *args: object
+) -> None:
+    """Starts a waiting workflow that a caller waits for: beside the operations, behind the others of its partition.
+
+    It may last as long as an operation's step, no longer: it holds one of the operations' places.
+    """
+    options: EnqueueOptions = {
+        "workflow_name": workflow,
+        "queue_name": OPERATIONS_QUEUE,
+        "workflow_id": workflow_id,
+        "app_version": APPLICATION_VERSION,
+        "queue_partition_key": str(partition_key),
+    }
+    client().enqueue_in_transaction(
+        session, options, *[str(arg) if isinstance(arg, UUID) else arg for arg in args]
+    )
+
+
 def enqueue_waiting(session: Session, workflow: str, workflow_id: str, *args: object) -> None:
     """Starts a waiting workflow when the transaction commits. Arguments: uuids, texts and numbers."""
     options: EnqueueOptions = {

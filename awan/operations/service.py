@@ -155,6 +155,16 @@ def enqueue_wait(session: Session, workflow_name: str, workflow_id: str, *args: 
     durable.enqueue_waiting(session, workflow_name, workflow_id, *args)
 
 
+def enqueue_prompt(
+    session: Session, workflow_name: str, workflow_id: str, partition_key: UUID, *args: object
+) -> None:
+    """As `enqueue_wait`, for what somebody waits for: it begins at once, as an operation does, and must be short.
+
+    Those of one `partition_key` run one after the other.
+    """
+    durable.enqueue_prompt(session, workflow_name, workflow_id, partition_key, *args)
+
+
 def summary(operation: Operation) -> dict[str, Any]:
     """The operation as it stands beside the data of a changing answer."""
     return {

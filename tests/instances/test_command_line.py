@@ -55,6 +55,7 @@ def test_every_command(
     assert uuid in run("power", "restart", uuid, other, "--force")
     wait_until_idle()
     assert "already running" in run("power", "start", other, status=1)
+    assert "sim login:" in run("log", uuid, "--kib", "8")
     file = tmp_path / "screen.png"
     run("screenshot", uuid, str(file))
     assert file.read_bytes().startswith(PNG_SIGNATURE)

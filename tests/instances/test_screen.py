@@ -12,8 +12,9 @@ from sqlalchemy import event, func, select, text, update
 
 from awan.engines.hypervisor.pixmap import PNG_SIGNATURE
 from awan.engines.registry import sim_store
-from awan.instances.models import InstanceScreen
-from awan.instances.screens import SCREEN_KEPT_S, forget_screens
+from awan.instances.capture_workflows import CAPTURE_PURPOSE, KEPT_S
+from awan.instances.captures import forget_captures
+from awan.instances.models import CaptureKind, InstanceCapture
 from awan.kit.clock import now
 from awan.kit.database import get_engine, transaction
 from awan.kit.secrets import Secret
@@ -24,8 +25,8 @@ from tests.support.simulated_cloud import SimulatedCloud
 def count_pictures() -> tuple[int, int]:
     """How many pictures are kept, and how many workflows took them."""
     with transaction() as session:
-        kept = session.scalar(select(func.count()).select_from(InstanceScreen)) or 0
-        query = "SELECT count(*) FROM dbos.workflow_status WHERE name = 'instance.screen.v1'"
+        kept = session.scalar(select(func.count()).select_from(InstanceCapture)) or 0
+        query = "SELECT count(*) FROM dbos.workflow_status WHERE name = 'instance.capture.v1'"
         return kept, session.scalar(text(query)) or 0
 
 
@@ -42,20 +43,20 @@ def test_a_picture_of_a_running_guest(cloud: SimulatedCloud) -> None:
     assert count_pictures() == (1, 1)
     assert cloud.admin.get(path).status_code == 200
     with transaction() as session:
-        old = now() - timedelta(seconds=SCREEN_KEPT_S + 1)
-        session.execute(update(InstanceScreen).values(requested_at=old))
+        old = now() - timedelta(seconds=KEPT_S + 1)
+        session.execute(update(InstanceCapture).values(requested_at=old))
         session.execute(text("UPDATE dbos.workflow_status SET completed_at = completed_at - 70000"))
     assert cloud.customer.http.get(path).status_code == 200
     assert count_pictures() == (1, 2)
     with transaction() as session:
-        session.execute(update(InstanceScreen).values(requested_at=old))
-    assert forget_screens() == 1
+        session.execute(update(InstanceCapture).values(requested_at=old))
+    assert forget_captures() == 1
     kept, workflows = count_pictures()
     assert kept == 0
     assert workflows < 2
     with transaction() as session:
         left = session.scalars(select(Secret.purpose)).all()
-    assert "screen.png" not in left
+    assert CAPTURE_PURPOSE not in left
 
 
 @pytest.mark.usefixtures("worker")
@@ -77,14 +78,17 @@ def test_asking_while_the_old_picture_is_forgotten(cloud: SimulatedCloud) -> Non
     """The old one is not taken away any more once somebody asks for the next."""
     uuid = cloud.create_running()["uuid"]
     with transaction() as session:
-        old = now() - timedelta(seconds=SCREEN_KEPT_S + 1)
-        session.add(InstanceScreen(instance_id=UUID(uuid), capture_id=uuid4(), requested_at=old))
+        old = now() - timedelta(seconds=KEPT_S + 1)
+        earlier = InstanceCapture(
+            instance_id=UUID(uuid), kind=CaptureKind.SCREEN, capture_id=uuid4(), requested_at=old
+        )
+        session.add(earlier)
     forgotten: list[Future[int]] = []
     with ThreadPoolExecutor(1) as pool:
 
         def forget_now(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-            if statement.startswith("INSERT INTO instance_screen") and not forgotten:
-                forgotten.append(pool.submit(forget_screens))
+            if statement.startswith("INSERT INTO instance_capture") and not forgotten:
+                forgotten.append(pool.submit(forget_captures))
                 # It either ends at once or waits for the transaction that is asking.
                 wait(forgotten, timeout=2)
 

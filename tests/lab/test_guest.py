@@ -80,6 +80,14 @@ def test_a_small_guest(cloud: LabCloud, tmp_path: Path) -> None:
     assert (picture.status_code, picture.headers["content-type"]) == (200, "image/png")
     assert picture.content.startswith(PNG_SIGNATURE)
     (tmp_path / "screen.png").write_bytes(picture.content)
+    printed = cloud.client.get(f"/instances/{uuid}/console/log", params={"kib": 256})
+    assert (printed.status_code, printed.headers["content-type"]) == (
+        200,
+        "text/plain; charset=utf-8",
+    )
+    assert "login:" in printed.text
+    assert PASSWORD not in printed.text
+    assert "$6$" not in printed.text
     cloud.assert_green()
 
 

@@ -328,6 +328,14 @@ class Hypervisor(Protocol):
         """What the guest's screen shows, as a PNG. Raises EngineRejected when the domain is absent or off."""
         ...
 
+    def read_serial_log(self, node: NodeEndpoint, instance_id: UUID, *, bytes_max: int) -> bytes:
+        """The last bytes that the guest has printed on its serial console, as they are; over all of its runs.
+
+        Whatever the guest chose to print: nothing of it may be trusted. `bytes_max` is 1 MiB at most. Raises
+        EngineRejected when the domain is absent.
+        """
+        ...
+
     def ensure_media(
         self, node: NodeEndpoint, instance_id: UUID, target: int, path: str | None
     ) -> None:

@@ -31,6 +31,7 @@ from awan.errors import EngineRejected
 NAMESPACE = "https://awan.dev/ns/domain/1"
 DEDICATED, SHARED = "dedicated", "shared"
 SERIAL_LOG_DIR = PurePosixPath("/var/log/libvirt/qemu")
+READER_PREFIX = "awan-serial-"
 
 TCG_CPU_MODEL = "qemu64"
 TCG_CPU_FEATURES = ("ssse3", "sse4.1", "sse4.2", "popcnt")
@@ -84,7 +85,8 @@ class HostTraits:
 class DomainIdentity:
     """What a domain's XML says about whose it is and what it uses. None: not a domain of ours.
 
-    `threads` of the host that its vCPUs may run on, in ascending order; none when the XML does not say.
+    `threads` of the host that its vCPUs may run on, in ascending order; none when the XML does not say. `is_reader`:
+    it is never started, and is there for the moment in which a serial log is read.
     """
 
     instance_id: UUID | None
@@ -93,6 +95,7 @@ class DomainIdentity:
     port_ids: tuple[UUID, ...]
     threads: tuple[int, ...]
     is_dedicated: bool
+    is_reader: bool
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,33 @@ def read_identity(xml: str) -> DomainIdentity:
         port_ids=tuple(port for port in ports if port is not None),
         threads=_read_threads(domain),
         is_dedicated=ours is not None and ours.get("cpus") == DEDICATED,
+        is_reader=domain.find(f"metadata/{{{NAMESPACE}}}reader") is not None,
     )
+
+
+def serial_log_path(instance_id: UUID) -> str:
+    """The file on the node in which virtlogd keeps what the guest prints on its serial console."""
+    return str(SERIAL_LOG_DIR / f"{domain_name(instance_id)}-serial.log")
+
+
+def build_serial_reader(reader_id: UUID, instance_id: UUID, paths: tuple[str, ...]) -> str:
+    """The definition of a domain that is never started, with these files as raw disks: see `serial_log`."""
+    domain = etree.Element("domain", type="qemu")
+    _add(domain, "name", f"{READER_PREFIX}{instance_id}")
+    _add(domain, "uuid", str(reader_id))
+    _add(domain, "title", "Reads a serial log; never started, may be undefined")
+    metadata = _add(domain, "metadata")
+    etree.SubElement(metadata, f"{{{NAMESPACE}}}reader", nsmap={"awan": NAMESPACE})
+    _add(domain, "memory", "1", unit="MiB")
+    _add(_add(domain, "os"), "type", "hvm", arch="x86_64")
+    devices = _add(domain, "devices")
+    for number, path in enumerate(paths):
+        disk = _add(devices, "disk", type="file", device="disk")
+        _add(disk, "driver", name="qemu", type="raw")
+        _add(disk, "source", file=path)
+        _add(disk, "target", dev=disk_name(number), bus="scsi")
+        _add(disk, "readonly")
+    return etree.tostring(domain, encoding="unicode")
 
 
 def read_media_path(xml: str, target: int) -> str | None:
@@ -532,8 +561,7 @@ def _add_nic(devices: Element, spec: NicSpec, bus: int, host: HostTraits) -> Non
 def _add_serial(devices: Element, instance_id: UUID) -> None:
     """The serial console; virtlogd keeps what it prints, in a bounded file."""
     serial = _add(devices, "serial", type="pty")
-    log = SERIAL_LOG_DIR / f"{domain_name(instance_id)}-serial.log"
-    _add(serial, "log", file=str(log), append="on")
+    _add(serial, "log", file=serial_log_path(instance_id), append="on")
     _add(serial, "target", type="isa-serial", port="0")
     console = _add(devices, "console", type="pty")
     _add(console, "target", type="serial", port="0")

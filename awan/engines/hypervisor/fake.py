@@ -3,7 +3,7 @@
 A domain has two definitions, as on a real node: the stored one and the one it was started with.
 A guest answers as by an agent `boot_s` seconds after its start, and uses a little of everything from
 then on. What guests do by themselves, and what happens to nodes, is said by `crash`,
-`shut_down_from_inside`, `set_guest`, `set_counters`, `set_qemu_answers`, `set_clock`, `undefine`,
+`shut_down_from_inside`, `set_guest`, `print_serial`, `set_counters`, `set_qemu_answers`, `set_clock`, `undefine`,
 `lose_power` and `set_node_available`. Listeners hear of changes that were made in their own process.
 The screen of a guest is served over TCP by the process that unlocked its console.
 """
@@ -51,6 +51,7 @@ from awan.engines.hypervisor.domain_xml import (
     printable_title,
 )
 from awan.engines.hypervisor.fake_screen import FakeScreens, Guest
+from awan.engines.hypervisor.fake_serial import BOOT_LINES, FakeSerialLogs
 from awan.engines.hypervisor.pixmap import encode_png
 from awan.engines.sim import SimStore
 from awan.errors import EngineRejected, EngineUnavailable
@@ -169,6 +170,7 @@ class FakeHypervisor:
         store.ensure_table(COUNTERS_DDL)
         store.ensure_table(CONSOLE_DDL)
         self._screens = FakeScreens()
+        self._serial = FakeSerialLogs(store, self._location)
 
     def probe(self, node: NodeEndpoint) -> NodeFacts:
         with self._call(node, "probe", node.name):
@@ -330,6 +332,11 @@ class FakeHypervisor:
             pixels = instance_id.bytes[:3] * (SCREEN_WIDTH * SCREEN_HEIGHT)
             return encode_png(SCREEN_WIDTH, SCREEN_HEIGHT, pixels)
 
+    def read_serial_log(self, node: NodeEndpoint, instance_id: UUID, *, bytes_max: int) -> bytes:
+        with self._call(node, "read_serial_log", instance_id):
+            self._require(node, instance_id, "read a serial log")
+            return self._serial.read(instance_id, bytes_max)
+
     def ensure_media(
         self, node: NodeEndpoint, instance_id: UUID, target: int, path: str | None
     ) -> None:
@@ -472,6 +479,10 @@ class FakeHypervisor:
             " WHERE location = %s AND node_id = %s AND uuid = %s",
             [holds, *self._key(node, instance_id)],
         )
+
+    def print_serial(self, instance_id: UUID, content: bytes) -> None:
+        """The guest prints on its serial console."""
+        self._serial.append(instance_id, content)
 
     def set_counters(self, node: NodeEndpoint, instance_id: UUID, **counters: int) -> None:
         """The running domain's counters stand at these values (names as in `STEADY_LOAD`, also `disk_used_bytes`
@@ -618,6 +629,7 @@ class FakeHypervisor:
             "DELETE FROM sim.domain_counters WHERE location = %s AND node_id = %s AND uuid = %s",
             self._key(node, instance_id),
         )
+        self._serial.append(instance_id, BOOT_LINES)
         return changed > 0
 
     def _stop(

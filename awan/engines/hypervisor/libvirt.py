@@ -59,6 +59,7 @@ from awan.engines.hypervisor import (
     Subscription,
     domain_xml,
     never,
+    serial_log,
 )
 from awan.engines.hypervisor.domain_xml import HostTraits
 from awan.engines.hypervisor.pixmap import PNG_SIGNATURE, png_of_pixmap
@@ -503,6 +504,13 @@ class LibvirtHypervisor:
         )
         return picture if picture.startswith(PNG_SIGNATURE) else png_of_pixmap(picture)
 
+    def read_serial_log(self, node: NodeEndpoint, instance_id: UUID, *, bytes_max: int) -> bytes:
+        def read(conn: Connection) -> bytes:
+            conn.lookupByUUID(instance_id.bytes)
+            return serial_log.read_end(conn, instance_id, bytes_max)
+
+        return self._call(node, "read serial log", read, instance_id, role="/serial")
+
     def ensure_media(
         self, node: NodeEndpoint, instance_id: UUID, target: int, path: str | None
     ) -> None:
@@ -928,7 +936,7 @@ def _find(conn: Connection, instance_id: UUID) -> Domain | None:
 
 
 def _read_facts(domain: Domain) -> DomainFacts | None:
-    """The domain's facts, or None when it vanishes while it is read."""
+    """The domain's facts, or None when it vanishes while it is read, or only reads a serial log."""
     try:
         state = domain.state(0)
         identity = domain_xml.read_identity(domain.XMLDesc(0))
@@ -936,6 +944,8 @@ def _read_facts(domain: Domain) -> DomainFacts | None:
         if has_code(err, libvirt.VIR_ERR_NO_DOMAIN):
             return None
         raise
+    if identity.is_reader:
+        return None
     return DomainFacts(
         domain_uuid=UUID(bytes=domain.UUID()),
         name=str(domain.name()),

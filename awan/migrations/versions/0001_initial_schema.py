@@ -1236,6 +1236,34 @@ def upgrade() -> None:
         postgresql_where=sa.text("state <> 'closed'"),
     )
     op.create_table(
+        "instance_capture",
+        sa.Column("instance_id", sa.Uuid(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("capture_id", sa.Uuid(), nullable=False),
+        sa.Column(
+            "requested_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("secret_id", sa.Uuid(), nullable=True),
+        sa.Column("error_type", sa.Text(), nullable=True),
+        sa.CheckConstraint(
+            "kind IN ('screen', 'serial_log')", name=op.f("ck_instance_capture_kind")
+        ),
+        sa.ForeignKeyConstraint(
+            ["instance_id"], ["instance.instance_id"], name=op.f("fk_instance_capture_instance_id")
+        ),
+        sa.ForeignKeyConstraint(
+            ["secret_id"],
+            ["secret.secret_id"],
+            name=op.f("fk_instance_capture_secret_id"),
+            ondelete="SET NULL",
+        ),
+        sa.PrimaryKeyConstraint("instance_id", "kind", name=op.f("pk_instance_capture")),
+    )
+    op.create_table(
         "instance_note",
         sa.Column("note_id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         sa.Column("instance_id", sa.Uuid(), nullable=False),
@@ -1257,30 +1285,6 @@ def upgrade() -> None:
         "instance_note",
         ["instance_id", "note_id"],
         unique=False,
-    )
-    op.create_table(
-        "instance_screen",
-        sa.Column("instance_id", sa.Uuid(), nullable=False),
-        sa.Column("capture_id", sa.Uuid(), nullable=False),
-        sa.Column(
-            "requested_at",
-            sa.DateTime(timezone=True),
-            server_default=sa.text("now()"),
-            nullable=False,
-        ),
-        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("secret_id", sa.Uuid(), nullable=True),
-        sa.Column("error_type", sa.Text(), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["instance_id"], ["instance.instance_id"], name=op.f("fk_instance_screen_instance_id")
-        ),
-        sa.ForeignKeyConstraint(
-            ["secret_id"],
-            ["secret.secret_id"],
-            name=op.f("fk_instance_screen_secret_id"),
-            ondelete="SET NULL",
-        ),
-        sa.PrimaryKeyConstraint("instance_id", name=op.f("pk_instance_screen")),
     )
     op.create_table(
         "instance_ssh_key",
@@ -1410,9 +1414,9 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_webhook_delivery_created_at"), table_name="webhook_delivery")
     op.drop_table("webhook_delivery")
     op.drop_table("instance_ssh_key")
-    op.drop_table("instance_screen")
     op.drop_index(op.f("ix_instance_note_instance_id_note_id"), table_name="instance_note")
     op.drop_table("instance_note")
+    op.drop_table("instance_capture")
     op.drop_index(
         "ix_console_unclosed", table_name="console", postgresql_where=sa.text("state <> 'closed'")
     )

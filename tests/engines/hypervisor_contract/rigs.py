@@ -94,6 +94,10 @@ class Rig(Protocol):
         """The booted guest's agent answers, and cannot set passwords any more."""
         ...
 
+    def print_from_kernel(self, instance_id: UUID, line: str) -> None:
+        """The booted guest's kernel prints a line on its consoles."""
+        ...
+
 
 class FakeRig:
     def __init__(self, store: SimStore) -> None:
@@ -131,6 +135,9 @@ class FakeRig:
 
     def make_disobedient(self, instance_id: UUID) -> None:
         self.fake.set_guest_obedient(self.node, instance_id, False)
+
+    def print_from_kernel(self, instance_id: UUID, line: str) -> None:
+        self.fake.print_serial(instance_id, f"[    9.000000] {line}\r\n".encode())
 
     def _guest(self, instance_id: UUID) -> dict[str, Any]:
         query = "SELECT * FROM sim.guest WHERE uuid = %s"
@@ -194,6 +201,9 @@ class LabRig:
 
     def make_disobedient(self, instance_id: UUID) -> None:
         self.run(instance_id, "rm /usr/sbin/chpasswd")
+
+    def print_from_kernel(self, instance_id: UUID, line: str) -> None:
+        self.run(instance_id, f"echo '<2>{line}' >/dev/kmsg")
 
     def run(self, instance_id: UUID, command: str) -> str:
         """The output of a command in the guest, which must succeed."""

@@ -80,6 +80,7 @@ def test_an_unknown_domain(rig: Rig) -> None:
         lambda: hypervisor.ensure_nics(node, unknown, ()),
         lambda: hypervisor.reset(node, unknown),
         lambda: hypervisor.screenshot(node, unknown),
+        lambda: hypervisor.read_serial_log(node, unknown, bytes_max=1024),
     ):
         with pytest.raises(EngineRejected):
             refused()
@@ -634,6 +635,7 @@ def test_a_booted_guest(rig: Rig, boot_guest: Callable[..., DomainSpec], listen:
     assert rig.hypervisor.guest_sign(rig.node, spec.instance_id) == GuestSign.AGENT
     check_memory_in_use(rig, spec)
     check_cards_come_and_go(rig, spec)
+    check_serial_log(rig, spec)
     began = time.monotonic()
     outcome = restart(rig, spec.instance_id, grace_s=60)
     assert outcome == StopOutcome.GRACEFUL
@@ -641,6 +643,9 @@ def test_a_booted_guest(rig: Rig, boot_guest: Callable[..., DomainSpec], listen:
     assert events.next() == (Power.STOPPED, "shutdown")
     assert events.next()[0] == Power.RUNNING
     assert rig.hypervisor.guest_sign(rig.node, spec.instance_id) == GuestSign.NONE
+    # What was printed before the restart is still there.
+    log = rig.hypervisor.read_serial_log(rig.node, spec.instance_id, bytes_max=256 * 1024)
+    assert b"login:" in log
     deadline = time.monotonic() + 90
     while rig.hypervisor.guest_sign(rig.node, spec.instance_id) != GuestSign.AGENT:
         assert time.monotonic() < deadline
@@ -658,6 +663,25 @@ def check_cards_come_and_go(rig: Rig, spec: DomainSpec) -> None:
         for _ in range(2):
             rig.hypervisor.ensure_nics(rig.node, spec.instance_id, wanted)
         assert ports_of(rig, spec.instance_id) == {nic.port_id for nic in wanted}
+
+
+def check_serial_log(rig: Rig, spec: DomainSpec) -> None:
+    """The end of what the guest has printed, for as much as is asked for; nobody sees how it is read."""
+
+    def read(bytes_max: int) -> bytes:
+        return rig.hypervisor.read_serial_log(rig.node, spec.instance_id, bytes_max=bytes_max)
+
+    assert b"login:" in read(256 * 1024)
+    rig.print_from_kernel(spec.instance_id, "out of paper")
+    until = time.monotonic() + 10
+    while read(14) != b"out of paper\r\n":
+        assert time.monotonic() < until, read(1024)
+        time.sleep(0.1)
+    assert b"] out of paper" in read(40)
+    assert len(read(40)) == 40
+    assert rig.hypervisor.list_domains(rig.node) == [
+        rig.hypervisor.find_domain(rig.node, spec.instance_id)
+    ]
 
 
 def check_memory_in_use(rig: Rig, spec: DomainSpec) -> None:

@@ -46,6 +46,9 @@ def test_a_screen_over_tls(tls_rig: LabRig, endpoint: ConsoleEndpoint) -> None:
         open_screen(endpoint, "wrong", context(tls_rig))
     for facts in tls_rig.hypervisor.list_domains(tls_rig.node):
         tls_rig.hypervisor.lock_console(tls_rig.node, facts.domain_uuid)
+        # A machine without a system has printed nothing.
+        log = tls_rig.hypervisor.read_serial_log(tls_rig.node, facts.domain_uuid, bytes_max=1024)
+        assert log == b""
     with pytest.raises(EngineRejected):
         open_screen(endpoint, PASSWORD, context(tls_rig))
 
