@@ -56,6 +56,7 @@ from awan.resources import ResourceKind, in_path
 
 CONSOLE_ONLY = "The instance has no network: it can be reached by the console only."
 
+NOTHING_BEGUN = "Nothing was begun; each result has its error."
 GOES_ON = "The change was accepted and takes longer: follow its operation."
 
 
@@ -170,7 +171,12 @@ def list_instance_options(
     )
 
 
-@router.post("/actions", status_code=202, response_model=Envelope[list[BulkResult]])
+@router.post(
+    "/actions",
+    status_code=202,
+    response_model=Envelope[list[BulkResult]],
+    responses={200: {"model": Envelope[list[BulkResult]], "description": NOTHING_BEGUN}},
+)
 def act_on_instances(
     request: Request,
     caller: Caller = Depends(authenticated("write")),
@@ -179,13 +185,15 @@ def act_on_instances(
     """Start, stop, restart or reset many instances, by uuids or by label; each has a result of its own.
 
     An instance on which nothing can be begun (busy, or in the wrong state) has an error and leaves the others alone.
+    202 says that something was begun, 200 that nothing was: all were refused, or the label is on none.
     """
     with transaction() as session:
         call = idempotent(session, caller, request)
         if call.earlier:
             return replay(call.earlier, bulk.recall(session, call.earlier.resource_id or ""))
         results = bulk.act(session, caller, body)
-        return call.keep(answer("Bulk action", results, status=202), bulk.remember(results))
+        status = 202 if any(result.operation for result in results) else 200
+        return call.keep(answer("Bulk action", results, status=status), bulk.remember(results))
 
 
 @router.get("/{instance_uuid:uuid}", response_model=Envelope[InstanceDetail])

@@ -13,6 +13,7 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.orm import Session
 
 from awan.accounts.quotas import LIMITS
+from awan.instances.capture_workflows import CAPTURE
 from awan.reconcile.findings import Finding, FindingKind
 
 # What has just become true needs its moment: the alarm's task runs every 10 s, and a workflow returns after the
@@ -417,15 +418,16 @@ OPERATIONS = (
     ),
     RowCheck(
         FindingKind.WORKFLOW_WITHOUT_OPERATION,
-        """
+        f"""
         SELECT workflow_uuid AS subject, NULL AS location, workflow.name, workflow.status,
             'an unfinished operation' AS expected, coalesce(operation.status, 'none') AS found
         FROM dbos.workflow_status AS workflow
         LEFT JOIN operation ON CAST(operation_id AS text) = workflow_uuid
         WHERE queue_name = 'operations' AND workflow.status IN ('ENQUEUED', 'PENDING', 'DELAYED')
+            AND workflow.name <> '{CAPTURE}'
             AND (operation_id IS NULL OR (operation.status NOT IN ('queued', 'running')
                 AND finished_at < now() - make_interval(secs => :grace_s)))
-        """,
+        """,  # noqa: S608 - the name of a workflow
         "The workflow {name} ({subject}) is {status}, but its operation is {found}.",
     ),
     RowCheck(

@@ -183,8 +183,11 @@ def test_bulk_actions_that_are_refused(cloud: SimulatedCloud) -> None:
     ):
         refused = act(cloud, **body)
         assert (refused.status_code, set(refused.json()["errors"])) == (422, fields), body
-    assert act(cloud, action="stop", label="nobody-has-it").json()["data"] == []
-    (busy,) = act(cloud, action="stop", uuids=[uuid]).json()["data"]
+    nobody = act(cloud, action="stop", label="nobody-has-it")
+    assert (nobody.status_code, nobody.json()["data"]) == (200, [])
+    nothing = act(cloud, action="reset", uuids=[uuid])
+    assert nothing.status_code == 200, "nothing was accepted"
+    (busy,) = nothing.json()["data"]
     assert "instance.create" in busy["error"]["message"]
 
 

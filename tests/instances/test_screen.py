@@ -18,6 +18,8 @@ from awan.instances.models import CaptureKind, InstanceCapture
 from awan.kit.clock import now
 from awan.kit.database import get_engine, transaction
 from awan.kit.secrets import Secret
+from awan.reconcile import run_audit
+from awan.reconcile.findings import FindingKind
 from tests.support.changed_settings import changed_settings
 from tests.support.simulated_cloud import SimulatedCloud
 
@@ -112,3 +114,6 @@ def test_without_a_worker(cloud: SimulatedCloud) -> None:
         refused = cloud.customer.http.get(f"/instances/{uuid}/screenshot")
     assert (refused.status_code, refused.json()["type"]) == (503, "UNAVAILABLE")
     assert int(refused.headers["retry-after"]) > 0
+    # What waits in the operations' queue is no operation without its row.
+    found = {finding.kind for finding in run_audit()}
+    assert FindingKind.WORKFLOW_WITHOUT_OPERATION not in found

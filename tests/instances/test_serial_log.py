@@ -13,6 +13,8 @@ from awan.engines.registry import sim_store
 from awan.instances.models import Instance
 from awan.instances.rules import readable_serial
 from awan.kit.database import transaction
+from awan.reconcile import run_audit
+from tests.support.guests import create_ready
 from tests.support.simulated_cloud import SimulatedCloud
 
 HOSTILE = (
@@ -49,7 +51,7 @@ def guest_prints(uuid: str, content: bytes) -> None:
 
 @pytest.mark.usefixtures("worker")
 def test_the_log_of_an_instance(cloud: SimulatedCloud) -> None:
-    uuid = cloud.create_running()["uuid"]
+    uuid = create_ready(cloud)
     path = f"/instances/{uuid}/console/log"
     cloud.wait(cloud.customer.http.post(f"/instances/{uuid}/stop").json()["operation"]["uuid"])
     guest_prints(uuid, b"\r\nStopping \x1b[1mnow\x1b[0m\r\n" + b"x" * 1500 + b"\r\nPower down\r\n")
@@ -61,6 +63,7 @@ def test_the_log_of_an_instance(cloud: SimulatedCloud) -> None:
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["cache-control"] == "no-store"
     assert "sim login: \nStopping now\n" in answer.text
+    assert run_audit() == []
     assert cloud.customer.http.get(path, params={"kib": 1}).text == "Power down\n"
     assert cloud.admin.get(path).status_code == 200
     for kib in ("0", "257", "x"):
