@@ -30,6 +30,7 @@ from awan.instances.captures import forget_captures
 from awan.kit.database import transaction
 from awan.metrics import collector as metrics_collector
 from awan.metrics import history as metrics_history
+from awan.networks.names import push_stale_names
 from awan.networks.service import end_quarantines
 from awan.reconcile.watching import run_watches
 from awan.webhooks.deliveries import forget_old
@@ -38,6 +39,7 @@ from awan.webhooks.sender import deliver_due
 # Fixed paths before paths with parameters: /instances/size-templates is not an instance's uuid.
 ROUTERS: tuple[APIRouter, ...] = (
     awan.catalogue.routes.sizes_router,
+    awan.networks.routes.instances_router,
     awan.instances.routes.router,
     awan.metrics.routes.router,
     awan.console.routes.router,
@@ -66,6 +68,7 @@ WORKFLOW_MODULES = (
     "awan.catalogue.images",
     "awan.console.workflows",
     "awan.fleet.workflows",
+    "awan.networks.workflows",
     "awan.volumes.image_removal",
     "awan.instances.workflows",
     "awan.instances.guest_workflows",
@@ -93,6 +96,7 @@ def _end_lost_consoles() -> None:
 # name, seconds between two runs, function; one worker at a time runs each.
 WORKER_TASKS: tuple[tuple[str, float, Callable[[], object]], ...] = (
     ("networks.end_quarantines", 60.0, _end_quarantines),
+    ("networks.push_names", 1.0, push_stale_names),
     ("console.end_lost", 30.0, _end_lost_consoles),
     ("accounts.forget_old_answers", 3600.0, _forget_old_answers),
     ("instances.forget_captures", 60.0, forget_captures),

@@ -110,6 +110,17 @@ class Settings(BaseSettings):
     address_quarantine_s: int = Field(
         default=86400, ge=0, description="Rest of a released address, in seconds."
     )
+    rdns_forward_confirm: bool = Field(
+        default=True,
+        description="Whether a reverse name must lead to its address when it is set.",
+    )
+    rdns_resolvers: list[str] = Field(
+        default_factory=list,
+        description="Resolvers asked for that, such as 10.0.0.53 or 10.0.0.53:5300; else the system's.",
+    )
+    rdns_changes_per_hour: int = Field(
+        default=10, gt=0, description="How often the name of one address may be changed in an hour."
+    )
     metrics_interval_s: float = Field(
         default=10.0, ge=10, le=60, description="How often the counters of each node are read."
     )

@@ -487,6 +487,7 @@ def describe_location(info: LabInfo) -> SeedLocation:
             "hypervisor": Engine("libvirt"),
             "volumes": Engine("local"),
             "fabric": Engine("ovn", {"northbound": info.ovn_nb, "southbound": info.ovn_sb}),
+            "nameserver": Engine("rfc2136", info.nameserver.options),
         },
         nodes=[
             SeedNode(

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 RUN_ROOT = Path("/run/awan")
 STATE_ROOT = Path("/var/lib/awan/lab")
 CHECKOUT = Path(__file__).resolve().parent.parent
 SLOT_MAX = 99
 PHYSICAL_NETWORK = "public"
+NAMESERVER_PORT = 5300
 NODE_NUMBERS = (1, 2)
 TLS_NODE_NUMBER = 2
 """The node that is reached with certificates on both sides, libvirt and VNC; the other one speaks in the clear."""
@@ -40,6 +43,35 @@ class LabNode:
 
 
 @dataclass(frozen=True)
+class LabNameserver:
+    """A nameserver, as an operator would register it. `key_file` holds the TSIG secret, for its owner only.
+
+    `customer_zone` belongs to somebody else than the location, but takes the same key: there tests put names that
+    lead to a customer's address.
+    """
+
+    server: str
+    forward_zone: str
+    reverse_zones: tuple[str, ...]
+    customer_zone: str
+    key_name: str
+    key_algorithm: str
+    key_file: Path
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the driver `rfc2136`."""
+        return {
+            "server": self.server,
+            "forward_zone": self.forward_zone,
+            "reverse_zones": list(self.reverse_zones),
+            "key_name": self.key_name,
+            "key_algorithm": self.key_algorithm,
+            "key_secret": self.key_file.read_text().strip(),
+        }
+
+
+@dataclass(frozen=True)
 class LabInfo:
     """What the control plane needs to know of a lab location."""
 
@@ -53,6 +85,7 @@ class LabInfo:
     public_v6_cidr: str
     public_v6_gateway: str
     dns_servers: tuple[str, ...]
+    nameserver: LabNameserver
 
 
 @dataclass(frozen=True)
@@ -172,6 +205,22 @@ class SlotLayout:
         return f"10.77.{self.slot}.1"
 
     @property
+    def nameserver(self) -> LabNameserver:
+        """Not on port 53: that is for the host's own resolver, if it has one."""
+        return LabNameserver(
+            server=f"{self.mgmt_ip}:{NAMESERVER_PORT}",
+            forward_zone=f"slot{self.slot}.awan.example",
+            reverse_zones=(
+                _reverse_zone(self.public_v4_cidr),
+                _reverse_zone(self.public_v6_cidr),
+            ),
+            customer_zone="customer.example",
+            key_name=f"awan-slot{self.slot}",
+            key_algorithm="hmac-sha256",
+            key_file=self.state_dir / "nameserver" / "key",
+        )
+
+    @property
     def uplink_host_v4(self) -> str:
         return f"10.77.{self.slot}.253"
 
@@ -235,4 +284,13 @@ class SlotLayout:
             public_v6_cidr=self.public_v6_cidr,
             public_v6_gateway=self.public_v6_gateway,
             dns_servers=(self.public_v4_gateway, self.public_v6_gateway),
+            nameserver=self.nameserver,
         )
+
+
+def _reverse_zone(cidr: str) -> str:
+    """The zone of a prefix that ends between two labels."""
+    network = ip_network(cidr)
+    labels = network.network_address.reverse_pointer.split(".")
+    kept = network.prefixlen // (8 if network.version == 4 else 4)
+    return ".".join(labels[-kept - 2 :])

@@ -18,9 +18,11 @@ from lab.central import Central
 from lab.certificates import ensure_authority
 from lab.errors import LabError
 from lab.hypervisor import Hypervisor
-from lab.layout import SLOT_MAX, STATE_ROOT, LabInfo, SlotLayout
+from lab.layout import NAMESERVER_PORT, SLOT_MAX, STATE_ROOT, LabInfo, SlotLayout
 from lab.links import ensure_mgmt_bridge, remove_host_links
 from lab.machine import Machine
+from lab.nameserver import PROCESS as NAMESERVER
+from lab.nameserver import NameserverPlace, NameserverProcess
 from lab.processes import ProcessStatus, ProcessTable, wait_until
 from lab.requirements import check_requirements, require_root
 from lab.router import Router
@@ -55,6 +57,16 @@ class Lab:
         self.layout = SlotLayout(slot)
         self._table = ProcessTable(self.layout.run_dir / "pids")
         self._central = Central(self.layout, self._table)
+        self._nameserver = NameserverProcess(
+            NameserverPlace(
+                self.layout.run_dir / NAMESERVER,
+                self.layout.state_dir / NAMESERVER,
+                self.layout.mgmt_ip,
+                NAMESERVER_PORT,
+            ),
+            self.layout.nameserver,
+            self._table,
+        )
         self._router = Router(self.layout, self._table)
         self._nodes = {
             node.name: Hypervisor(self.layout, node, self._router, self._table)
@@ -80,6 +92,8 @@ class Lab:
             with steps.timed("OVN central"):
                 ensure_mgmt_bridge(self.layout)
                 self._central.ensure()
+            with steps.timed("nameserver"):
+                self._nameserver.ensure()
             with steps.timed("upstream router"):
                 self._router.ensure()
             with ThreadPoolExecutor(max_workers=len(self._nodes)) as pool:
@@ -200,6 +214,7 @@ class Lab:
         for machine in self._machines():
             machine.kill()
         self._central.stop()
+        self._nameserver.stop()
         remove_host_links(self.layout)
         if not keep:
             shutil.rmtree(self.layout.state_dir, ignore_errors=True)
@@ -208,7 +223,7 @@ class Lab:
 
     def _expected(self) -> Iterator[str]:
         yield slots.HOLDER
-        yield from ("central.nb", "central.sb", "central.northd")
+        yield from ("central.nb", "central.sb", "central.northd", NAMESERVER)
         router = self.layout.router_name
         yield from (f"{router}.init", f"{router}.radvd")
         for name in self._nodes:

@@ -19,6 +19,7 @@ PACKAGES = {
     "ping": "iputils-ping",
     "nft": "nftables",
     "radvd": "radvd",
+    "knotd": "knot",
     "ovsdb-server": "openvswitch-switch",
     "ovs-vswitchd": "openvswitch-switch",
     "ovs-vsctl": "openvswitch-switch",

@@ -54,7 +54,19 @@ LOCATION = SeedLocation(
     name="Simulation 1",
     code="sim1",
     country="ID",
-    engines={kind: Engine("fake") for kind in ("hypervisor", "volumes", "fabric")},
+    engines={kind: Engine("fake") for kind in ("hypervisor", "volumes", "fabric")}
+    | {
+        "nameserver": Engine(
+            "fake",
+            {
+                "forward_zone": "sim1.awan.example",
+                "reverse_zones": [
+                    "250.18.198.in-addr.arpa",
+                    "1.0.0.0.0.5.2.0.8.b.d.0.1.0.0.2.ip6.arpa",
+                ],
+            },
+        )
+    },
     nodes=[SeedNode(name, f"fake://{name}") for name in ("sim-n1", "sim-n2")],
     # 198.18.0.0/15 and 2001:db8::/32 are set aside for tests and examples.
     pools=[

@@ -119,6 +119,16 @@ def idempotent(session: Session, caller: Caller, request: Request) -> Idempotent
     return IdempotentCall(session, caller.account_id, key, _earlier(session, caller, key, digest))
 
 
+def is_repeat(session: Session, caller: Caller, request: Request) -> bool:
+    """Whether this call was answered before under its key. Claims nothing: `idempotent` has to be asked as well.
+
+    For routes that do something slow before their transaction, which a repeat shall not do again.
+    """
+    key = request.headers.get(HEADER)
+    row = session.get(IdempotencyKey, (caller.account_id, key)) if key is not None else None
+    return row is not None and row.status is not None
+
+
 def replay(
     earlier: EarlierAnswer,
     data: Any,

@@ -15,6 +15,7 @@ from awan.accounts import Caller, idempotent, operator, replay
 from awan.accounts.idempotency import IdempotentCall
 from awan.catalogue import images, present, service
 from awan.catalogue.models import (
+    REQUIRED_ENGINES,
     Component,
     EngineKind,
     Location,
@@ -138,7 +139,8 @@ def _location(session: Session, row: Location) -> AdminLocationView:
         .where(LocationEngine.location_id == row.location_id)
         .order_by(LocationEngine.kind)
     ).all()
-    configured = {row.location_id} if len(engines) == len(EngineKind) else set()
+    has_all = {engine.kind for engine in engines} >= REQUIRED_ENGINES
+    configured = {row.location_id} if has_all else set()
     return AdminLocationView(
         **present.show_location(row, configured).model_dump(),
         is_enabled=row.is_enabled,

@@ -14,11 +14,15 @@ from awan.kit.database import Base, one_of
 
 
 class EngineKind(StrEnum):
-    """The engines of a location."""
+    """The engines of a location. It can do without a nameserver: then its addresses have no names."""
 
     HYPERVISOR = "hypervisor"
     FABRIC = "fabric"
     VOLUMES = "volumes"
+    NAMESERVER = "nameserver"
+
+
+REQUIRED_ENGINES = frozenset(EngineKind) - {EngineKind.NAMESERVER}
 
 
 class Component(StrEnum):
@@ -71,7 +75,10 @@ class Location(Base):
 
 
 class LocationEngine(Base):
-    """Which driver serves an engine of a location, and how to reach it. `options` is validated per driver."""
+    """Which driver serves an engine of a location, and how to reach it. `options` is validated per driver.
+
+    The secret ones among them are in `secret_id`, as JSON.
+    """
 
     __tablename__ = "location_engine"
     __table_args__ = (one_of("kind", EngineKind),)
@@ -80,6 +87,7 @@ class LocationEngine(Base):
     kind: Mapped[str] = mapped_column(primary_key=True)
     driver: Mapped[str]
     options: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
+    secret_id: Mapped[UUID | None] = mapped_column(ForeignKey("secret.secret_id"))
 
 
 class Tier(Base):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from awan.accounts import Caller
 from awan.catalogue.models import (
+    REQUIRED_ENGINES,
     Component,
     EngineKind,
     ImageState,
@@ -27,13 +29,22 @@ from awan.catalogue.models import (
     TierLocation,
 )
 from awan.catalogue.rules import PriceTag
-from awan.engines.registry import LocationEngines, check_options, open_engines
+from awan.engines.nameserver import Zones
+from awan.engines.registry import (
+    LocationEngines,
+    check_options,
+    open_engines,
+    secret_options,
+)
 from awan.engines.volumes import ImageSource
 from awan.errors import Conflict, Invalid, NotFound, Unavailable
 from awan.events import record
 from awan.kit.clock import now
 from awan.kit.money import minor_digits
+from awan.kit.secrets import delete_secret, get_secret, put_secret
 from awan.settings import get_settings
+
+ENGINE_PURPOSE = "engine.options"
 
 
 def list_locations(session: Session, *, enabled_only: bool = True) -> Sequence[Location]:
@@ -193,24 +204,43 @@ def volumes_driver(session: Session, location_id: int) -> str:
 
 def _engine_rows(session: Session, location_id: int) -> dict[str, tuple[str, dict[str, Any]]]:
     rows = {
-        row.kind: (row.driver, row.options)
+        row.kind: (row.driver, _with_secrets(session, row))
         for row in session.scalars(
             select(LocationEngine).where(LocationEngine.location_id == location_id)
-        )
+        ).all()
     }
-    missing = {kind.value for kind in EngineKind} - set(rows)
+    missing = {kind.value for kind in REQUIRED_ENGINES} - set(rows)
     if missing:
         raise Unavailable(f"The location has no {' and no '.join(sorted(missing))} engine yet.")
     return rows
 
 
+def _with_secrets(session: Session, row: LocationEngine) -> dict[str, Any]:
+    if row.secret_id is None:
+        return row.options
+    hidden: dict[str, Any] = json.loads(get_secret(session, row.secret_id, ENGINE_PURPOSE))
+    return {**row.options, **hidden}
+
+
+def all_zones(session: Session) -> dict[int, Zones]:
+    """Location id -> the zones of its addresses' names, where it has a nameserver."""
+    rows = session.scalars(
+        select(LocationEngine).where(LocationEngine.kind == EngineKind.NAMESERVER)
+    )
+    return {
+        row.location_id: Zones(row.options["forward_zone"], tuple(row.options["reverse_zones"]))
+        for row in rows
+    }
+
+
 def configured_locations(session: Session) -> list[int]:
-    """Ids of the locations whose engines are all configured."""
+    """Ids of the locations that have all the engines they need."""
     return list(
         session.scalars(
             select(LocationEngine.location_id)
+            .where(LocationEngine.kind.in_(REQUIRED_ENGINES))
             .group_by(LocationEngine.location_id)
-            .having(func.count() == len(EngineKind))
+            .having(func.count() == len(REQUIRED_ENGINES))
             .order_by(LocationEngine.location_id)
         )
     )
@@ -242,14 +272,22 @@ def set_engine(
     options: Mapping[str, Any],
 ) -> None:
     """Which driver serves an engine of the location. Raises: Invalid (driver or options)."""
-    checked = check_options(kind, driver, options)
+    shown = check_options(kind, driver, options)
+    hidden = {name: shown.pop(name) for name in sorted(secret_options(kind, driver))}
     key = location.location_id
-    row = session.get(LocationEngine, (key, kind))
+    row = session.get(LocationEngine, (key, kind), with_for_update=True)
     if row is None:
-        session.add(LocationEngine(location_id=key, kind=kind, driver=driver, options=checked))
-    else:
-        row.driver, row.options = driver, checked
+        row = LocationEngine(location_id=key, kind=kind)
+        session.add(row)
+    old, row.secret_id = row.secret_id, None
+    row.driver, row.options = driver, shown
+    if hidden:
+        secret_id = put_secret(session, ENGINE_PURPOSE, json.dumps(hidden))
+        session.flush()
+        row.secret_id = secret_id
     session.flush()
+    if old is not None:
+        delete_secret(session, old)
     _note(session, caller, "location.engine_set", location_id=key, engine=kind, driver=driver)
 
 

@@ -52,8 +52,8 @@ def add_location(
 @locations.command("engine")
 def set_engine(
     location: Annotated[int, typer.Argument(help="Id of the location.")],
-    kind: Annotated[str, typer.Argument(help="hypervisor, volumes or fabric.")],
-    driver: Annotated[str, typer.Argument(help="libvirt, local, ovn or fake.")],
+    kind: Annotated[str, typer.Argument(help="hypervisor, volumes, fabric or nameserver.")],
+    driver: Annotated[str, typer.Argument(help="libvirt, local, ovn, rfc2136 or fake.")],
     options: Annotated[str, typer.Option(help="The driver's options as JSON.")] = "{}",
 ) -> None:
     """Say which driver serves an engine of a location."""

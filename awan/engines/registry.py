@@ -8,26 +8,38 @@ from __future__ import annotations
 
 import json
 import threading
+from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from awan.engines.fabric import Fabric
 from awan.engines.hypervisor import Hypervisor, NodeEndpoint
+from awan.engines.nameserver import Nameserver, Zones
 from awan.engines.sim import SimStore
 from awan.engines.volumes import Volumes
 from awan.errors import EngineRejected, Invalid
+from awan.kit.resolving import split_server
 from awan.settings import get_settings
 
 
 class EngineOptions(BaseModel):
-    """Options of a driver; unknown ones are refused."""
+    """Options of a driver; unknown ones are refused. Those in `SECRETS` are stored encrypted and never shown."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    SECRETS: ClassVar[frozenset[str]] = frozenset()
 
 
 class FakeOptions(EngineOptions):
@@ -91,22 +103,68 @@ class OvnOptions(EngineOptions):
         return self
 
 
-EngineKindName = Literal["hypervisor", "fabric", "volumes"]
+Zone = Annotated[
+    str, StringConstraints(to_lower=True, pattern=r"^([A-Za-z0-9_-]{1,63}\.)+[A-Za-z0-9-]{2,63}$")
+]
+
+
+def _checked_server(server: str) -> str:
+    split_server(server)
+    return server
+
+
+def _checked_secret(secret: str) -> str:
+    """Raises: ValueError unless it is base64 of 16 bytes or more."""
+    if len(b64decode(secret, validate=True)) < 16:
+        raise ValueError("The key must have 128 bits or more.")
+    return secret
+
+
+class NameserverOptions(EngineOptions):
+    """The zones of a location: default names of its addresses are in `forward_zone`, PTR records in `reverse_zones`."""
+
+    forward_zone: Zone
+    reverse_zones: list[Zone] = Field(min_length=1, max_length=64)
+
+    @property
+    def zones(self) -> Zones:
+        """The same as the engines have it."""
+        return Zones(self.forward_zone, tuple(self.reverse_zones))
+
+
+class FakeNameserverOptions(NameserverOptions):
+    """A simulated nameserver."""
+
+
+class Rfc2136Options(NameserverOptions):
+    """A nameserver that takes updates and transfers signed with this TSIG key. `server` as in `split_server`."""
+
+    SECRETS: ClassVar[frozenset[str]] = frozenset({"key_secret"})
+
+    server: Annotated[str, AfterValidator(_checked_server)]
+    key_name: Zone | Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,63}$")]
+    key_algorithm: Literal["hmac-sha256", "hmac-sha384", "hmac-sha512"] = "hmac-sha256"
+    key_secret: Annotated[str, AfterValidator(_checked_secret)]
+
+
+EngineKindName = Literal["hypervisor", "fabric", "volumes", "nameserver"]
 DRIVERS: dict[str, dict[str, type[EngineOptions]]] = {
     "hypervisor": {"libvirt": LibvirtOptions, "fake": FakeOptions},
     "volumes": {"local": LocalVolumesOptions, "fake": FakeOptions},
     "fabric": {"ovn": OvnOptions, "fake": FakeOptions},
+    "nameserver": {"rfc2136": Rfc2136Options, "fake": FakeNameserverOptions},
 }
 
 
 @dataclass(frozen=True)
 class LocationEngines:
-    """The opened engines of one location, and the names of their drivers."""
+    """The opened engines of one location, and the names of their drivers. A location may have no nameserver."""
 
     hypervisor: Hypervisor
     volumes: Volumes
     fabric: Fabric
     drivers: Mapping[str, str]
+    nameserver: Nameserver | None = None
 
 
 def check_options(kind: str, driver: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,6 +179,11 @@ def check_options(kind: str, driver: str, options: Mapping[str, Any]) -> dict[st
             field = ".".join(["options", *(str(part) for part in problem["loc"])])
             errors.setdefault(field, []).append(problem["msg"])
         raise Invalid(errors) from err
+
+
+def secret_options(kind: str, driver: str) -> frozenset[str]:
+    """Names of the driver's options that are secrets."""
+    return DRIVERS[kind][driver].SECRETS
 
 
 _sim_lock = threading.Lock()
@@ -150,6 +213,8 @@ def open_engines(
 def _close(engines: LocationEngines) -> None:
     engines.hypervisor.close()
     engines.fabric.close()
+    if engines.nameserver is not None:
+        engines.nameserver.close()
 
 
 def _open(location_id: int, rows: Mapping[str, tuple[str, Mapping[str, Any]]]) -> LocationEngines:
@@ -159,9 +224,10 @@ def _open(location_id: int, rows: Mapping[str, tuple[str, Mapping[str, Any]]]) -
     }
     drivers = {kind: driver for kind, (driver, _) in rows.items()}
     fabric = _open_fabric(location_id, options["fabric"])
+    nameserver = _open_nameserver(location_id, options.get("nameserver"))
     hypervisor, volumes = options["hypervisor"], options["volumes"]
     if isinstance(hypervisor, FakeOptions) and isinstance(volumes, FakeOptions):
-        return _open_fake_nodes(location_id, hypervisor, fabric, drivers)
+        return _open_fake_nodes(location_id, hypervisor, fabric, nameserver, drivers)
     if not isinstance(hypervisor, LibvirtOptions) or not isinstance(volumes, LocalVolumesOptions):
         raise EngineRejected("registry", "open", "nodes are all simulated or all real")
     from awan.engines.hypervisor.libvirt import LibvirtHypervisor
@@ -179,6 +245,7 @@ def _open(location_id: int, rows: Mapping[str, tuple[str, Mapping[str, Any]]]) -
         volumes=LocalVolumes(nodes, pool_name=volumes.pool_name, pool_path=volumes.pool_path),
         fabric=fabric,
         drivers=drivers,
+        nameserver=nameserver,
     )
 
 
@@ -199,8 +266,27 @@ def _open_fabric(location_id: int, options: EngineOptions) -> Fabric:
     return OvnFabric(options.northbound, options.southbound, keys=keys)
 
 
+def _open_nameserver(location_id: int, options: EngineOptions | None) -> Nameserver | None:
+    if options is None:
+        return None
+    if isinstance(options, FakeNameserverOptions):
+        from awan.engines.nameserver.fake import FakeNameserver
+
+        return FakeNameserver(sim_store(), zones=options.zones, location=str(location_id))
+    assert isinstance(options, Rfc2136Options)
+    from awan.engines.nameserver.rfc2136 import Rfc2136Nameserver, TsigKey
+
+    host, port = split_server(options.server)
+    key = TsigKey(options.key_name, options.key_algorithm, options.key_secret)
+    return Rfc2136Nameserver(host, port, zones=options.zones, key=key)
+
+
 def _open_fake_nodes(
-    location_id: int, options: FakeOptions, fabric: Fabric, drivers: Mapping[str, str]
+    location_id: int,
+    options: FakeOptions,
+    fabric: Fabric,
+    nameserver: Nameserver | None,
+    drivers: Mapping[str, str],
 ) -> LocationEngines:
     """Simulated nodes. Each comes with its chassis, as a real node's ovn-controller registers one."""
     from awan.engines.fabric.fake import FakeFabric
@@ -224,6 +310,7 @@ def _open_fake_nodes(
         volumes=FakeVolumes(sim_store(), location=str(location_id)),
         fabric=fabric,
         drivers=drivers,
+        nameserver=nameserver,
     )
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from awan.catalogue.service import all_zones
 from awan.credentials import SshKey
+from awan.engines.nameserver import Zones
 from awan.instances.rules import (
     NODE_UNREACHABLE,
     display_memory,
@@ -31,6 +33,7 @@ from awan.kit.http import OperationView
 from awan.kit.money import display_hourly, u720_to_minor
 from awan.ledger import locked_prices
 from awan.networks import Address, public_addresses
+from awan.networks.names import name_of
 from awan.operations import summary
 from awan.settings import get_settings
 
@@ -67,7 +70,9 @@ def show_detail(session: Session, view: InstanceView) -> InstanceDetail:
             os_family=view.template.family,
         ),
         cost_detail=_cost(session, view),
-        public_network=_public_network(addresses),
+        public_network=_public_network(
+            addresses, all_zones(session).get(view.location.location_id)
+        ),
         ssh_keys=[show_key(key) for key in installed_keys(session, instance.instance_id)],
         labels=view.resource.labels,
         is_protected=view.resource.is_protected,
@@ -139,7 +144,9 @@ def _cost(session: Session, view: InstanceView) -> CostDetail:
     )
 
 
-def _public_network(addresses: Sequence[Address]) -> PublicNetworkDetail | None:
+def _public_network(
+    addresses: Sequence[Address], zones: Zones | None
+) -> PublicNetworkDetail | None:
     four = next((address for address in addresses if address.family == 4), None)
     six = next((address for address in addresses if address.family == 6), None)
     if four is None:
@@ -148,5 +155,7 @@ def _public_network(addresses: Sequence[Address]) -> PublicNetworkDetail | None:
     return PublicNetworkDetail(
         uuid=four.resource_id,
         ip_address=str(four.inet),
+        rdns=name_of(four, zones),
         ipv6_address=str(six.inet) if six is not None else None,
+        ipv6_rdns=name_of(six, zones) if six is not None else None,
     )

@@ -364,11 +364,13 @@ class CostDetail(BaseModel):
 
 
 class PublicNetworkDetail(BaseModel):
-    """Its public addresses. `uuid` is that of the IPv4 address."""
+    """Its public addresses and their reverse names. `uuid` is that of the IPv4 address."""
 
     uuid: UUID
     ip_address: str
+    rdns: str | None = Field(description="Null where the location has no names.")
     ipv6_address: str | None
+    ipv6_rdns: str | None
 
 
 class InstalledKey(BaseModel):

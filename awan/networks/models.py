@@ -86,6 +86,7 @@ class Address(Base):
     """An address. `previous_account_id` lets a tenant get its own address back while others must wait.
 
     A public IPv4 that a customer owns is also a resource with the same uuid (`resource_id`).
+    `rdns` is the name that its owner gave it, null for the default name; `new_rdns` the one it is getting.
     """
 
     __tablename__ = "address"
@@ -111,6 +112,24 @@ class Address(Base):
     previous_account_id: Mapped[UUID | None]
     quarantined_until: Mapped[datetime | None]
     allocated_at: Mapped[datetime | None]
+    rdns: Mapped[str | None]
+    new_rdns: Mapped[str | None]
+
+
+class StaleName(Base):
+    """An address whose names the nameserver may not have as the rows say: they are pushed, then this is forgotten.
+
+    `marked_at` tells a mark that came while an earlier one was being pushed. The address itself may be gone.
+    """
+
+    __tablename__ = "stale_name"
+    __table_args__ = (Index(None, "retry_at"),)
+
+    location_id: Mapped[int] = mapped_column(ForeignKey("location.location_id"), primary_key=True)
+    inet: Mapped[IPv4Address | IPv6Address] = mapped_column(INET, primary_key=True)
+    marked_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    retry_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
 
 
 hold_to_moves(Address.state, ADDRESS_MOVES)

@@ -1,4 +1,4 @@
-"""`/networks/public`: operations 57, 58, 59 and 62 of the public API; `/admin/pools` for the operator."""
+"""`/networks/public`: operations 14, 57 to 59, 61 and 62 of the public API; `/admin/pools` for the operator."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from sqlalchemy import RowMapping
 from sqlalchemy.orm import Session
 
 from awan.accounts import Caller, authenticated, idempotent, operator, replay
-from awan.accounts.idempotency import EarlierAnswer
+from awan.accounts.idempotency import EarlierAnswer, is_repeat
 from awan.catalogue import check_location
-from awan.errors import NotFound
+from awan.catalogue.service import all_zones
+from awan.errors import IdempotencyConflict, NotFound
 from awan.kit.database import transaction
 from awan.kit.http import (
     Answer,
     EmptyForm,
     Envelope,
+    OperationView,
     PathId,
     Request,
     answer,
@@ -26,7 +28,7 @@ from awan.kit.http import (
 )
 from awan.kit.pagination import PageRequest, paged
 from awan.ledger import monthly_prices
-from awan.networks import service
+from awan.networks import names, service
 from awan.networks.models import Pool
 from awan.networks.schemas import (
     AddressOption,
@@ -36,9 +38,18 @@ from awan.networks.schemas import (
     PoolView,
     PublicAddressPage,
     PublicAddressView,
+    RdnsChange,
 )
+from awan.networks.workflows import SET_RDNS
+from awan.operations import summary
+from awan.operations.quick import status_of, wait_for_success
+from awan.resources import ResourceKind, in_path
+
+GOES_ON = "The change was accepted and takes longer: follow its operation."
 
 router = APIRouter(prefix="/networks/public", tags=["Networks"])
+instances_router = APIRouter(prefix="/instances/ips", tags=["Instance"])
+_check_path = in_path(ResourceKind.PUBLIC_IP, "ip_uuid")
 admin_router = APIRouter(prefix="/pools")
 
 
@@ -104,6 +115,70 @@ def delete_public_network(
         return call.keep(answer("Public Network successfully removed", data), ip_uuid)
 
 
+@router.put(
+    "/{ip_uuid:uuid}/rdns",
+    response_model=Envelope[str],
+    responses={202: {"model": Envelope[str], "description": GOES_ON}},
+)
+def set_public_network_rdns(
+    ip_uuid: UUID,
+    request: Request,
+    caller: Caller = Depends(authenticated("write")),
+    body: RdnsChange = Depends(form_body(RdnsChange, path_check=_check_path)),
+) -> Answer:
+    """Update RDNS IP: the name that a reverse lookup of the address gives.
+
+    The name must lead to the address at this moment (an A record). Empty: the default name. Ten changes an hour; when
+    the address is given back, its default name returns.
+    """
+    return _set_rdns(request, caller, ip_uuid, body.rdns)
+
+
+@instances_router.put(
+    "/{ip_uuid:uuid}/rdns",
+    response_model=Envelope[str],
+    responses={202: {"model": Envelope[str], "description": GOES_ON}},
+)
+def set_instance_rdns(
+    ip_uuid: UUID,
+    request: Request,
+    caller: Caller = Depends(authenticated("write")),
+    body: RdnsChange = Depends(form_body(RdnsChange, path_check=_check_path)),
+) -> Answer:
+    """Update RDNS IP instance. The same as `PUT /networks/public/{ip_uuid}/rdns`."""
+    return _set_rdns(request, caller, ip_uuid, body.rdns)
+
+
+def _set_rdns(request: Request, caller: Caller, ip_uuid: UUID, rdns: str | None) -> Answer:
+    """The name is looked up between two transactions, and only by the first of several equal calls."""
+    with transaction() as session:
+        if not (is_known := is_repeat(session, caller, request)):
+            names.check_often(session, caller, SET_RDNS, ip_uuid)
+            wish = names.check_wish(session, caller, ip_uuid, rdns)
+    if not is_known:
+        names.confirm(wish)
+    with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            assert call.earlier.operation_id is not None
+            operation_id = call.earlier.operation_id
+        elif is_known:
+            raise IdempotencyConflict("The first call with this key was forgotten just now.")
+        else:
+            operation = names.set_rdns(session, caller, SET_RDNS, ip_uuid, rdns)
+            operation_id = operation.operation_id
+            call.keep(answer("", None, operation=OperationView(**summary(operation))), ip_uuid)
+    ended = wait_for_success(operation_id)
+    with transaction() as session:
+        name = names.shown_name(session, ip_uuid)
+    return answer(
+        "RDNS successfully updated",
+        name,
+        status=status_of(ended),
+        operation=OperationView(**summary(ended)),
+    )
+
+
 def _replay_address(session: Session, caller: Caller, earlier: EarlierAnswer) -> Answer:
     """The address of an earlier call: as it is, as it was when it was given back, or what is left of it."""
     resource_id = UUID(earlier.resource_id)
@@ -125,7 +200,11 @@ def _view(session: Session, caller: Caller, resource_id: UUID) -> PublicAddressV
 
 def _views(session: Session, rows: list[RowMapping]) -> list[PublicAddressView]:
     prices = monthly_prices(session, [row["uuid"] for row in rows])
-    return [PublicAddressView.of(row, prices[row["uuid"]]) for row in rows]
+    zones = all_zones(session)
+    return [
+        PublicAddressView.of(row, prices[row["uuid"]], zones.get(row["Location"].location_id))
+        for row in rows
+    ]
 
 
 @admin_router.post("", status_code=201, response_model=Envelope[PoolView])

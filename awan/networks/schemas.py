@@ -8,10 +8,12 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import RowMapping
 
+from awan.engines.nameserver import Zones
 from awan.kit.http import Timestamp
 from awan.kit.money import display_hourly
 from awan.kit.pagination import LIMIT_DEFAULT, LIMIT_MAX, PageInfo
 from awan.networks.models import Pool
+from awan.networks.names import name_of
 
 
 class LocationQuery(BaseModel):
@@ -29,6 +31,19 @@ class PageQuery(BaseModel):
 
     limit: int = Field(LIMIT_DEFAULT, ge=1, le=LIMIT_MAX, description="Rows per page.")
     page: int = Field(1, ge=1, le=1_000_000, description="Number of page.")
+
+
+class RdnsChange(BaseModel):
+    """A name for an address."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"rdns": "mail.example.com"}]}
+    )
+
+    rdns: str | None = Field(
+        max_length=255,
+        description="RDNS of ip: a fully qualified host name with an A record of this address; empty for the default.",
+    )
 
 
 class NamedLocation(BaseModel):
@@ -53,6 +68,7 @@ class PublicAddressView(BaseModel):
     version: int
     gateway: str
     prefix: int
+    rdns: str | None = Field(description="Its reverse name; null where the location has none.")
     location: NamedLocation
     instance: HostOfAddress | None
     status: str
@@ -61,8 +77,8 @@ class PublicAddressView(BaseModel):
     created_at: Timestamp
 
     @classmethod
-    def of(cls, row: RowMapping, price: tuple[int, str]) -> PublicAddressView:
-        """A row of `service.list_addresses` and its locked price (monthly, currency)."""
+    def of(cls, row: RowMapping, price: tuple[int, str], zones: Zones | None) -> PublicAddressView:
+        """A row of `service.list_addresses`, its locked price (monthly, currency) and its location's zones."""
         address, pool, location = row["Address"], row["Pool"], row["Location"]
         monthly_minor, currency = price
         host = (
@@ -76,6 +92,7 @@ class PublicAddressView(BaseModel):
             version=address.family,
             gateway=str(pool.gateway),
             prefix=pool.cidr.prefixlen,
+            rdns=name_of(address, zones),
             location=NamedLocation(id=location.location_id, name=location.name),
             instance=host,
             status=address.state,

@@ -25,8 +25,10 @@ from awan.kit.ids import derived_id, derived_mac, new_id
 from awan.kit.pagination import PageRequest
 from awan.ledger import close_spans, lock_prices, open_spans
 from awan.networks.models import Address, AddressState, Nic, NicRole, Pool
+from awan.networks.names import mark_pool_stale, mark_stale
 from awan.networks.rules import ipv6_of, parse_gateway, parse_prefix, switch_name, usable_addresses
-from awan.resources import ResourceKind, create, retire
+from awan.operations.service import refuse_if_busy
+from awan.resources import ResourceKind, create, lock_owned, retire
 from awan.resources.models import Resource
 from awan.settings import get_settings
 
@@ -82,6 +84,7 @@ def create_pool(
             Address(address_id=new_id(), pool_id=pool.pool_id, family=4, inet=address)
             for address in usable_addresses(network, router, excluded)
         )
+        mark_pool_stale(session, pool)
     record(
         session,
         kind="pool.created",
@@ -266,14 +269,19 @@ def find_owned_address(
 
 
 def release_address(session: Session, caller: Caller, resource_id: UUID) -> None:
-    """Gives a free address back to the pool, by way of quarantine. Raises: NotFound, Conflict while attached."""
-    # Locks are taken in the same order everywhere: quota, node, address.
+    """Gives a free address back to the pool, by way of quarantine.
+
+    Raises: NotFound, Conflict while it is attached or something is done to it.
+    """
+    # Locks are taken in the same order everywhere: resource, instance, quota, node, address.
+    resource = lock_owned(session, caller, ResourceKind.PUBLIC_IP, resource_id)
     quotas.give_back(session, caller.account_id, public_ips=1)
     address = find_owned_address(session, caller.account_id, resource_id)
     if address is None or not _lock_owned(session, address):
         raise NotFound("Public network not found.")
     if address.state != AddressState.FREE:
         raise Conflict("The address is attached to an instance; detach it first.")
+    refuse_if_busy(session, resource)
     _give_back(session, address, actor=caller.actor, operation_id=None)
 
 
@@ -297,6 +305,8 @@ def _give_back(
     address.previous_account_id = account_id
     address.quarantined_until = now() + timedelta(seconds=get_settings().address_quarantine_s)
     address.account_id = address.resource_id = address.nic_id = address.operation_id = None
+    address.rdns = address.new_rdns = None
+    mark_stale(session, session.get_one(Pool, address.pool_id).location_id, [address.inet])
     record(
         session,
         kind="public_ip.released",
@@ -336,12 +346,14 @@ def create_public_nic(
     six = _ipv6_pool(session, pool)
     if six is not None:
         assert isinstance(six.cidr, IPv6Network)
+        inet = ipv6_of(six.cidr, nic.nic_id)
+        mark_stale(session, six.location_id, [inet])
         session.add(
             Address(
                 address_id=derived_id(nic.nic_id, "ipv6"),
                 pool_id=six.pool_id,
                 family=6,
-                inet=ipv6_of(six.cidr, nic.nic_id),
+                inet=inet,
                 state=AddressState.ATTACHED,
                 account_id=address.account_id,
                 nic_id=nic.nic_id,
@@ -375,6 +387,7 @@ def release_nics(
         ).all()
         for address in addresses:
             if address.family == 6:
+                mark_stale(session, nic.location_id, [address.inet])
                 session.delete(address)
                 continue
             address.state, address.nic_id = AddressState.FREE, None
@@ -559,6 +572,7 @@ def delete_pool(session: Session, caller: Caller, pool_id: int) -> None:
     )
     if owned:
         raise Conflict(f"{owned} addresses of the pool belong to customers.")
+    mark_pool_stale(session, pool)
     session.execute(delete(Address).where(Address.pool_id == pool_id))
     session.delete(pool)
     record(

@@ -1,7 +1,7 @@
 """The audit: engines against rows, and rows against rows. It changes nothing; no findings means all is well.
 
 first look   -> which transactions have ended, which first boots are waited for, which image files are kept
-engines read -> domains, files and ports of every location, nodes side by side
+engines read -> domains, files, ports and names of every location, nodes side by side
 second look  -> all rows in one read-only snapshot; what changed since the first look is left out
 """
 
@@ -14,7 +14,13 @@ from awan.reconcile.expected import Expectations, look_first
 from awan.reconcile.findings import Finding
 from awan.reconcile.reading import Seen, one_snapshot, open_sites, read
 from awan.reconcile.row_checks import check_rows
-from awan.reconcile.rules import ExpectedLocation, compare_domains, compare_files, compare_ports
+from awan.reconcile.rules import (
+    ExpectedLocation,
+    compare_domains,
+    compare_files,
+    compare_names,
+    compare_ports,
+)
 
 
 def run_audit(location_ids: Sequence[int] | None = None) -> list[Finding]:
@@ -48,3 +54,5 @@ def _compare(expected: ExpectedLocation, seen: Seen) -> Iterator[Finding]:
             yield from compare_files(expected, node, seen.files[node.node_id])
     if seen.ports is not None:
         yield from compare_ports(expected, seen.ports)
+    if seen.names is not None and expected.names_zone is not None:
+        yield from compare_names(expected, seen.names)

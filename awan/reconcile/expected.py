@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from uuid import UUID
 
 from sqlalchemy import or_, select, text
@@ -12,25 +12,29 @@ from sqlalchemy.orm import Session
 
 from awan.catalogue.images import stored_contents
 from awan.catalogue.models import ImageState, Location, TemplateImage
-from awan.catalogue.service import stored_path
+from awan.catalogue.service import all_zones, stored_path
 from awan.engines.fabric import PortSpec
 from awan.engines.hypervisor import Power
+from awan.engines.nameserver import RecordKey
 from awan.fleet.models import Node, NodeImage, NodeState
 from awan.instances.models import DesiredState, Instance, ObservedState
 from awan.instances.workflows import FIRST_BOOT, SCRUBBED_GENERATION, SECRET_GENERATION
 from awan.kit.ids import derived_id
-from awan.networks.models import Address, Nic
-from awan.networks.rules import switch_name
+from awan.networks.models import Address, Nic, Pool
+from awan.networks.names import stale_addresses
+from awan.networks.rules import ipv6_of, records_of, switch_name
 from awan.networks.service import network_spec
 from awan.reconcile.findings import Finding, FindingKind
 from awan.reconcile.rules import (
     ExpectedInstance,
     ExpectedLocation,
+    ExpectedName,
     ExpectedNode,
     ExpectedPort,
     ExpectedVolume,
     Unsettled,
 )
+from awan.resources import Resource, ResourceKind
 from awan.volumes.models import Volume, VolumeState
 
 POWERS = {ObservedState.RUNNING: Power.RUNNING, ObservedState.STOPPED: Power.STOPPED}
@@ -72,12 +76,14 @@ _REMOVING = text(
 class FirstLook:
     """Taken before the engines are read: from here on, whatever changes is unsettled.
 
-    `stored_contents`: the SHA-256 of each image file that the control plane keeps.
+    `stored_contents`: the SHA-256 of each image file that the control plane keeps. `stale_names`: by location, the
+    addresses whose names the nameserver is about to be told.
     """
 
     snapshot: str
     waiting: frozenset[str]
     stored_contents: frozenset[str]
+    stale_names: Mapping[int, set[IPv4Address | IPv6Address]]
 
 
 def look_first(session: Session) -> FirstLook:
@@ -86,6 +92,7 @@ def look_first(session: Session) -> FirstLook:
         snapshot=str(session.scalar(text("SELECT CAST(pg_current_snapshot() AS text)"))),
         waiting=_waiting(session),
         stored_contents=stored_contents(),
+        stale_names=stale_addresses(session),
     )
 
 
@@ -101,6 +108,7 @@ class Expectations:
         self._touched = frozenset(session.scalars(_TOUCHED, {"snapshot": first.snapshot}))
         self._removing = frozenset(session.scalars(_REMOVING, {"snapshot": first.snapshot}))
         self._stored = first.stored_contents
+        self._stale_names = (first.stale_names, stale_addresses(session))
         self._waiting_now = _waiting(session)
         self._waited = first.waiting | self._waiting_now
 
@@ -128,6 +136,7 @@ class Expectations:
         for port in ports:
             port_ids.setdefault(port.spec.instance_id, set()).add(port.spec.port_id)
         volumes = self._volumes(location.location_id, settled)
+        zones = all_zones(session).get(location.location_id)
         return ExpectedLocation(
             code=location.code,
             nodes=self._nodes(nodes),
@@ -145,7 +154,9 @@ class Expectations:
                 if row.node_id in nodes
             ],
             ports=ports,
-            unsettled=self._unsettled(unsettled),
+            names=self._names(location.location_id),
+            names_zone=zones.forward if zones is not None else None,
+            unsettled=self._unsettled(location.location_id, unsettled),
         )
 
     def lost_first_boots(self) -> list[Finding]:
@@ -284,10 +295,50 @@ class Expectations:
             )
         return ports
 
-    def _unsettled(self, rows: list[Instance]) -> Unsettled:
+    def _names(self, location_id: int) -> dict[RecordKey, ExpectedName]:
+        """The records of every address of the location, in the zones that it has."""
+        zones = all_zones(self._session).get(location_id)
+        if zones is None:
+            return {}
+        rows = self._session.execute(
+            select(Address.inet, Address.rdns).join(Pool).where(Pool.location_id == location_id)
+        )
+        return {
+            key: ExpectedName(value, row.inet)
+            for row in rows
+            for key, value in records_of(row.inet, zones.forward, row.rdns).items()
+            if zones.zone_of(key.name) is not None
+        }
+
+    def _unsettled_addresses(
+        self, location_id: int, nic_ids: Iterable[UUID]
+    ) -> set[IPv4Address | IPv6Address]:
+        """Addresses that something is done to: their names are being pushed, they are changed, or their cards are."""
+        session = self._session
+        found: set[IPv4Address | IPv6Address] = set()
+        for stale in self._stale_names:
+            found |= stale.get(location_id, set())
+        changed = select(Resource.name).where(
+            Resource.kind == ResourceKind.PUBLIC_IP, Resource.resource_id.in_(self._touched)
+        )
+        found |= {ip_address(name) for name in session.scalars(changed)}
+        prefixes = session.scalars(
+            select(Pool.cidr).where(Pool.location_id == location_id, Pool.family == 6)
+        ).all()
+        cards = list(nic_ids)
+        found |= {
+            ipv6_of(cidr, nic_id)
+            for cidr in prefixes
+            for nic_id in cards
+            if isinstance(cidr, IPv6Network)
+        }
+        return found
+
+    def _unsettled(self, location_id: int, rows: list[Instance]) -> Unsettled:
         """Whatever these instances have, had or are getting on the engines."""
         ids = {row.instance_id for row in rows}
         session = self._session
+        port_ids = frozenset(session.scalars(select(Nic.nic_id).where(Nic.instance_id.in_(ids))))
         images = select(TemplateImage.sha256).where(
             TemplateImage.image_id.in_({row.image_id for row in rows}),
             TemplateImage.sha256.is_not(None),
@@ -297,7 +348,8 @@ class Expectations:
             volume_ids=frozenset(
                 session.scalars(select(Volume.volume_id).where(Volume.instance_id.in_(ids)))
             ),
-            port_ids=frozenset(session.scalars(select(Nic.nic_id).where(Nic.instance_id.in_(ids)))),
+            port_ids=port_ids,
+            addresses=self._unsettled_addresses(location_id, port_ids),
             image_sha256s=self._removing
             | frozenset(sha256 for sha256 in session.scalars(images) if sha256),
         )

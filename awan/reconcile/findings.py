@@ -27,6 +27,10 @@ class FindingKind(StrEnum):
     PORT_UNPROTECTED = "port.unprotected"
     PORT_UNBOUND = "port.unbound"
 
+    NAMESERVER_SILENT = "nameserver.silent"
+    NAME_STRAY = "name.stray"
+    NAME_WRONG = "name.wrong"
+
     FILE_STRAY = "file.stray"
     FILE_MISSING = "file.missing"
     FILE_SIZE = "file.size"

@@ -2,6 +2,7 @@
 
 networks -> put back by the same verb that made them
 ports, seeds -> repaired by an operation on the instance
+names -> marked, and pushed by the task that pushes all names
 strays -> quarantined: reported, watched, never touched
 """
 
@@ -24,6 +25,7 @@ from awan.instances.models import Instance
 from awan.instances.recover import ACTOR, Reason
 from awan.kit.database import transaction
 from awan.networks import Address, Nic
+from awan.networks.names import mark_stale
 from awan.networks.service import network_spec
 from awan.reconcile.expected import Expectations, look_first
 from awan.reconcile.findings import Finding, FindingKind
@@ -32,12 +34,19 @@ from awan.reconcile.power import Verdict
 from awan.reconcile.quarantine import Scope, Stray, update_quarantine
 from awan.reconcile.reading import Seen, Site, one_snapshot, open_sites, read
 from awan.reconcile.repairs import SETTLED_STATES, act, known_of
-from awan.reconcile.rules import ExpectedLocation, compare_domains, compare_files, compare_ports
+from awan.reconcile.rules import (
+    ExpectedLocation,
+    compare_domains,
+    compare_files,
+    compare_names,
+    compare_ports,
+)
 
 STRAYS = {
     FindingKind.DOMAIN_STRAY: StrayKind.DOMAIN,
     FindingKind.PORT_STRAY: StrayKind.PORT,
     FindingKind.FILE_STRAY: StrayKind.FILE,
+    FindingKind.NAME_STRAY: StrayKind.NAME,
 }
 PORT_FAULTS = (FindingKind.PORT_MISSING, FindingKind.PORT_WRONG, FindingKind.PORT_UNPROTECTED)
 
@@ -86,7 +95,13 @@ def check_location(location_id: int, *, with_files: bool = True) -> None:
         finding = faulty[instance_id]
         reason = Reason.NETWORK if finding.kind in PORT_FAULTS else Reason.SEED
         act(it, Verdict.REPAIR, reason, f"{finding.kind}: {finding.found}")
+    wrong = {it.finding.subject for it in found if it.finding.kind is FindingKind.NAME_WRONG}
     with transaction() as session:
+        mark_stale(
+            session,
+            location_id,
+            [it.address for key, it in expected.names.items() if key.name in wrong],
+        )
         strays = [
             Stray(STRAYS[it.finding.kind], it.node_id, it.finding.subject, it.finding.sentence)
             for it in found
@@ -154,6 +169,8 @@ def _compare(expected: ExpectedLocation, seen: Seen) -> Iterator[Found]:
             yield from (Found(node.node_id, it) for it in files)
     if seen.ports is not None:
         yield from (Found(None, it) for it in compare_ports(expected, seen.ports))
+    if seen.names is not None and expected.names_zone is not None:
+        yield from (Found(None, it) for it in compare_names(expected, seen.names))
 
 
 def _instance_of(finding: Finding, owners: Mapping[str, UUID]) -> UUID | None:
@@ -174,4 +191,6 @@ def _scopes(seen: Seen) -> set[Scope]:
     scopes |= {Scope(StrayKind.FILE, node_id) for node_id in seen.files}
     if seen.ports is not None:
         scopes.add(Scope(StrayKind.PORT, None))
+    if seen.names is not None:
+        scopes.add(Scope(StrayKind.NAME, None))
     return scopes

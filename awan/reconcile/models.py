@@ -18,6 +18,7 @@ class StrayKind(StrEnum):
     DOMAIN = "domain"
     PORT = "port"
     FILE = "file"
+    NAME = "name"
 
 
 class WatchLease(Base):
@@ -33,7 +34,7 @@ class WatchLease(Base):
 class Quarantined(Base):
     """Something on an engine that no row explains: reported and left alone. Over when it is not seen any more.
 
-    `subject` is its uuid or name; `node_id` is null for a port, which belongs to the location.
+    `subject` is its uuid or name; `node_id` is null for a port or a name, which belong to the location.
     """
 
     __tablename__ = "quarantined"

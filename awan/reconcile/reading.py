@@ -16,6 +16,7 @@ from awan.catalogue import engines
 from awan.catalogue.models import Location
 from awan.engines.fabric import ChassisFacts, PortFacts
 from awan.engines.hypervisor import DomainFacts
+from awan.engines.nameserver import RecordKey
 from awan.engines.registry import LocationEngines
 from awan.engines.volumes import VolumeFacts
 from awan.errors import EngineError, Unavailable
@@ -38,6 +39,7 @@ class Seen:
     domains: dict[UUID, list[DomainFacts]] = field(default_factory=dict)
     files: dict[UUID, list[VolumeFacts]] = field(default_factory=dict)
     ports: list[PortFacts] | None = None
+    names: dict[RecordKey, tuple[str, ...]] | None = None
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -95,7 +97,8 @@ def read(
 ) -> list[tuple[Site, Seen]]:
     """Asks the engines of all sites for what they have. Blocks as long as the slowest takes.
 
-    Files and chassis are the slow parts: a node reads its whole pool, and a chassis that is away is waited for.
+    Files, names and chassis are the slow parts: a node reads its whole pool, a nameserver sends whole zones, and a
+    chassis that is away is waited for. `with_files` stands for names too.
     """
     with ThreadPoolExecutor(READERS_MAX, thread_name_prefix="reader") as readers:
         pending = [
@@ -118,6 +121,11 @@ def _begin_reading(
     ]
     ports = readers.submit(opened.fabric.list_ports)
     chassis = readers.submit(opened.fabric.list_chassis) if with_chassis else None
+    names = (
+        readers.submit(opened.nameserver.list_records)
+        if with_files and opened.nameserver is not None
+        else None
+    )
 
     def collect() -> Seen:
         seen = Seen()
@@ -133,6 +141,9 @@ def _begin_reading(
                 seen.files[node.node_id] = found_files
         silence = _silence(FindingKind.FABRIC_SILENT, code, code, "The fabric")
         seen.ports = _result(ports, seen, silence)
+        if names is not None:
+            no_names = _silence(FindingKind.NAMESERVER_SILENT, code, code, "The nameserver")
+            seen.names = _result(names, seen, no_names)
         if chassis is None:
             return seen
         found_chassis = _result(chassis, seen, silence)

@@ -458,6 +458,17 @@ OPERATIONS = (
         """,
         "A secret ({purpose}, {subject}) is still stored, though no webhook needs it.",
     ),
+    RowCheck(
+        FindingKind.SECRET_LEFT,
+        """
+        SELECT secret_id AS subject, NULL AS location, purpose,
+            'forgotten' AS expected, 'stored' AS found
+        FROM secret
+        WHERE purpose LIKE 'engine.%'
+            AND NOT EXISTS (SELECT FROM location_engine WHERE location_engine.secret_id = secret.secret_id)
+        """,
+        "A secret ({purpose}, {subject}) is still stored, though no engine needs it.",
+    ),
 )
 
 CHECKS: tuple[RowCheck, ...] = (*RESOURCES, *ADDRESSES, *COUNTERS, *SPANS, *OPERATIONS)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import PurePosixPath
 from uuid import UUID
 
 from awan.engines.fabric import PortFacts, PortSpec
 from awan.engines.hypervisor import DomainFacts, Power
+from awan.engines.nameserver import RecordKey, RecordKind
 from awan.engines.volumes import VolumeFacts
 from awan.engines.volumes.names import name_image, name_seed, name_volume, read_name
+from awan.networks.rules import default_name, is_default_name
 from awan.reconcile.findings import Finding, FindingKind
 
 GIB = 1 << 30
@@ -65,6 +68,14 @@ class ExpectedPort:
 
 
 @dataclass(frozen=True)
+class ExpectedName:
+    """A record that the nameserver should have, and whose address it is about."""
+
+    value: str
+    address: IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True)
 class Unsettled:
     """Ids of what is being worked on, of every kind that an engine may show."""
 
@@ -72,6 +83,7 @@ class Unsettled:
     volume_ids: Collection[UUID] = frozenset()
     port_ids: Collection[UUID] = frozenset()
     image_sha256s: Collection[str] = frozenset()
+    addresses: Collection[IPv4Address | IPv6Address] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,8 @@ class ExpectedLocation:
     nodes: Mapping[UUID, ExpectedNode] = field(default_factory=dict)
     instances: Sequence[ExpectedInstance] = ()
     ports: Sequence[ExpectedPort] = ()
+    names: Mapping[RecordKey, ExpectedName] = field(default_factory=dict)
+    names_zone: str | None = None
     unsettled: Unsettled = field(default_factory=Unsettled)
 
 
@@ -346,6 +360,41 @@ def _compare_port(
             state,
             f"The port {facts.name} of {port.owner} is {state}, not up on {port.chassis}.",
         )
+
+
+def compare_names(
+    where: ExpectedLocation, found: Mapping[RecordKey, tuple[str, ...]]
+) -> Iterator[Finding]:
+    """The nameserver's zones against the rows. A record that does not have our form is the operator's own."""
+    unsettled = where.unsettled.addresses
+    for key, expected in where.names.items():
+        values = found.get(key, ())
+        if values != (expected.value,) and expected.address not in unsettled:
+            seen = _listed(values) or "none"
+            yield Finding(
+                FindingKind.NAME_WRONG,
+                where.code,
+                key.name,
+                f"{key.kind} {expected.value}",
+                seen,
+                f"The nameserver has for {key.name} {key.kind}: {seen}, instead of {expected.value}.",
+            )
+    assert where.names_zone is not None
+    open_keys = {default_name(address, where.names_zone) for address in unsettled}
+    open_keys |= {address.reverse_pointer for address in unsettled}
+    for key, values in sorted(found.items()):
+        if key in where.names or key.name in open_keys:
+            continue
+        ours = values if key.kind is RecordKind.PTR else (key.name,)
+        if any(is_default_name(name, where.names_zone) for name in ours):
+            yield Finding(
+                FindingKind.NAME_STRAY,
+                where.code,
+                key.name,
+                "no such record",
+                f"{key.kind} {_listed(values)}",
+                f"The nameserver has {key.name} {key.kind} {_listed(values)}, which no address explains.",
+            )
 
 
 def _families(families: Iterable[int]) -> str:

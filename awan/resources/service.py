@@ -17,7 +17,7 @@ from awan.resources.models import Resource, ResourceKind
 
 TITLES = {
     ResourceKind.INSTANCE: "Instance",
-    ResourceKind.PUBLIC_IP: "Public IP",
+    ResourceKind.PUBLIC_IP: "Public network",
     ResourceKind.SSH_KEY: "SSH key",
     ResourceKind.WEBHOOK: "Webhook",
 }

@@ -36,7 +36,7 @@ def walk(cloud: SimulatedCloud, worker: InProcessWorker) -> Walk:
         )
         assert answer.status_code == status, f"{no}: {answer.text}"
         assert answer.json()["message"] == operation["message"], no
-        kind = {"list": list, "object": dict, "null": type(None)}[operation["data"]]
+        kind = {"list": list, "object": dict, "null": type(None), "string": str}[operation["data"]]
         assert type(answer.json()["data"]) is kind, no
         walked.add(no)
         if "operation" in answer.json():
@@ -63,6 +63,8 @@ def test_every_operation_answers_as_the_contract_says(cloud: SimulatedCloud, wal
     address = walk(59, 201, where).json()["data"]
     assert [row["uuid"] for row in walk(57, 200, query=where).json()["data"]] == [address["uuid"]]
     assert walk(58, 200).json()["data"]["page"]["total"] == 1
+    assert walk(61, 200, {"rdns": ""}, ip_uuid=address["uuid"]).json()["data"].startswith("ip-")
+    walk(14, 200, {"rdns": ""}, ip_uuid=address["uuid"])
     walk(62, 200, ip_uuid=address["uuid"])
     order = cloud.order(hostname="web-1", ssh_keys=[key["id"]], use_public_ip="true")
     uuid = walk(3, 202, order).json()["data"]["uuid"]

@@ -203,6 +203,12 @@ CALLS: dict[str, Callable[[World], Pair]] = {
     "POST /networks/public": lambda w: w.either(
         "/networks/public", {"location_id": w.cloud.location_id}, {"location_id": 2**40}
     ),
+    "PUT /networks/public/{ip_uuid}/rdns": lambda w: w.both(
+        "/networks/public/{}/rdns", w.address, {"rdns": ""}
+    ),
+    "PUT /instances/ips/{ip_uuid}/rdns": lambda w: w.both(
+        "/instances/ips/{}/rdns", w.address, {"rdns": ""}
+    ),
     "DELETE /networks/public/{ip_uuid}": lambda w: w.both("/networks/public/{}", w.address),
     "POST /ssh-keys": lambda w: w.twice(
         "/ssh-keys", lambda: {"title": w.name(), "key": ED25519_KEYS[0]}

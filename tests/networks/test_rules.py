@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+import re
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from awan.engines.nameserver import RecordKey, RecordKind
 from awan.networks.models import ADDRESS_MOVES, AddressState
 from awan.networks.rules import (
     POOL_PREFIX_MIN,
+    default_name,
     ipv6_of,
+    is_default_name,
     parse_gateway,
     parse_prefix,
+    parse_rdns,
+    records_of,
     usable_addresses,
 )
 
@@ -97,3 +103,74 @@ def test_moves_of_addresses_name_every_state() -> None:
     for _ in AddressState:
         reachable |= {to for state in reachable for to in ADDRESS_MOVES[state]}
     assert reachable == set(AddressState)
+
+
+ZONE = "jkt1.awan.example"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("mail.example.com", "mail.example.com"),
+        ("Mail.Example.COM.", "mail.example.com"),
+        ("a.b", "a.b"),
+        ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+        ("bücher.example", "xn--bcher-kva.example"),
+        ("BÜCHER.Example", "xn--bcher-kva.example"),
+        ("例え.テスト", "xn--r8jz45g.xn--zckzah"),
+        (
+            ".".join(["a" * 63, "b" * 63, "c" * 63, "d" * 61]),
+            ".".join("abcd"[i] * n for i, n in enumerate((63, 63, 63, 61))),
+        ),
+    ],
+)
+def test_reverse_names_are_taken_as_dns_has_them(text: str, expected: str) -> None:
+    assert parse_rdns(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", ".", "localhost", "mail", "mail..example", ".mail.example", "mail.example..",
+        "-mail.example", "mail-.example", "ma_il.example", "mail.example com", "mail.example\n", "*.example.com",
+        "198.51.100.7", "2001:db8::1", "a" * 64 + ".example", ".".join(["a" * 63] * 4), "<b>.example", "mail.example;x",
+        "bü_cher.example", "\u200b.example", "mail.123",
+    ],
+)  # fmt: skip
+def test_what_is_no_full_host_name_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="rdns"):
+        parse_rdns(text)
+
+
+@given(st.text(max_size=80))
+def test_whatever_is_taken_is_a_host_name(text: str) -> None:
+    try:
+        name = parse_rdns(text)
+    except ValueError:
+        return
+    assert parse_rdns(name) == name
+    assert len(name) <= 253
+    assert all(re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", label) for label in name.split("."))
+
+
+@given(st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)))
+def test_default_names_are_host_names_of_one_address(address: IPv4Address | IPv6Address) -> None:
+    name = default_name(address, ZONE)
+    assert parse_rdns(name) == name
+    assert is_default_name(name, ZONE)
+    assert not is_default_name(name, "other.example")
+    label = name.removesuffix(f".{ZONE}").removeprefix("ip-")
+    assert ip_address(label.replace("-", "." if address.version == 4 else ":")) == address
+
+
+def test_an_address_has_its_default_name_and_a_pointer() -> None:
+    seven = ip_address("198.51.100.7")
+    own, pointer = (
+        RecordKey(f"ip-198-51-100-7.{ZONE}", RecordKind.A),
+        RecordKey("7.100.51.198.in-addr.arpa", RecordKind.PTR),
+    )
+    assert records_of(seven, ZONE, None) == {own: "198.51.100.7", pointer: own.name}
+    assert records_of(seven, ZONE, "m.example.com") == {
+        own: "198.51.100.7",
+        pointer: "m.example.com",
+    }

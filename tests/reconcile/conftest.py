@@ -15,6 +15,7 @@ from psycopg import sql
 from sqlalchemy import text
 
 from awan.kit.database import get_engine
+from awan.networks.names import push_stale_names
 from awan.runtime.postgres import SUPERUSER
 from awan.settings import Settings
 from tests.support.database_server import ServerAddress, empty
@@ -104,6 +105,7 @@ def _make_world() -> World:
     assert added.is_success, added.text
     uuids = [cloud.create_running(hostname=name)["uuid"] for name in ("runs", "stops", "goes")]
     wait_until_booted(len(uuids))
+    push_stale_names()
     running, stopped, deleted = uuids
     cloud.wait(http.post(f"/instances/{stopped}/stop").json()["operation"]["uuid"])
     gone = http.request(
@@ -111,6 +113,7 @@ def _make_world() -> World:
     )
     assert gone.is_success, gone.text
     cloud.wait(gone.json()["operation"]["uuid"])
+    push_stale_names()
     world = World(cloud, running, stopped, deleted)
     world.ids = {
         "running": running,
@@ -119,6 +122,7 @@ def _make_world() -> World:
         "location": str(cloud.location_id),
         "account": str(cloud.customer.account_id),
         **_ids_of(running),
+        "pointer": "2.100.51.198.in-addr.arpa",
         "free": str(scalar("SELECT resource_id FROM address WHERE state = 'free'")),
         "other_node": str(
             scalar(

@@ -58,6 +58,28 @@ def new_span(component: str, opened: str, closed: str, resource: str = ":running
 
 ENGINES = [
     fault(
+        "missing name",
+        "DELETE FROM sim.name_record WHERE name = :pointer",
+        found={Kind.NAME_WRONG: "pointer"},
+    ),
+    fault(
+        "name of somebody else",
+        "UPDATE sim.name_record SET record_values = '{evil.example.com}' WHERE name = :pointer",
+        found={Kind.NAME_WRONG: "pointer"},
+    ),
+    fault(
+        "name of an address that is not there",
+        "INSERT INTO sim.name_record VALUES (:location, 'ip-198-51-101-9.jkt1.awan.example', 'A',"
+        " '{198.51.101.9}')",
+        found={Kind.NAME_STRAY: "ip-198-51-101-9.jkt1.awan.example"},
+    ),
+    fault(
+        "name that the operator keeps in our zone",
+        "INSERT INTO sim.name_record VALUES (:location, 'www.jkt1.awan.example', 'A',"
+        " '{198.51.101.9}')",
+        found={},
+    ),
+    fault(
         "stray domain",
         "INSERT INTO sim.domain (location, node_id, uuid, power, config) SELECT location, node_id,"
         " :new, 'running', jsonb_set(config, '{instance_id}', to_jsonb(CAST(:new AS text)))"

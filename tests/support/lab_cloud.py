@@ -6,6 +6,7 @@ Guests are created through the HTTP API only, from the small template unless a t
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -461,6 +462,7 @@ def _fill(
             "AWAN_RECONCILE_INTERVAL_S": "5",
             "AWAN_RECONCILE_FILES_INTERVAL_S": "10",
             "AWAN_STOP_GRACE_S": str(STOP_GRACE_S),
+            "AWAN_RDNS_RESOLVERS": json.dumps([info.nameserver.server]),
             "AWAN_LISTEN_PORT": str(18080 + info.slot),
         },
     )
@@ -513,6 +515,7 @@ def lab_location(info: LabInfo) -> SeedLocation:
             "hypervisor": Engine("libvirt"),
             "volumes": Engine("local"),
             "fabric": Engine("ovn", {"northbound": info.ovn_nb, "southbound": info.ovn_sb}),
+            "nameserver": Engine("rfc2136", info.nameserver.options),
         },
         nodes=[
             SeedNode(

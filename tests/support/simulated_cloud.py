@@ -18,9 +18,12 @@ from awan.accounts import KeyScope, create_account, create_key, init_operator
 from awan.api import create_app
 from awan.catalogue.models import TemplateImage
 from awan.kit.database import transaction
+from awan.networks.names import push_stale_names
 
 PASSWORD = "Correct-Horse-7"
 PREFIX = "/api/v1"
+ZONE = "jkt1.awan.example"
+REVERSE_ZONES = ["100.51.198.in-addr.arpa", "18.198.in-addr.arpa", "8.b.d.0.1.0.0.2.ip6.arpa"]
 COMMON_SHA256 = "ab" * 32
 PRICES = {
     "cpu_shared": 30000,
@@ -164,6 +167,11 @@ def make_cloud(
             json={"driver": "fake", "options": {"boot_s": 0.1, **fake}},
         )
         assert answer.status_code == 200, answer.text
+    answer = admin.put(
+        f"/admin/locations/{location['id']}/engines/nameserver",
+        json={"driver": "fake", "options": {"forward_zone": ZONE, "reverse_zones": REVERSE_ZONES}},
+    )
+    assert answer.status_code == 200, answer.text
     tier = post(
         "/admin/tiers",
         name="Cloud Compute",
@@ -181,6 +189,7 @@ def make_cloud(
         cidr="2001:db8:0:1::/64",
         gateway="2001:db8:0:1::1",
     )
+    push_stale_names()
     template = post("/admin/templates", name="Debian", version="12", memory_mib_min=512)
     _make_image(template["id"])
     node_ids = [

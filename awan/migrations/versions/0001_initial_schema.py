@@ -373,11 +373,16 @@ def upgrade() -> None:
             server_default=sa.text("'{}'::jsonb"),
             nullable=False,
         ),
+        sa.Column("secret_id", sa.Uuid(), nullable=True),
         sa.CheckConstraint(
-            "kind IN ('hypervisor', 'fabric', 'volumes')", name=op.f("ck_location_engine_kind")
+            "kind IN ('hypervisor', 'fabric', 'volumes', 'nameserver')",
+            name=op.f("ck_location_engine_kind"),
         ),
         sa.ForeignKeyConstraint(
             ["location_id"], ["location.location_id"], name=op.f("fk_location_engine_location_id")
+        ),
+        sa.ForeignKeyConstraint(
+            ["secret_id"], ["secret.secret_id"], name=op.f("fk_location_engine_secret_id")
         ),
         sa.PrimaryKeyConstraint("location_id", "kind", name=op.f("pk_location_engine")),
     )
@@ -679,6 +684,26 @@ def upgrade() -> None:
         postgresql_where=sa.text("kind = 'ssh_key' AND deleted_at IS NULL"),
     )
     op.create_table(
+        "stale_name",
+        sa.Column("location_id", sa.BigInteger(), nullable=False),
+        sa.Column("inet", postgresql.INET(), nullable=False),
+        sa.Column(
+            "marked_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("clock_timestamp()"),
+            nullable=False,
+        ),
+        sa.Column("attempts", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column(
+            "retry_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
+        ),
+        sa.ForeignKeyConstraint(
+            ["location_id"], ["location.location_id"], name=op.f("fk_stale_name_location_id")
+        ),
+        sa.PrimaryKeyConstraint("location_id", "inet", name=op.f("pk_stale_name")),
+    )
+    op.create_index(op.f("ix_stale_name_retry_at"), "stale_name", ["retry_at"], unique=False)
+    op.create_table(
         "template_image",
         sa.Column("image_id", sa.Uuid(), nullable=False),
         sa.Column("template_id", sa.BigInteger(), nullable=False),
@@ -744,6 +769,8 @@ def upgrade() -> None:
         sa.Column("previous_account_id", sa.Uuid(), nullable=True),
         sa.Column("quarantined_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("allocated_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("rdns", sa.Text(), nullable=True),
+        sa.Column("new_rdns", sa.Text(), nullable=True),
         sa.CheckConstraint(
             "state IN ('available', 'free', 'attached', 'quarantine', 'reserved')",
             name=op.f("ck_address_state"),
@@ -1002,7 +1029,9 @@ def upgrade() -> None:
             "seen_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
         ),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
-        sa.CheckConstraint("kind IN ('domain', 'port', 'file')", name=op.f("ck_quarantined_kind")),
+        sa.CheckConstraint(
+            "kind IN ('domain', 'port', 'file', 'name')", name=op.f("ck_quarantined_kind")
+        ),
         sa.ForeignKeyConstraint(
             ["location_id"], ["location.location_id"], name=op.f("fk_quarantined_location_id")
         ),
@@ -1479,6 +1508,8 @@ def downgrade() -> None:
     )
     op.drop_index(op.f("ix_template_image_removal_operation_id"), table_name="template_image")
     op.drop_table("template_image")
+    op.drop_index(op.f("ix_stale_name_retry_at"), table_name="stale_name")
+    op.drop_table("stale_name")
     op.drop_index(
         "uq_resource_live_ssh_key_name",
         table_name="resource",
