@@ -29,6 +29,7 @@ REMOVE = {"remove_ip": False, "remove_block_storage": False}
 REFUSES_ALL = {"POST /instances/{instance_uuid}"}
 PASSWORD = {"password": "Brave-Donkey-8", "password_confirmation": "Brave-Donkey-8"}
 OTHER_PASSWORD = {"password": "Calm-Badger-9", "password_confirmation": "Calm-Badger-9"}
+QUOTAS = ("instances_max", "vcpus_max", "memory_gib_max", "public_ips_max")
 OCTETS = {"content-type": "application/octet-stream"}
 
 
@@ -203,11 +204,11 @@ CALLS: dict[str, Callable[[World], Pair]] = {
     "POST /networks/public": lambda w: w.either(
         "/networks/public", {"location_id": w.cloud.location_id}, {"location_id": 2**40}
     ),
-    "PUT /networks/public/{ip_uuid}/rdns": lambda w: w.both(
-        "/networks/public/{}/rdns", w.address, {"rdns": ""}
+    "PUT /networks/public/{ip_uuid}/rdns": lambda w: w.either(
+        f"/networks/public/{w.address()}/rdns", {"rdns": ""}, {"rdns": "mail.example.com"}
     ),
-    "PUT /instances/ips/{ip_uuid}/rdns": lambda w: w.both(
-        "/instances/ips/{}/rdns", w.address, {"rdns": ""}
+    "PUT /instances/ips/{ip_uuid}/rdns": lambda w: w.either(
+        f"/instances/ips/{w.address()}/rdns", {"rdns": ""}, {"rdns": "mail.example.com"}
     ),
     "DELETE /networks/public/{ip_uuid}": lambda w: w.both("/networks/public/{}", w.address),
     "POST /ssh-keys": lambda w: w.twice(
@@ -333,7 +334,10 @@ def ids_of(answer: httpx.Response) -> tuple[Any, ...]:
         answer.status_code,
         said.get("message"),
         _operation_of(said),
-        *((row.get("id"), row.get("uuid"), _operation_of(row)) for row in rows),
+        *(
+            (row.get("id"), row.get("uuid"), _operation_of(row)) if isinstance(row, dict) else row
+            for row in rows
+        ),
     )
 
 
@@ -343,7 +347,9 @@ def _operation_of(said: dict[str, Any]) -> Any:
 
 @pytest.fixture
 def world(cloud: SimulatedCloud, tmp_path: Path) -> World:
-    """The cloud to call."""
+    """The cloud to call; its customer may have as much as the calls need."""
+    path = f"/admin/accounts/{cloud.customer.account_id}"
+    assert cloud.admin.patch(path, json=dict.fromkeys(QUOTAS, 100)).is_success
     return World(cloud, tmp_path)
 
 

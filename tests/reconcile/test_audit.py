@@ -16,6 +16,7 @@ from awan.api import create_app
 from awan.catalogue.models import Location
 from awan.cli import build_app, http_client
 from awan.engines.fabric.fake import FakeFabric
+from awan.engines.nameserver.fake import FakeNameserver
 from awan.engines.registry import sim_store
 from awan.errors import EngineUnavailable
 from awan.events import record
@@ -119,6 +120,18 @@ def test_a_fabric_that_does_not_answer_is_a_finding(
     (finding,) = run_audit()
     assert finding.kind is FindingKind.FABRIC_SILENT
     assert finding.location == "jkt1"
+    assert "no answer within 5 s" in finding.sentence
+
+
+def test_a_nameserver_that_does_not_answer_is_a_finding(
+    cloud: SimulatedCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(_: FakeNameserver) -> dict[Any, Any]:
+        raise EngineUnavailable("nameserver", "transfer", "no answer within 5 s")
+
+    monkeypatch.setattr(FakeNameserver, "list_records", silent)
+    (finding,) = run_audit()
+    assert (finding.kind, finding.location) == (FindingKind.NAMESERVER_SILENT, "jkt1")
     assert "no answer within 5 s" in finding.sentence
 
 
