@@ -13,6 +13,25 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Protocol
 from uuid import UUID
 
+from awan.engines.fabric.private import (
+    GatewaySpec,
+    PrivateNetworkFacts,
+    PrivateNetworks,
+    PrivateNetworkSpec,
+)
+
+__all__ = [
+    "APPLY_TIMEOUT_S",
+    "ChassisFacts",
+    "Fabric",
+    "GatewaySpec",
+    "PortFacts",
+    "PortSpec",
+    "PrivateNetworkFacts",
+    "PrivateNetworkSpec",
+    "PublicNetworkSpec",
+]
+
 APPLY_TIMEOUT_S = 5.0
 HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 
@@ -37,10 +56,11 @@ class PublicNetworkSpec:
 
 @dataclass(frozen=True)
 class PortSpec:
-    """A tenant's port on the public switch. `ipv4` and `ipv6` are single addresses, given out by DHCP.
+    """A tenant's port on a public or a private switch. `ipv4` and `ipv6` are single addresses, given out by DHCP.
 
     At least one is needed: a port known by its MAC alone might use every address. `hostname` goes out by DHCP; OVN
-    puts it into a program of its own, so only names after RFC 1123 are taken.
+    puts it into a program of its own, so only names after RFC 1123 are taken. A port that is not `is_routed` is told
+    of no router and no nameservers: its guest has another way out.
     Raises: ValueError without an address or with another hostname.
     """
 
@@ -53,12 +73,18 @@ class PortSpec:
     instance_id: UUID
     account_id: UUID
     operation_id: UUID
+    is_routed: bool = True
 
     def __post_init__(self) -> None:
         if self.ipv4 is None and self.ipv6 is None:
             raise ValueError(f"port {self.port_id} has no address")
         if HOSTNAME.fullmatch(self.hostname) is None:
             raise ValueError(f"port {self.port_id} has an impossible hostname")
+
+    @property
+    def dhcpv4_role(self) -> str:
+        """Which of its switch's DHCP options the port gets."""
+        return "dhcpv4" if self.is_routed else "dhcpv4_local"
 
     @property
     def address_line(self) -> str:
@@ -118,7 +144,7 @@ class ChassisFacts:
     is_alive: bool
 
 
-class Fabric(Protocol):
+class Fabric(PrivateNetworks, Protocol):
     """The contract. One object per location."""
 
     def ensure_public_network(self, spec: PublicNetworkSpec) -> bool:

@@ -19,6 +19,8 @@ from awan.engines.fabric import (
     PortSpec,
     PublicNetworkSpec,
 )
+from awan.engines.fabric.fake_private import FakePrivateNetworks, as_json
+from awan.engines.fabric.private import GatewaySpec, PrivateNetworkFacts, PrivateNetworkSpec
 from awan.engines.sim import SimStore
 from awan.errors import EngineRejected
 
@@ -65,10 +67,11 @@ class FakeFabric:
         self._location = location
         for ddl in (NETWORK_DDL, PORT_DDL, CHASSIS_DDL):
             store.ensure_table(ddl)
+        self._private = FakePrivateNetworks(store, location)
 
     def ensure_public_network(self, spec: PublicNetworkSpec) -> bool:
         """See `Fabric`."""
-        stored = {name: _as_json(value) for name, value in vars(spec).items()}
+        stored = {name: as_json(value) for name, value in vars(spec).items()}
         with self._store.call(ENGINE, "ensure_public_network", spec.switch):
             changed = self._store.execute(
                 "INSERT INTO sim.fabric_network AS network (location, switch, spec)"
@@ -78,6 +81,30 @@ class FakeFabric:
                 [self._location, spec.switch, Jsonb(stored)],
             )
             return changed > 0
+
+    def ensure_private_network(self, spec: PrivateNetworkSpec) -> bool:
+        """See `PrivateNetworks`."""
+        return self._private.ensure_private_network(spec)
+
+    def ensure_private_network_absent(self, switch: str) -> None:
+        """See `PrivateNetworks`."""
+        self._private.ensure_private_network_absent(switch)
+
+    def ensure_gateway(self, spec: GatewaySpec) -> bool:
+        """See `PrivateNetworks`."""
+        return self._private.ensure_gateway(spec)
+
+    def ensure_gateway_absent(self, switch: str) -> bool:
+        """See `PrivateNetworks`."""
+        return self._private.ensure_gateway_absent(switch)
+
+    def wait_gateway_carried(self, switch: str, *, timeout_s: float) -> bool:
+        """See `PrivateNetworks`."""
+        return self._private.wait_gateway_carried(switch, timeout_s=timeout_s)
+
+    def list_private_networks(self) -> list[PrivateNetworkFacts]:
+        """See `PrivateNetworks`."""
+        return self._private.list_private_networks()
 
     def ensure_port(self, spec: PortSpec) -> None:
         """See `Fabric`."""
@@ -119,7 +146,7 @@ class FakeFabric:
                 raise EngineRejected(
                     ENGINE,
                     f"ensure_port {spec.port_id}",
-                    f"there is no public network {spec.switch}",
+                    f"there is no network {spec.switch}",
                 )
 
     def ensure_port_absent(self, port_id: UUID) -> None:
@@ -228,10 +255,3 @@ def _port_facts(row: dict[str, Any]) -> PortFacts:
         dhcp_families=tuple(row["dhcp_families"]),
         is_confined=row["is_confined"],
     )
-
-
-def _as_json(value: object) -> object:
-    """A field of a spec as JSON can hold it: numbers and None as they are, addresses as text."""
-    if isinstance(value, tuple):
-        return [_as_json(item) for item in value]
-    return value if value is None or isinstance(value, int) else str(value)

@@ -4,6 +4,7 @@
 | ---------------- | -------------------------------------------------------------------------------- |
 | public network   | Logical_Switch + Logical_Switch_Port of type localnet                            |
 | addresses        | one DHCP_Options row per family; the reservation is the port's `addresses`        |
+| private network  | see `ovn_private`                                                                 |
 | tenant port      | Logical_Switch_Port named by its uuid, `port_security` = its own addresses        |
 | tenants          | Port_Group `tenants_<switch>` carrying the ACLs that no tenant can get around     |
 | "it is in force" | `Chassis_Private.nb_cfg` of the node has reached `NB_Global.nb_cfg`               |
@@ -13,8 +14,6 @@ Source: ovn-nb(5), ovn-sb(5) of OVN 23.03.
 
 from __future__ import annotations
 
-import hashlib
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +27,21 @@ from awan.engines.fabric import (
     PortFacts,
     PortSpec,
     PublicNetworkSpec,
+    ovn_private,
+)
+from awan.engines.fabric.ovn_private import OvnPrivateNetworks
+from awan.engines.fabric.ovn_rows import (
+    ACCOUNT_KEY,
+    INSTANCE_KEY,
+    NETWORK_KEY,
+    OPERATION_KEY,
+    ROLE_KEY,
+    as_set,
+    dhcp_of,
+    edit_dhcp,
+    edit_tenants,
+    server_mac,
+    tenants_group,
 )
 from awan.engines.fabric.ovsdb import (
     ENGINE,
@@ -39,13 +53,13 @@ from awan.engines.fabric.ovsdb import (
     refers_to,
     set_columns,
 )
+from awan.engines.fabric.private import GatewaySpec, PrivateNetworkFacts, PrivateNetworkSpec
 from awan.engines.fabric.tls import TlsKeys
 from awan.errors import EngineRejected
 
 CALL_TIMEOUT_S = 5.0
 ALIVE_TIMEOUT_S = 2.0  # a chassis that confirms later than this counts as away
 DHCP_LEASE_S = 3600  # how long a guest may keep an address that was changed while it ran
-ACL_PRIORITY = 32000
 
 NORTHBOUND = {
     "NB_Global": ["nb_cfg"],
@@ -64,6 +78,7 @@ NORTHBOUND = {
     "DHCP_Options": ["cidr", "options", "external_ids"],
     "Port_Group": ["name", "ports", "acls", "external_ids"],
     "ACL": ["name", "priority", "direction", "match", "action", "options", "external_ids"],
+    **ovn_private.NORTHBOUND,
 }
 SOUTHBOUND = {
     "SB_Global": ["nb_cfg"],
@@ -72,13 +87,6 @@ SOUTHBOUND = {
     "Chassis_Private": ["name", "nb_cfg"],
     "Port_Binding": ["logical_port", "chassis", "up"],
 }
-
-# Keys in external_ids by which rows are known as ours.
-NETWORK_KEY = "awan:network"
-ROLE_KEY = "awan:role"
-INSTANCE_KEY = "awan:instance"
-ACCOUNT_KEY = "awan:account"
-OPERATION_KEY = "awan:operation"
 
 
 class OvnFabric:
@@ -96,7 +104,12 @@ class OvnFabric:
             "OVN_Northbound",
             NORTHBOUND,
             root="NB_Global",
-            indexes={"Logical_Switch": "name", "Logical_Switch_Port": "name", "Port_Group": "name"},
+            indexes={
+                "Logical_Switch": "name",
+                "Logical_Switch_Port": "name",
+                "Port_Group": "name",
+                **ovn_private.INDEXES,
+            },
             timeout_s=timeout_s,
             keys=keys,
         )
@@ -109,6 +122,7 @@ class OvnFabric:
             timeout_s=timeout_s,
             keys=keys,
         )
+        self._private = OvnPrivateNetworks(self._nb, self._sb)
 
     def ensure_public_network(self, spec: PublicNetworkSpec) -> bool:
         """See `Fabric`. Two callers at once make one network: OVN itself allows switches of equal name."""
@@ -122,11 +136,35 @@ class OvnFabric:
                 switch.name = spec.switch
             set_columns(switch, external_ids={NETWORK_KEY: spec.switch, ROLE_KEY: "public"})
             _edit_localnet(tables, txn, switch, spec)
-            _edit_dhcp(tables, txn, spec, "dhcpv4", dhcpv4_options(spec))
-            _edit_dhcp(tables, txn, spec, "dhcpv6", dhcpv6_options(spec))
-            _edit_tenants(tables, txn, spec.switch)
+            edit_dhcp(tables, txn, spec.switch, "dhcpv4", dhcpv4_options(spec))
+            edit_dhcp(tables, txn, spec.switch, "dhcpv6", dhcpv6_options(spec))
+            edit_tenants(tables, txn, spec.switch)
 
         return self._nb.change(f"ensure_public_network {spec.switch}", edit)
+
+    def ensure_private_network(self, spec: PrivateNetworkSpec) -> bool:
+        """See `PrivateNetworks`."""
+        return self._private.ensure_private_network(spec)
+
+    def ensure_private_network_absent(self, switch: str) -> None:
+        """See `PrivateNetworks`."""
+        self._private.ensure_private_network_absent(switch)
+
+    def ensure_gateway(self, spec: GatewaySpec) -> bool:
+        """See `PrivateNetworks`."""
+        return self._private.ensure_gateway(spec)
+
+    def ensure_gateway_absent(self, switch: str) -> bool:
+        """See `PrivateNetworks`."""
+        return self._private.ensure_gateway_absent(switch)
+
+    def wait_gateway_carried(self, switch: str, *, timeout_s: float) -> bool:
+        """See `PrivateNetworks`."""
+        return self._private.wait_gateway_carried(switch, timeout_s=timeout_s)
+
+    def list_private_networks(self) -> list[PrivateNetworkFacts]:
+        """See `PrivateNetworks`."""
+        return self._private.list_private_networks()
 
     def ensure_port(self, spec: PortSpec) -> None:
         """See `Fabric`. Raises EngineRejected when the switch or its tenants' group does not exist."""
@@ -143,7 +181,7 @@ class OvnFabric:
             switch = find_row(tables, "Logical_Switch", "name", spec.switch)
             group = find_row(tables, "Port_Group", "name", tenants_group(spec.switch))
             if switch is None or group is None:
-                raise EngineRejected(ENGINE, call, f"there is no public network {spec.switch}")
+                raise EngineRejected(ENGINE, call, f"there is no network {spec.switch}")
             port = find_row(tables, "Logical_Switch_Port", "name", str(spec.port_id))
             if port is None:
                 port = txn.insert(tables["Logical_Switch_Port"])
@@ -162,8 +200,8 @@ class OvnFabric:
                 # OVN permits the link-local address by itself, but then drops its neighbour advertisements
                 # (its rule expects a hop limit of 225): it must be listed.
                 port_security=[spec.security_line],
-                dhcpv4_options=_dhcp_of(tables, spec.switch, "dhcpv4", spec.ipv4),
-                dhcpv6_options=_dhcp_of(tables, spec.switch, "dhcpv6", spec.ipv6),
+                dhcpv4_options=dhcp_of(tables, spec.switch, spec.dhcpv4_role, spec.ipv4),
+                dhcpv6_options=dhcp_of(tables, spec.switch, "dhcpv6", spec.ipv6),
                 # Other keys of options (where a port may be bound) belong to other verbs.
                 # Without its quotes the name is an expression that no node can parse: there would be no DHCP at all.
                 options={**options, "hostname": f'"{spec.hostname}"'},
@@ -287,17 +325,6 @@ class OvnFabric:
         self._sb.close()
 
 
-def tenants_group(switch: str) -> str:
-    """Name of the port group of all tenant ports of a public switch; as `@name` it is usable in matches."""
-    return "tenants_" + re.sub(r"[^A-Za-z0-9_]", "_", switch)
-
-
-def server_mac(switch: str) -> str:
-    """The Ethernet address that DHCP answers of this switch come from: derived, locally administered, unicast."""
-    digest = hashlib.sha256(f"dhcp server of {switch}".encode()).digest()
-    return ":".join(f"{octet:02x}" for octet in (0x0A, *digest[:5]))
-
-
 def dhcpv4_options(spec: PublicNetworkSpec) -> tuple[str, dict[str, str]]:
     """CIDR and options of the DHCPv4 answers. The netmask is OVN's own addition.
 
@@ -312,7 +339,7 @@ def dhcpv4_options(spec: PublicNetworkSpec) -> tuple[str, dict[str, str]]:
     }
     servers = [server for server in spec.dns_servers if isinstance(server, IPv4Address)]
     if servers:
-        options["dns_server"] = _as_set(servers)
+        options["dns_server"] = as_set(servers)
     return str(spec.ipv4_cidr), options
 
 
@@ -323,25 +350,8 @@ def dhcpv6_options(spec: PublicNetworkSpec) -> tuple[str, dict[str, str]] | None
     options = {"server_id": server_mac(spec.switch)}
     servers = [server for server in spec.dns_servers if isinstance(server, IPv6Address)]
     if servers:
-        options["dns_server"] = _as_set(servers)
+        options["dns_server"] = as_set(servers)
     return str(spec.ipv6_cidr), options
-
-
-def tenant_acls(switch: str) -> dict[str, str]:
-    """What no tenant port may send, as name -> match.
-
-    ARP, neighbour discovery and plain IP need no rule: without a match OVN lets a packet through, and forged
-    addresses are already dropped by port security, which says nothing about the following.
-    """
-    group = f"inport == @{tenants_group(switch)}"
-    return {
-        # Clients also accept an answer from another source port, so both ends are named.
-        "rogue_dhcp": f"{group} && udp && (udp.src == {{67, 547}} || udp.dst == {{68, 546}})",
-        "rogue_redirect": f"{group} && icmp6.type == 137",
-        "rarp": f"{group} && eth.type == 0x8035",
-        # Spanning tree, LACP and their like speak to the provider's switches.
-        "link_control": f"{group} && eth.dst == 01:80:c2:00:00:00/ff:ff:ff:ff:ff:f0",
-    }
 
 
 @dataclass(frozen=True)
@@ -404,81 +414,6 @@ def _edit_localnet(tables: Tables, txn: Any, switch: Row, spec: PublicNetworkSpe
     )
 
 
-def _edit_dhcp(
-    tables: Tables,
-    txn: Any,
-    spec: PublicNetworkSpec,
-    role: str,
-    wanted: tuple[str, dict[str, str]] | None,
-) -> None:
-    row = _find_dhcp(tables, spec.switch, role)
-    if wanted is None:
-        if row is not None:
-            row.delete()
-        return
-    cidr, options = wanted
-    if row is None:
-        row = txn.insert(tables["DHCP_Options"])
-    set_columns(
-        row, cidr=cidr, options=options, external_ids={NETWORK_KEY: spec.switch, ROLE_KEY: role}
-    )
-
-
-def _edit_tenants(tables: Tables, txn: Any, switch: str) -> None:
-    """The tenants' port group with exactly our ACLs.
-
-    They are evaluated in the stage after load balancing: rules that a customer's firewall puts into the usual stage
-    cannot permit what is dropped here.
-    """
-    name = tenants_group(switch)
-    group = find_row(tables, "Port_Group", "name", name)
-    if group is None:
-        group = txn.insert(tables["Port_Group"])
-        group.name = name
-        present: dict[str, Row] = {}
-    else:
-        owner = group.external_ids.get(NETWORK_KEY, switch)
-        if owner != switch:
-            raise EngineRejected(
-                ENGINE, f"ensure_public_network {switch}", f"port group {name} belongs to {owner}"
-            )
-        present = {row.external_ids.get(ROLE_KEY, ""): row for row in group.acls}
-    set_columns(group, external_ids={NETWORK_KEY: switch, ROLE_KEY: "tenants"})
-    acls = []
-    for role, match in tenant_acls(switch).items():
-        acl = present.get(role)
-        if acl is None:
-            acl = txn.insert(tables["ACL"])
-        set_columns(
-            acl,
-            name=[role],
-            priority=ACL_PRIORITY,
-            direction="from-lport",
-            match=match,
-            action="drop",
-            options={"apply-after-lb": "true"},
-            external_ids={NETWORK_KEY: switch, ROLE_KEY: role},
-        )
-        acls.append(acl)
-    if {acl.uuid for acl in acls} != {acl.uuid for acl in present.values()}:
-        group.acls = acls
-
-
-def _find_dhcp(tables: Tables, switch: str, role: str) -> Row | None:
-    for row in tables["DHCP_Options"].rows.values():
-        ids = row.external_ids
-        if ids.get(NETWORK_KEY) == switch and ids.get(ROLE_KEY) == role:
-            return row
-    return None
-
-
-def _dhcp_of(
-    tables: Tables, switch: str, role: str, address: IPv4Address | IPv6Address | None
-) -> list[Row]:
-    row = None if address is None else _find_dhcp(tables, switch, role)
-    return [] if row is None else [row]
-
-
 def _switches_of(tables: Tables, port: Row) -> list[Row]:
     """The switches that a stored port belongs to: one, unless someone has tampered with it."""
     return [row for row in tables["Logical_Switch"].rows.values() if refers_to(row, "ports", port)]
@@ -517,9 +452,3 @@ def _as_uuid(text: str) -> UUID | None:
         return UUID(text)
     except ValueError:
         return None
-
-
-def _as_set(values: list[IPv4Address] | list[IPv6Address]) -> str:
-    """A value of one or more addresses in OVN's syntax."""
-    joined = ", ".join(str(value) for value in values)
-    return joined if len(values) == 1 else f"{{{joined}}}"

@@ -1,0 +1,134 @@
+"""Private networks without a network: rows beside those of the public ones, in the schema `sim`.
+
+A gateway is carried by the first of its chassis that is alive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import LiteralString
+
+from psycopg.types.json import Jsonb
+
+from awan.engines.fabric.private import GatewaySpec, PrivateNetworkFacts, PrivateNetworkSpec
+from awan.engines.sim import SimStore
+from awan.errors import EngineRejected
+
+ENGINE = "fabric"
+
+GATEWAY_DDL: LiteralString = """
+CREATE TABLE IF NOT EXISTS sim.fabric_gateway (
+    location text NOT NULL,
+    switch text NOT NULL,
+    spec jsonb NOT NULL,
+    PRIMARY KEY (location, switch)
+)"""
+
+
+class FakePrivateNetworks:
+    """`PrivateNetworks` on tables; the networks share `sim.fabric_network` with the public ones."""
+
+    def __init__(self, store: SimStore, location: str) -> None:
+        self._store = store
+        self._location = location
+        store.ensure_table(GATEWAY_DDL)
+
+    def ensure_private_network(self, spec: PrivateNetworkSpec) -> bool:
+        """See `PrivateNetworks`."""
+        with self._store.call(ENGINE, "ensure_private_network", spec.switch):
+            changed = self._store.execute(
+                "INSERT INTO sim.fabric_network AS network (location, switch, spec)"
+                " VALUES (%s, %s, %s)"
+                " ON CONFLICT (location, switch) DO UPDATE SET spec = excluded.spec"
+                " WHERE network.spec <> excluded.spec",
+                [self._location, spec.switch, Jsonb({"is_private": True, **as_fields(spec)})],
+            )
+            return changed > 0
+
+    def ensure_private_network_absent(self, switch: str) -> None:
+        """See `PrivateNetworks`."""
+        with self._store.call(ENGINE, "ensure_private_network_absent", switch):
+            queries: tuple[LiteralString, ...] = (
+                "DELETE FROM sim.fabric_gateway WHERE location = %s AND switch = %s",
+                "DELETE FROM sim.fabric_port WHERE location = %s AND switch = %s",
+                "DELETE FROM sim.fabric_network WHERE location = %s AND switch = %s",
+            )
+            for query in queries:
+                self._store.execute(query, [self._location, switch])
+
+    def ensure_gateway(self, spec: GatewaySpec) -> bool:
+        """See `PrivateNetworks`."""
+        switch = spec.network.switch
+        with self._store.call(ENGINE, "ensure_gateway", switch):
+            for name in (switch, spec.public_switch):
+                query: LiteralString = (
+                    "SELECT 1 FROM sim.fabric_network WHERE location = %s AND switch = %s"
+                )
+                if self._store.find_one(query, [self._location, name]) is None:
+                    words = f"there is no network {name}"
+                    raise EngineRejected(ENGINE, f"ensure_gateway {switch}", words)
+            changed = self._store.execute(
+                "INSERT INTO sim.fabric_gateway AS gateway (location, switch, spec)"
+                " VALUES (%s, %s, %s)"
+                " ON CONFLICT (location, switch) DO UPDATE SET spec = excluded.spec"
+                " WHERE gateway.spec <> excluded.spec",
+                [self._location, switch, Jsonb(as_fields(spec))],
+            )
+            return changed > 0
+
+    def ensure_gateway_absent(self, switch: str) -> bool:
+        """See `PrivateNetworks`."""
+        with self._store.call(ENGINE, "ensure_gateway_absent", switch):
+            changed = self._store.execute(
+                "DELETE FROM sim.fabric_gateway WHERE location = %s AND switch = %s",
+                [self._location, switch],
+            )
+            return changed > 0
+
+    def wait_gateway_carried(self, switch: str, *, timeout_s: float) -> bool:
+        """See `PrivateNetworks`. Never sleeps: a chassis that is away does not come back by waiting."""
+        found = self.list_private_networks()
+        return any(it.switch == switch and it.active_chassis is not None for it in found)
+
+    def list_private_networks(self) -> list[PrivateNetworkFacts]:
+        """See `PrivateNetworks`."""
+        with self._store.call(ENGINE, "list_private_networks", self._location):
+            rows = self._store.fetch_all(
+                "SELECT network.switch, gateway.spec FROM sim.fabric_network AS network"
+                " LEFT JOIN sim.fabric_gateway AS gateway USING (location, switch)"
+                " WHERE location = %s AND network.spec ->> 'is_private' = 'true'"
+                ' ORDER BY network.switch COLLATE "C"',
+                [self._location],
+            )
+            away = {
+                row["system_id"]
+                for row in self._store.fetch_all(
+                    "SELECT system_id FROM sim.fabric_chassis WHERE location = %s AND NOT is_alive",
+                    [self._location],
+                )
+            }
+        return [
+            PrivateNetworkFacts(
+                row["switch"],
+                row["spec"]["public_ip"] if row["spec"] else None,
+                next((it for it in row["spec"]["chassis"] if it not in away), None)
+                if row["spec"]
+                else None,
+            )
+            for row in rows
+        ]
+
+
+def as_fields(spec: object) -> dict[str, object]:
+    """The fields of a specification as JSON can hold them."""
+    assert is_dataclass(spec)
+    return {field.name: as_json(getattr(spec, field.name)) for field in fields(spec)}
+
+
+def as_json(value: object) -> object:
+    """A field of a spec as JSON can hold it: numbers and None as they are, addresses as text."""
+    if isinstance(value, tuple):
+        return [as_json(item) for item in value]
+    if is_dataclass(value):
+        return as_fields(value)
+    return value if value is None or isinstance(value, int) else str(value)
