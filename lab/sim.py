@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,9 @@ def up(*, detach: bool) -> None:
         console.print("`make sim-down` ends it.")
         return
     console.print("Ctrl-C ends it.\n")
+    # A closed terminal or a plain kill ends it too: nobody could end it by Ctrl-C any more.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         for line in follow_lines(plane.log_dir, ["api", "worker"]):
             print_line(line, as_json=False)
