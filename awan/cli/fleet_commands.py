@@ -115,6 +115,17 @@ def remove(
     console.print(answer["message"])
 
 
+@nodes.command("abandon")
+def abandon(node: NodeName) -> None:
+    """Give up a node that will not come back: its instances are deleted. Asks for its name."""
+    client = OperatorClient()
+    node_id = _find(client, node)
+    console.print("Its instances are deleted, and it must be switched off. This cannot be undone.")
+    confirmed = typer.prompt("Name of the node")
+    answer = client.call("POST", f"/admin/nodes/{node_id}/abandon", {"confirm": confirmed})
+    console.print(answer["message"])
+
+
 def _health(row: dict[str, Any]) -> str:
     """`reachable`, or since when a node is not."""
     if row["health"] == "reachable":

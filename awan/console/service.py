@@ -40,7 +40,7 @@ _REFRESH = text(
         WHEN console.state = 'closed' THEN coalesce(closed_reason, 'closed')
         WHEN instance.desired_state = 'deleted' OR instance.deleted_at IS NOT NULL
             THEN 'the instance was deleted'
-        WHEN instance.observed_state <> 'running' THEN 'the instance was stopped'
+        WHEN instance.observed_state NOT IN ('running', 'paused') THEN 'the instance was stopped'
         WHEN node.health = 'unreachable' THEN 'the server of the instance does not answer'
         WHEN api_key.revoked_at IS NOT NULL OR api_key.expires_at <= now()
             THEN 'the API key that opened it is not valid any more'

@@ -1,9 +1,10 @@
 """Fleet: the operator's nodes, what fits on them, and what is placed where."""
 
-from awan.fleet.models import Node, NodeHealth, NodeImage
+from awan.fleet.models import Node, NodeHealth, NodeImage, NodeState
 from awan.fleet.service import (
     Demand,
     NodeThreads,
+    abandon,
     endpoint,
     forget_copies,
     get_node,
@@ -17,7 +18,9 @@ __all__ = [
     "Node",
     "NodeHealth",
     "NodeImage",
+    "NodeState",
     "NodeThreads",
+    "abandon",
     "endpoint",
     "forget_copies",
     "get_node",

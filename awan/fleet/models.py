@@ -16,13 +16,15 @@ from awan.kit.database import Base, one_of
 class NodeState(StrEnum):
     """A node is probed while `adding`. A cordoned one keeps its instances and takes no new ones.
 
-    While it is `removing`, what is left on it is taken away; it takes nothing new any more.
+    While it is `removing`, what is left on it is taken away; it takes nothing new any more. A `lost` one was abandoned:
+    nothing is asked of it any more, and should it come back, its domains are stopped.
     """
 
     ADDING = "adding"
     ACTIVE = "active"
     CORDONED = "cordoned"
     REMOVING = "removing"
+    LOST = "lost"
     REMOVED = "removed"
 
 
@@ -37,7 +39,8 @@ class Node(Base):
     """A hypervisor. Capacity is what the probe found, capped by the operator's values.
 
     `health` is what the watch over it has found, since `health_since` and (of one that is unreachable) why; `seen_at`
-    is its last answer.
+    is its last answer. A node that was abandoned is never taken into service again under its identity (host uuid and
+    OVN system-id), also after it was removed.
     `*_used` count what is placed here (`vcpus_used` the shared ones only) and change in one conditional UPDATE.
     """
 
@@ -96,6 +99,7 @@ class Node(Base):
     health_reason: Mapped[str | None]
     seen_at: Mapped[datetime | None]
     probed_at: Mapped[datetime | None]
+    abandoned_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
 
 

@@ -53,7 +53,7 @@ def add_node(
 def list_nodes(caller: Caller = Depends(operator("read"))) -> Answer:
     """List nodes."""
     with transaction() as session:
-        views = [_view(session, node) for node in service.list_nodes(session)]
+        views = [view_node(session, node) for node in service.list_nodes(session)]
     return answer("Nodes", views)
 
 
@@ -61,7 +61,7 @@ def list_nodes(caller: Caller = Depends(operator("read"))) -> Answer:
 def get_node(node_uuid: UUID, caller: Caller = Depends(operator("read"))) -> Answer:
     """Show a node."""
     with transaction() as session:
-        view = _view(session, service.get_node(session, node_uuid))
+        view = view_node(session, service.get_node(session, node_uuid))
     return answer("Node details", view)
 
 
@@ -109,8 +109,8 @@ def _set_cordon(request: Request, caller: Caller, node_id: UUID, cordoned: bool)
     with transaction() as session:
         call = idempotent(session, caller, request)
         if call.earlier:
-            return replay(call.earlier, _view(session, session.get_one(Node, node_id)))
-        view = _view(session, service.set_cordon(session, caller, node_id, cordoned))
+            return replay(call.earlier, view_node(session, session.get_one(Node, node_id)))
+        view = view_node(session, service.set_cordon(session, caller, node_id, cordoned))
         return call.keep(answer("Node cordoned" if cordoned else "Node uncordoned", view), node_id)
 
 
@@ -177,9 +177,10 @@ def _at_its_end(
         shown = OperationView(**summary(ended))
         status = status if ended.status == OperationStatus.SUCCEEDED else 202
     with transaction() as session:
-        view = _view(session, session.get_one(Node, node_id))
+        view = view_node(session, session.get_one(Node, node_id))
     return answer(message, view, status=status, operation=shown)
 
 
-def _view(session: Session, node: Node) -> NodeView:
+def view_node(session: Session, node: Node) -> NodeView:
+    """A node as operators see it."""
     return NodeView.of(node, service.node_tiers(session, node.node_id))

@@ -41,6 +41,18 @@ class NodeRemoval(BaseModel):
     )
 
 
+class NodeAbandonment(BaseModel):
+    """A node that is given up."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"confirm": "hv1"}]})
+
+    confirm: str = Field(
+        min_length=1,
+        max_length=255,
+        description="Name of the node: it is switched off, and its instances end.",
+    )
+
+
 class NodeView(BaseModel):
     """A node and what is placed on it."""
 

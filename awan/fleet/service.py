@@ -24,6 +24,7 @@ from awan.kit.clock import now
 from awan.kit.ids import new_id
 
 WATCH_ACTOR = "system:watch"
+ABANDONED = "The node was abandoned: it can only be removed, as lost, once nothing is placed on it."
 # Where something new may be placed.
 _IN_SERVICE = (Node.state == NodeState.ACTIVE, Node.health == NodeHealth.REACHABLE)
 
@@ -121,19 +122,27 @@ def insert_node(
 def store_probe(session: Session, node: Node, facts: NodeFacts, system_id: str) -> None:
     """What a probe found becomes the node's capacity, capped by the operator's values.
 
-    Raises: Conflict when another node has this host uuid or chassis, or the host changed.
+    Raises: Conflict when another node has this host uuid or chassis, or one that was abandoned had it, or the host
+    changed.
     """
+    if node.state == NodeState.LOST:
+        raise Conflict(ABANDONED)
     if node.libvirt_host_uuid is not None and node.libvirt_host_uuid != facts.host_uuid:
         raise Conflict(f"The host behind {node.name} is not the one that was added.")
     taken = session.scalars(
-        select(Node.name).where(
+        select(Node).where(
             Node.node_id != node.node_id,
-            Node.state != NodeState.REMOVED,
+            or_(Node.state != NodeState.REMOVED, Node.abandoned_at.is_not(None)),
             or_(Node.libvirt_host_uuid == facts.host_uuid, Node.ovn_system_id == system_id),
         )
     ).first()
+    if taken is not None and taken.abandoned_at is not None:
+        raise Conflict(
+            f"This host or chassis was abandoned as {taken.name}. Install it anew, with another host_uuid and OVN"
+            " system-id."
+        )
     if taken is not None:
-        raise Conflict(f"The node {taken} is the same host or the same chassis.")
+        raise Conflict(f"The node {taken.name} is the same host or the same chassis.")
     node.libvirt_host_uuid = facts.host_uuid
     node.ovn_system_id = system_id
     node.cpu_model = facts.cpu_model
@@ -182,6 +191,32 @@ def start_removal(session: Session, caller: Caller, node_id: UUID) -> None:
         account_id=None,
         data={"node": str(node_id)},
     )
+
+
+def abandon(session: Session, caller: Caller, node_id: UUID, confirmation: str) -> Node:
+    """Gives a node up for good: it is lost, and takes part in nothing any more under its identity.
+
+    `confirmation` is its name. The caller ends what is placed on it.
+    Raises: NotFound; Invalid for another name; Conflict while it answers, or is being added, removed, or lost already.
+    """
+    node = _lock_settled(session, node_id)
+    if confirmation != node.name:
+        raise Invalid.field("confirm", "This is not the name of the node.")
+    if node.health != NodeHealth.UNREACHABLE:
+        raise Conflict(
+            "The node answers. Only one that is unreachable can be abandoned; make sure that it is switched off."
+        )
+    node.state, node.abandoned_at = NodeState.LOST, now()
+    session.execute(delete(NodeTier).where(NodeTier.node_id == node_id))
+    session.flush()
+    record(
+        session,
+        kind="node.abandoned",
+        actor=caller.actor,
+        account_id=None,
+        data={"node": str(node_id), "name": node.name},
+    )
+    return node
 
 
 def forget_lost_node(session: Session, caller: Caller, node_id: UUID) -> None:
@@ -282,6 +317,8 @@ def _lock_settled(session: Session, node_id: UUID) -> Node:
         raise Conflict("The node is still being added.")
     if node.state == NodeState.REMOVING:
         raise Conflict("The node is being removed.")
+    if node.state == NodeState.LOST:
+        raise Conflict(ABANDONED)
     return node
 
 
@@ -293,7 +330,7 @@ def _refuse_if_used(session: Session, node_id: UUID) -> None:
         {"node": node_id},
     )
     if held:
-        raise Conflict(f"{held} instances are placed on the node; move or delete them first.")
+        raise Conflict(f"{held} instances are placed on the node; they have to be deleted first.")
 
 
 def place(

@@ -2,6 +2,7 @@
 
 node.add      probe -> pool -> stored
 node.probe    the same for a node that is in service (new memory, a new disk)
+node.fence    domains of an abandoned node that came back stopped
 node.remove   copies of images gone          (no undo: a removal that failed can be asked for again)
 """
 
@@ -11,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from awan.catalogue import engines
 from awan.engines.fabric import ChassisFacts
+from awan.engines.hypervisor import Power
 from awan.errors import Conflict
 from awan.events import record
 from awan.fleet.models import Node, NodeState
@@ -104,6 +106,31 @@ def mark_not_removed(session: Session, target: Target, failure: Failure) -> None
         node.state = NodeState.CORDONED
 
 
+def stop_domains(target: Target) -> None:
+    """No domain of ours runs on a node that was abandoned. Definitions and disks stay as they are."""
+    with transaction() as session:
+        node = session.get_one(Node, target.subject_id)
+        if node.state != NodeState.LOST:
+            return
+        reached, opened = endpoint(node), engines(session, node.location_id)
+    for found in opened.hypervisor.list_domains(reached):
+        if found.instance_id is not None and found.power in (Power.RUNNING, Power.PAUSED):
+            opened.hypervisor.ensure_stopped(reached, found.domain_uuid, grace_s=0, force=True)
+
+
+def mark_fenced(session: Session, target: Target) -> None:
+    """The operator learns that the node has come back."""
+    node = session.get_one(Node, target.subject_id)
+    record(
+        session,
+        kind="node.fenced",
+        actor=ACTOR,
+        account_id=None,
+        operation_id=target.operation_id,
+        data={"node": str(node.node_id), "name": node.name},
+    )
+
+
 ADD = register(
     Plan(
         workflow="node.add.v1",
@@ -122,6 +149,16 @@ PROBE = register(
         succeed=keep,
         fail=keep,
         deadline_s=120,
+    )
+)
+FENCE = register(
+    Plan(
+        workflow="node.fence.v1",
+        kind="node.fence",
+        steps=(Step("stop", stop_domains, percent=10, timeout_s=60, cancellable=False),),
+        succeed=mark_fenced,
+        fail=keep,
+        deadline_s=600,
     )
 )
 REMOVE = register(

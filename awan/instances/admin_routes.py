@@ -1,4 +1,4 @@
-"""`/admin/instances`: what operators keep about instances."""
+"""`/admin/instances`: what operators keep about instances; and the end of those on a node that is given up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from uuid import UUID
 from fastapi import APIRouter, Depends
 
 from awan.accounts import Caller, idempotent, operator, replay
+from awan.fleet import Node
+from awan.fleet.routes import view_node
+from awan.fleet.schemas import NodeAbandonment, NodeView
 from awan.instances import notes
+from awan.instances.abandonment import abandon_node as abandon
 from awan.instances.models import InstanceNote
 from awan.instances.schemas import NoteCreate, NoteView
 from awan.kit.database import transaction
@@ -60,6 +64,27 @@ def remove_instance_note(
             return replay(call.earlier, call.earlier.remains)
         note = notes.remove_note(session, caller, instance_uuid, note_id)
         return call.keep(answer("Note removed", _view(note)), note_id)
+
+
+@admin_router.post("/nodes/{node_uuid}/abandon", response_model=Envelope[NodeView])
+def abandon_node(
+    node_uuid: UUID,
+    request: Request,
+    caller: Caller = Depends(operator("write")),
+    body: NodeAbandonment = Depends(form_body(NodeAbandonment)),
+) -> Answer:
+    """Give up a node that is unreachable and will not come back. Make sure that it is switched off.
+
+    Its instances are deleted, also protected ones, and their charging ends now; their addresses stay their owners'. The
+    node is never taken into service again under its host_uuid and OVN system-id. Should it answer all the same, the
+    domains on it are stopped, and shown in the quarantine.
+    """
+    with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            return replay(call.earlier, view_node(session, session.get_one(Node, node_uuid)))
+        node = abandon(session, caller, node_uuid, body.confirm)
+        return call.keep(answer("Node abandoned", view_node(session, node)), node_uuid)
 
 
 def _view(note: InstanceNote) -> NoteView:

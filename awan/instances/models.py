@@ -21,10 +21,11 @@ class DesiredState(StrEnum):
 
 
 class ObservedState(StrEnum):
-    """What was last seen of the instance."""
+    """What was last seen of the instance. A paused one holds its memory, and its guest stands still."""
 
     ABSENT = "absent"
     RUNNING = "running"
+    PAUSED = "paused"
     STOPPED = "stopped"
     ERROR = "error"
     DELETED = "deleted"

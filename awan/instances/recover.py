@@ -23,7 +23,7 @@ from awan.engines.volumes import VolumeHandle
 from awan.errors import Conflict, EngineUnavailable
 from awan.events import record
 from awan.instances.models import DesiredState, Instance, ObservedState
-from awan.instances.rules import CRASHED_AGAIN, repair_delay_s
+from awan.instances.rules import CRASHED_AGAIN, PAUSED, PAUSED_BY_DISK, repair_delay_s
 from awan.instances.workflows import (
     SEED_TARGET,
     Situation,
@@ -31,6 +31,7 @@ from awan.instances.workflows import (
     make_ports,
     mark_change_failed,
     mark_running,
+    observed_of,
     power_on,
     read_situation,
     remove_if_gone,
@@ -66,6 +67,8 @@ class Reason(StrEnum):
     SHUT_DOWN = "shut_down"
     POWER_CUT = "power_cut"
     RUNNING = "running"
+    PAUSED = "paused"
+    DISK = "disk"
     OTHER = "other"
 
 
@@ -151,11 +154,10 @@ def note_seen_power(target: Target) -> None:
     """What the node says of the domain's power is what is seen; what is wanted stays."""
     it = read_situation(target.subject_id)
     found = it.engines.hypervisor.find_domain(it.node, it.instance.instance_id)
-    is_running = found is not None and found.power is Power.RUNNING
     with transaction() as session:
         instance = session.get_one(Instance, target.subject_id, with_for_update=True)
         if instance.deleted_at is None:
-            instance.observed_state = ObservedState.RUNNING if is_running else ObservedState.STOPPED
+            instance.observed_state = observed_of(found)
 
 
 def mark_repaired(session: Session, target: Target) -> None:
@@ -205,14 +207,42 @@ RECOVER = register(
 
 
 def note_powered_on(session: Session, instance: Instance) -> None:
-    """The guest was found running, though nobody here had started it: so it is, and so it stays.
+    """The guest was found running, though nobody here had started it or let it go on: so it is, and so it stays.
 
-    It has booted with what its seed says.
+    One that was off has booted with what its seed says.
     """
-    _note(session, instance, ObservedState.RUNNING, "instance.powered_on", {})
+    is_resumed = instance.observed_state == ObservedState.PAUSED
+    kind = "instance.resumed" if is_resumed else "instance.powered_on"
+    _note(session, instance, ObservedState.RUNNING, kind, {})
     instance.desired_state = DesiredState.RUNNING
     instance.status_reason = None
-    instance.hostname_is_pending = False
+    if not is_resumed:
+        instance.hostname_is_pending = False
+
+
+def note_paused(session: Session, instance: Instance, reason: Reason) -> None:
+    """The guest stands still: somebody has paused it on its node, or its QEMU could not write (`Reason.DISK`).
+
+    What is wanted stays, and the operator is told.
+    """
+    _note(session, instance, ObservedState.PAUSED, "instance.paused", {"reason": reason})
+    instance.status_reason = PAUSED_BY_DISK if reason is Reason.DISK else PAUSED
+    log.error("instance.paused", instance=str(instance.instance_id), reason=reason, alarm=True)
+
+
+def begin_resumption(
+    session: Session, resource: Resource, instance: Instance, reason: Reason
+) -> Operation | None:
+    """Lets a guest go on whose disk could not be written. It is tried once in `crash_window_s`; None until then."""
+    since = now() - timedelta(seconds=get_settings().crash_window_s)
+    tried = select(func.count()).where(
+        Operation.resource_id == instance.instance_id,
+        Operation.kind == RECOVER.kind,
+        Operation.created_at > since,
+    )
+    if session.scalar(tried):
+        return None
+    return _begin(session, RECOVER, resource, instance, reason)
 
 
 def note_powered_off(session: Session, instance: Instance, reason: Reason) -> None:

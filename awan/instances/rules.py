@@ -59,6 +59,7 @@ STATUS_OF_OPERATION = {
 STATUSES = (
     "provisioning",
     "running",
+    "paused",
     "stopped",
     "starting",
     "stopping",
@@ -67,10 +68,19 @@ STATUSES = (
     "unknown",
     "error",
 )
+PAUSED = "The instance was paused from outside: its guest stands still. Start it to let it go on."
+PAUSED_BY_DISK = (
+    "The instance is paused, because its server could not write to its disk. It goes on once that is possible again;"
+    " the operator has been informed."
+)
 CRASHED_AGAIN = "The instance crashed again soon after it was restarted, so it was left stopped."
 NODE_UNREACHABLE = (
     "The server of the instance does not answer at the moment; its state is not known."
 )
+
+
+SETTLED_STATES = (ObservedState.RUNNING, ObservedState.PAUSED, ObservedState.STOPPED)
+"""Those of an instance that was made, and whose domain may be looked at."""
 
 
 def check_hostname(text: str) -> str:
@@ -160,12 +170,8 @@ def status_of(
     """
     if operation_kind in STATUS_OF_OPERATION:
         return STATUS_OF_OPERATION[operation_kind]
-    if is_node_silent and observed in (ObservedState.RUNNING, ObservedState.STOPPED):
-        return "unknown"
-    if observed == ObservedState.RUNNING:
-        return "running"
-    if observed == ObservedState.STOPPED:
-        return "stopped"
+    if observed in SETTLED_STATES:
+        return "unknown" if is_node_silent else observed
     if desired == DesiredState.DELETED and observed == ObservedState.DELETED:
         return "terminated"
     return "error"

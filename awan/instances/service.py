@@ -29,7 +29,7 @@ from awan.errors import Conflict, Protected
 from awan.events import record
 from awan.fleet import Node, NodeHealth
 from awan.instances.models import DesiredState, Instance, InstanceSshKey, ObservedState
-from awan.instances.rules import NODE_UNREACHABLE, STATUS_OF_OPERATION
+from awan.instances.rules import NODE_UNREACHABLE, SETTLED_STATES, STATUS_OF_OPERATION
 from awan.instances.workflows import DELETE, RESTART, START, STOP
 from awan.kit.clock import now
 from awan.kit.pagination import PageRequest
@@ -147,12 +147,11 @@ def _status_column() -> Any:
         (
             and_(
                 _IS_NODE_SILENT,
-                Instance.observed_state.in_([ObservedState.RUNNING, ObservedState.STOPPED]),
+                Instance.observed_state.in_(SETTLED_STATES),
             ),
             literal("unknown"),
         ),
-        (Instance.observed_state == ObservedState.RUNNING, literal("running")),
-        (Instance.observed_state == ObservedState.STOPPED, literal("stopped")),
+        *((Instance.observed_state == state, literal(str(state))) for state in SETTLED_STATES),
         (
             and_(
                 Instance.desired_state == DesiredState.DELETED,
@@ -230,11 +229,14 @@ def without_public_network(
 
 
 def start(session: Session, caller: Caller, instance_id: UUID) -> Operation:
-    """Powers a stopped instance on. Raises: NotFound, Conflict (busy, running already, not usable)."""
+    """Powers a stopped instance on, or lets a paused one go on.
+
+    Raises: NotFound, Conflict (busy, running already, not usable).
+    """
     resource, instance = lock_idle(session, caller, instance_id)
     if instance.observed_state == ObservedState.RUNNING:
         raise Conflict("The instance is already running.")
-    require_state(instance, ObservedState.STOPPED, "started")
+    require_state(instance, _paused_or(instance, ObservedState.STOPPED), "started")
     return begin_change(session, caller, START, resource, instance, DesiredState.RUNNING)
 
 
@@ -246,7 +248,7 @@ def stop(session: Session, caller: Caller, instance_id: UUID, *, force: bool) ->
     """
     resource, instance = lock_idle(session, caller, instance_id)
     if instance.observed_state != ObservedState.STOPPED:
-        require_state(instance, ObservedState.RUNNING, "stopped")
+        require_state(instance, _paused_or(instance, ObservedState.RUNNING), "stopped")
     elif instance.desired_state != DesiredState.RUNNING:
         raise Conflict("The instance is already stopped.")
     return begin_change(
@@ -257,7 +259,7 @@ def stop(session: Session, caller: Caller, instance_id: UUID, *, force: bool) ->
 def restart(session: Session, caller: Caller, instance_id: UUID, *, force: bool) -> Operation:
     """Stops and starts a running instance. Raises: NotFound, Conflict (busy, not running)."""
     resource, instance = lock_idle(session, caller, instance_id)
-    require_state(instance, ObservedState.RUNNING, "restarted")
+    require_state(instance, _paused_or(instance, ObservedState.RUNNING), "restarted")
     return begin_change(
         session, caller, RESTART, resource, instance, DesiredState.RUNNING, force=force
     )
@@ -274,16 +276,29 @@ def delete(session: Session, caller: Caller, instance_id: UUID, *, remove_ip: bo
         raise Protected(
             "The instance is protected against deletion. Take the protection away first."
         )
+    operation = begin_deletion(session, caller, resource, instance, remove_ip=remove_ip)
+    if operation is None:
+        raise Conflict("The instance is being deleted already.")
+    return operation
+
+
+def begin_deletion(
+    session: Session, caller: Caller, resource: Resource, instance: Instance, *, remove_ip: bool
+) -> Operation | None:
+    """Ends a locked instance; an operation that runs on it is asked to stop first. None: it is being deleted already.
+
+    Charging ends now.
+    """
     if resource.active_operation_id is not None:
         running = session.get_one(Operation, resource.active_operation_id)
         if running.kind == DELETE.kind:
-            raise Conflict("The instance is being deleted already.")
+            return None
         request_cancel(session, running.operation_id)
     instance.releases_ips = remove_ip
     operation = begin_change(
         session, caller, DELETE, resource, instance, DesiredState.DELETED, queue_behind=True
     )
-    close_spans(session, instance_id, at=now(), operation_id=operation.operation_id)
+    close_spans(session, instance.instance_id, at=now(), operation_id=operation.operation_id)
     return operation
 
 
@@ -312,6 +327,12 @@ def require_state(instance: Instance, state: ObservedState, verb: str) -> None:
     """Raises: Conflict, saying what cannot be done, unless the instance was seen in this state."""
     if instance.desired_state == DesiredState.DELETED or instance.observed_state != state:
         raise Conflict(f"Only a {state} instance can be {verb}.")
+
+
+def _paused_or(instance: Instance, state: ObservedState) -> ObservedState:
+    """A paused instance may be what is done to those in this state: its power can go on, and can be cut."""
+    is_paused = instance.observed_state == ObservedState.PAUSED
+    return ObservedState.PAUSED if is_paused else state
 
 
 def begin_change(

@@ -28,6 +28,7 @@ from awan.credentials import SshKey
 from awan.engines.fabric import PortSpec, PublicNetworkSpec
 from awan.engines.hypervisor import (
     DiskSpec,
+    DomainFacts,
     DomainSpec,
     GuestSign,
     NicSpec,
@@ -46,7 +47,7 @@ from awan.engines.seed import (
 from awan.engines.volumes import ImageSource, VolumeHandle
 from awan.errors import EngineError, EngineRejected, EngineUnavailable, OperationCancelled
 from awan.events import record
-from awan.fleet import Node, NodeThreads, endpoint, node_threads, release
+from awan.fleet import Node, NodeState, NodeThreads, endpoint, node_threads, release
 from awan.instances.models import CpuMode, DesiredState, Instance, InstanceSshKey, ObservedState
 from awan.instances.rules import cpu_shares
 from awan.kit.clock import now
@@ -93,11 +94,15 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Situation:
-    """Everything that the steps of one instance need, read in one transaction."""
+    """Everything that the steps of one instance need, read in one transaction.
+
+    A node that is lost is asked for nothing any more: what lay on it is gone with it.
+    """
 
     instance: Instance
     tier: Tier
     node: NodeEndpoint
+    is_node_lost: bool
     threads: NodeThreads
     chassis: str
     engines: LocationEngines
@@ -117,6 +122,7 @@ def read_situation(instance_id: UUID) -> Situation:
             instance=instance,
             tier=session.get_one(Tier, instance.tier_id),
             node=endpoint(node),
+            is_node_lost=node.state == NodeState.LOST,
             threads=node_threads(session, node, instance_id),
             chassis=node.ovn_system_id,
             engines=engines(session, instance.location_id),
@@ -265,7 +271,8 @@ def power_off(target: Target) -> None:
 
 def remove_domain(target: Target) -> None:
     """The domain is gone."""
-    undo_define_domain(target)
+    if not read_situation(target.subject_id).is_node_lost:
+        undo_define_domain(target)
 
 
 def remove_ports(target: Target) -> None:
@@ -275,12 +282,15 @@ def remove_ports(target: Target) -> None:
 
 def remove_seeds(target: Target) -> None:
     """The seeds are gone."""
-    undo_write_seed(target)
+    if not read_situation(target.subject_id).is_node_lost:
+        undo_write_seed(target)
 
 
 def remove_volumes(target: Target) -> None:
     """The disks are gone, their content unreadable."""
     it = read_situation(target.subject_id)
+    if it.is_node_lost:
+        return
     with transaction() as session:
         volumes = volumes_of(session, target.subject_id)
     for volume in volumes:
@@ -381,7 +391,8 @@ def remove_if_gone(target: Target) -> None:
         instance = session.get_one(Instance, target.subject_id)
         if instance.desired_state != DesiredState.DELETED and instance.holds_quota:
             return
-        node = endpoint(session.get_one(Node, instance.node_id))
+        row = session.get_one(Node, instance.node_id)
+        node, is_lost = endpoint(row), row.state == NodeState.LOST
         opened = engines(session, instance.location_id)
         nics = select(Nic.nic_id).where(Nic.instance_id == target.subject_id)
         disks = select(Volume.volume_id).where(
@@ -389,9 +400,12 @@ def remove_if_gone(target: Target) -> None:
             Volume.operation_id == instance.create_operation_id,
         )
         port_ids, volume_ids = session.scalars(nics).all(), session.scalars(disks).all()
-    opened.hypervisor.ensure_absent(node, target.subject_id)
+    if not is_lost:
+        opened.hypervisor.ensure_absent(node, target.subject_id)
     for port_id in port_ids:
         opened.fabric.ensure_port_absent(port_id)
+    if is_lost:
+        return
     opened.volumes.delete_seeds(node, target.subject_id)
     for volume_id in volume_ids:
         opened.volumes.delete(node, volume_id)
@@ -501,9 +515,13 @@ def _forget_secrets(session: Session, instance: Instance) -> None:
 
 
 def mark_running(session: Session, target: Target) -> None:
-    """The domain runs again: its guest boots with what its seed says."""
+    """The domain runs again: its guest boots with what its seed says, unless it only stood still."""
+    instance = session.get_one(Instance, target.subject_id)
+    kind = session.get_one(Operation, target.operation_id).kind
+    has_booted = instance.observed_state != ObservedState.PAUSED or kind == "instance.restart"
     _mark(session, target, ObservedState.RUNNING)
-    session.get_one(Instance, target.subject_id).hostname_is_pending = False
+    if has_booted:
+        instance.hostname_is_pending = False
 
 
 def mark_stopped(session: Session, target: Target) -> None:
@@ -517,12 +535,21 @@ def note_power(target: Target) -> None:
     found = it.engines.hypervisor.find_domain(it.node, it.instance.instance_id)
     if found is None:
         return
-    is_running = found.power is Power.RUNNING
+    seen = observed_of(found)
     with transaction() as session:
         instance = session.get_one(Instance, target.subject_id, with_for_update=True)
         if instance.desired_state != DesiredState.DELETED:
-            instance.desired_state = DesiredState.RUNNING if is_running else DesiredState.STOPPED
-        instance.observed_state = ObservedState.RUNNING if is_running else ObservedState.STOPPED
+            is_on = seen is not ObservedState.STOPPED
+            instance.desired_state = DesiredState.RUNNING if is_on else DesiredState.STOPPED
+        instance.observed_state = seen
+
+
+def observed_of(found: DomainFacts | None) -> ObservedState:
+    """What a domain that was found like this, or not found, shows of its instance."""
+    if found is None:
+        return ObservedState.STOPPED
+    states = {Power.RUNNING: ObservedState.RUNNING, Power.PAUSED: ObservedState.PAUSED}
+    return states.get(found.power, ObservedState.STOPPED)
 
 
 def mark_change_failed(session: Session, target: Target, failure: Failure) -> None:

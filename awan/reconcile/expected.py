@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from uuid import UUID
 
-from sqlalchemy import or_, select, text
+from sqlalchemy import func, or_, select, text
 from sqlalchemy.orm import Session
 
 from awan.catalogue.images import stored_contents
 from awan.catalogue.models import ImageState, Location, TemplateImage
 from awan.catalogue.service import all_zones, stored_path
+from awan.console.models import Console, ConsoleState
+from awan.console.workflows import CONNECT_TIMEOUT_S, PASSWORD_VALID_S
 from awan.engines.fabric import PortSpec
 from awan.engines.hypervisor import Power
 from awan.engines.nameserver import RecordKey
@@ -37,8 +40,13 @@ from awan.reconcile.rules import (
 from awan.resources import Resource, ResourceKind
 from awan.volumes.models import Volume, VolumeState
 
-POWERS = {ObservedState.RUNNING: Power.RUNNING, ObservedState.STOPPED: Power.STOPPED}
-SERVING = (NodeState.ACTIVE, NodeState.CORDONED)
+POWERS = {
+    ObservedState.RUNNING: Power.RUNNING,
+    ObservedState.PAUSED: Power.PAUSED,
+    ObservedState.STOPPED: Power.STOPPED,
+}
+# A lost node has nothing that should be there; it is looked at for what comes back with it.
+SERVING = (NodeState.ACTIVE, NodeState.CORDONED, NodeState.LOST)
 
 _WAITING = text(
     "SELECT workflow_uuid FROM dbos.workflow_status"
@@ -137,6 +145,7 @@ class Expectations:
             port_ids.setdefault(port.spec.instance_id, set()).add(port.spec.port_id)
         volumes = self._volumes(location.location_id, settled)
         zones = all_zones(session).get(location.location_id)
+        watched = self._watched_screens()
         return ExpectedLocation(
             code=location.code,
             nodes=self._nodes(nodes),
@@ -149,6 +158,7 @@ class Expectations:
                     volumes=tuple(volumes.get(row.instance_id, ())),
                     port_ids=frozenset(port_ids.get(row.instance_id, ())),
                     seed_generations=self._seed_generations(row),
+                    has_console=row.instance_id in watched,
                 )
                 for row in settled.values()
                 if row.node_id in nodes
@@ -202,6 +212,14 @@ class Expectations:
             )
             for sha256 in sorted(self._stored - known - self._removing)
         ]
+
+    def _watched_screens(self) -> set[UUID]:
+        """Instances whose screen is, or was a moment ago, unlocked for somebody."""
+        recently = func.now() - timedelta(seconds=CONNECT_TIMEOUT_S + PASSWORD_VALID_S)
+        query = select(Console.instance_id).where(
+            or_(Console.state != ConsoleState.CLOSED, Console.closed_at > recently)
+        )
+        return set(self._session.scalars(query))
 
     def _is_settled(self, row: Instance) -> bool:
         return (
@@ -269,7 +287,7 @@ class Expectations:
             if four.pool_id not in has_dhcpv6:
                 network = network_spec(self._session, four.pool_id)
                 has_dhcpv6[four.pool_id] = network.ipv6_cidr is not None
-            is_up = instance.observed_state == ObservedState.RUNNING
+            is_up = instance.observed_state in (ObservedState.RUNNING, ObservedState.PAUSED)
             node = nodes.get(instance.node_id) if instance.node_id is not None else None
             ports.append(
                 ExpectedPort(

@@ -56,6 +56,9 @@ class FindingKind(StrEnum):
     SPAN_PRICE = "span.price"
     SPAN_OVERLAP = "span.overlap"
 
+    CONSOLE_UNHELD = "console.unheld"
+    CONSOLE_UNLOCKED = "console.unlocked"
+
     OPERATION_OVERDUE = "operation.overdue"
     OPERATION_UNHELD = "operation.unheld"
     OPERATION_WITHOUT_WORKFLOW = "operation.without_workflow"

@@ -23,6 +23,7 @@ from awan.events import record
 from awan.fleet import NodeHealth
 from awan.instances.models import Instance
 from awan.instances.recover import ACTOR, Reason
+from awan.instances.rules import SETTLED_STATES
 from awan.kit.database import transaction
 from awan.networks import Address, Nic
 from awan.networks.names import mark_stale
@@ -33,7 +34,7 @@ from awan.reconcile.models import StrayKind
 from awan.reconcile.power import Verdict
 from awan.reconcile.quarantine import Scope, Stray, update_quarantine
 from awan.reconcile.reading import Seen, Site, one_snapshot, open_sites, read
-from awan.reconcile.repairs import SETTLED_STATES, act, known_of
+from awan.reconcile.repairs import act, known_of
 from awan.reconcile.rules import (
     ExpectedLocation,
     compare_domains,

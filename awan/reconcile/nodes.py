@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from awan.catalogue import engines
 from awan.engines.hypervisor import (
+    PAUSED_IO_ERROR,
     SEEN_AFTER_RECONNECT,
     UNEXPLAINED,
     DomainEvent,
@@ -29,13 +30,17 @@ from awan.engines.hypervisor import (
 )
 from awan.errors import EngineError
 from awan.events import record
-from awan.fleet import Node, endpoint
+from awan.fleet import Node, NodeState, endpoint
 from awan.fleet.service import WATCH_ACTOR, note_answer, note_silence
+from awan.fleet.workflows import FENCE
 from awan.instances.models import Instance
-from awan.instances.recover import Reason
+from awan.instances.recover import Reason, Reconciler
+from awan.instances.rules import SETTLED_STATES
 from awan.kit.database import transaction
+from awan.operations import Operation, begin
+from awan.operations.models import FINAL
 from awan.reconcile.power import Circumstances, Verdict, judge
-from awan.reconcile.repairs import SETTLED_STATES, Known, act, find_known, known_on
+from awan.reconcile.repairs import Known, act, find_known, known_on
 from awan.settings import get_settings
 
 # A daemon that has just come back tells of guests that died with its node as if they had crashed by themselves.
@@ -57,6 +62,7 @@ class Reached:
 
     node: NodeEndpoint
     hypervisor: Hypervisor
+    is_lost: bool
 
 
 class NodeWatch:
@@ -70,6 +76,7 @@ class NodeWatch:
         self._suspected: set[UUID] = set()
         self._silent_since: float | None = None
         self._gap_until = 0.0
+        self._fence_id: UUID | None = None
         self._begin_gap()
 
     @property
@@ -81,7 +88,8 @@ class NodeWatch:
         """Raises: EngineError when the location's engines cannot be opened."""
         with transaction() as session:
             node = session.get_one(Node, self.node_id)
-            return Reached(endpoint(node), engines(session, node.location_id).hypervisor)
+            hypervisor = engines(session, node.location_id).hypervisor
+            return Reached(endpoint(node), hypervisor, node.state == NodeState.LOST)
 
     def handle(self, events: Sequence[DomainEvent]) -> None:
         """Looks at the domains that the node has announced changes of; at all of them when it may have missed some."""
@@ -109,6 +117,8 @@ class NodeWatch:
             self._note_silence(err, asked_at)
             return
         self._silent_since = None
+        if reached.is_lost:
+            self._fence(found)
         domains = {facts.domain_uuid: facts for facts in found}
         suspected: set[UUID] = set()
         for it in known:
@@ -144,6 +154,24 @@ class NodeWatch:
         if verdict is not None and verdict is not Verdict.SUSPECTED:
             act(known, verdict, reason_of(found), _words(found))
         return verdict
+
+    def _fence(self, found: Sequence[DomainFacts]) -> None:
+        """What runs on a node that was abandoned and has come back is stopped, by one operation at a time."""
+        if not any(it.instance_id and it.power in (Power.RUNNING, Power.PAUSED) for it in found):
+            return
+        with transaction() as session:
+            begun = session.get(Operation, self._fence_id) if self._fence_id else None
+            if begun is not None and begun.status not in FINAL:
+                return
+            self._fence_id = begin(
+                session,
+                caller=Reconciler(),
+                plan=FENCE,
+                resource=None,
+                resource_kind="node",
+                subject_id=self.node_id,
+            ).operation_id
+        log.error("an abandoned node has come back", node=str(self.node_id), alarm=True)
 
     def _begin_gap(self) -> None:
         self._gap_until = time.monotonic() + self._gap_s
@@ -192,6 +220,8 @@ def reason_of(found: DomainFacts | None) -> Reason:
     """What the owner is told of a domain that was found like this, or not found."""
     if found is None:
         return Reason.NO_DOMAIN
+    if found.power is Power.PAUSED and found.is_persistent:
+        return Reason.DISK if found.detail == PAUSED_IO_ERROR else Reason.PAUSED
     if found.power in (Power.RUNNING, Power.PAUSED):
         return Reason.RUNNING if found.is_persistent else Reason.NO_DEFINITION
     if found.power is Power.CRASHED:

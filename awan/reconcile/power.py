@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from awan.engines.hypervisor import UNEXPLAINED, DomainFacts, Power
+from awan.engines.hypervisor import PAUSED_BUSY, PAUSED_IO_ERROR, UNEXPLAINED, DomainFacts, Power
 from awan.instances.models import DesiredState, ObservedState
 
 
@@ -18,6 +18,8 @@ class Verdict(StrEnum):
     SUSPECTED = "suspected"
     RECOVER = "recover"
     REPAIR = "repair"
+    NOTE_PAUSED = "note_paused"
+    RESUME = "resume"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ def judge(
     A guest that is off although it should run has ended itself, had its power cut on the node, crashed, or went down
     with its node. The first two are what somebody wanted: it stays off. A crash counts, so that a guest that cannot
     run is not started for ever. What went down with its node comes back.
+
+    A paused one is shown as that. Who paused it by hand will let it go on; one whose disk could not be written is
+    tried again, for nobody wanted it to stand still.
     """
     should_run = desired == DesiredState.RUNNING
     if found is None:
@@ -48,9 +53,14 @@ def judge(
     if found.power in (Power.RUNNING, Power.PAUSED):
         if found.power is Power.RUNNING and observed != ObservedState.RUNNING:
             return Verdict.NOTE_RUNNING
+        if found.power is Power.PAUSED and found.detail != PAUSED_BUSY:
+            if observed != ObservedState.PAUSED:
+                return Verdict.NOTE_PAUSED
+            if should_run and found.detail == PAUSED_IO_ERROR:
+                return Verdict.RESUME
         return None if found.is_persistent else Verdict.REPAIR
     if not should_run:
-        return Verdict.NOTE_STOPPED if observed == ObservedState.RUNNING else None
+        return Verdict.NOTE_STOPPED if observed != ObservedState.STOPPED else None
     if found.power is Power.CRASHED:
         return _judge_crash(observed, given)
     return Verdict.RECOVER if found.detail == UNEXPLAINED else Verdict.NOTE_STOPPED

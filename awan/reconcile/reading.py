@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 from uuid import UUID
 
-from sqlalchemy import select, text
+from sqlalchemy import or_, select, text
 from sqlalchemy.orm import Session
 
 from awan.catalogue import engines
@@ -20,7 +20,7 @@ from awan.engines.nameserver import RecordKey
 from awan.engines.registry import LocationEngines
 from awan.engines.volumes import VolumeFacts
 from awan.errors import EngineError, Unavailable
-from awan.fleet.models import Node
+from awan.fleet.models import Node, NodeHealth, NodeState
 from awan.fleet.service import endpoint
 from awan.kit.database import transaction
 from awan.reconcile.expected import SERVING
@@ -72,7 +72,12 @@ def open_sites(
     for location in session.scalars(query):
         nodes = session.scalars(
             select(Node)
-            .where(Node.location_id == location.location_id, Node.state.in_(SERVING))
+            .where(
+                Node.location_id == location.location_id,
+                Node.state.in_(SERVING),
+                # A lost node that does not answer is as it should be.
+                or_(Node.state != NodeState.LOST, Node.health == NodeHealth.REACHABLE),
+            )
             .order_by(Node.name)
         ).all()
         try:

@@ -15,23 +15,24 @@ import structlog
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from awan.instances.models import DesiredState, Instance, ObservedState
+from awan.instances.models import DesiredState, Instance
 from awan.instances.recover import (
     Reason,
     begin_recovery,
     begin_repair,
+    begin_resumption,
     note_crash,
     note_found,
+    note_paused,
     note_powered_off,
     note_powered_on,
 )
+from awan.instances.rules import SETTLED_STATES
 from awan.kit.database import transaction
 from awan.reconcile.power import Verdict
 from awan.resources import Resource, lock
 
 log = structlog.get_logger(__name__)
-
-SETTLED_STATES = (ObservedState.RUNNING, ObservedState.STOPPED)
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,10 @@ def _carry_out(
         note_powered_on(session, instance)
     elif verdict is Verdict.NOTE_STOPPED:
         note_powered_off(session, instance, reason)
+    elif verdict is Verdict.NOTE_PAUSED:
+        note_paused(session, instance, reason)
+    elif verdict is Verdict.RESUME:
+        return begin_resumption(session, resource, instance, reason) is not None
     elif verdict is Verdict.CRASHED:
         note_crash(session, resource, instance)
     elif verdict is Verdict.RECOVER:

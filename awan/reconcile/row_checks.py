@@ -13,6 +13,7 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.orm import Session
 
 from awan.accounts.quotas import LIMITS
+from awan.console.service import LOST_AFTER_S
 from awan.instances.capture_workflows import CAPTURE
 from awan.reconcile.findings import Finding, FindingKind
 
@@ -471,7 +472,30 @@ OPERATIONS = (
     ),
 )
 
-CHECKS: tuple[RowCheck, ...] = (*RESOURCES, *ADDRESSES, *COUNTERS, *SPANS, *OPERATIONS)
+CONSOLES = (
+    RowCheck(
+        FindingKind.CONSOLE_UNHELD,
+        f"""
+        SELECT console_id AS subject, code AS location, hostname, console.state,
+            'closed, or held by an API process' AS expected,
+            'not seen since ' || coalesce(seen_at, console.created_at) AS found
+        FROM console JOIN instance USING (instance_id) JOIN location USING (location_id)
+        WHERE console.state IN ('opening', 'ready', 'open')
+            AND coalesce(seen_at, console.created_at)
+                < now() - make_interval(secs => {LOST_AFTER_S} + :grace_s)
+        """,  # noqa: S608 - a number of ours
+        "The console {subject} of {hostname} counts as {state}, but no API process holds it: {found}.",
+    ),
+)
+
+CHECKS: tuple[RowCheck, ...] = (
+    *RESOURCES,
+    *ADDRESSES,
+    *COUNTERS,
+    *SPANS,
+    *CONSOLES,
+    *OPERATIONS,
+)
 
 
 def _bound(check: RowCheck) -> TextClause:

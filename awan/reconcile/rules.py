@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import PurePosixPath
 from uuid import UUID
@@ -17,6 +18,7 @@ from awan.engines.hypervisor import DomainFacts, Power
 from awan.engines.nameserver import RecordKey, RecordKind
 from awan.engines.volumes import VolumeFacts
 from awan.engines.volumes.names import name_image, name_seed, name_volume, read_name
+from awan.kit.clock import now
 from awan.networks.rules import default_name, is_default_name
 from awan.reconcile.findings import Finding, FindingKind
 
@@ -38,6 +40,7 @@ class ExpectedInstance:
     """A settled instance that holds its place. `power` None: either is right.
 
     `seed_generations`: the seeds that may lie on the node; one alone is exact, of several at least one is there.
+    `has_console`: somebody looks at its screen, or did so a moment ago.
     """
 
     instance_id: UUID
@@ -47,6 +50,7 @@ class ExpectedInstance:
     volumes: tuple[ExpectedVolume, ...]
     port_ids: frozenset[UUID]
     seed_generations: tuple[int, ...]
+    has_console: bool = False
 
     @property
     def label(self) -> str:
@@ -97,7 +101,7 @@ class ExpectedNode:
 
 @dataclass(frozen=True)
 class ExpectedLocation:
-    """All that the engines of one location should have."""
+    """All that the engines of one location should have, `looked_at` then."""
 
     code: str
     nodes: Mapping[UUID, ExpectedNode] = field(default_factory=dict)
@@ -106,6 +110,7 @@ class ExpectedLocation:
     names: Mapping[RecordKey, ExpectedName] = field(default_factory=dict)
     names_zone: str | None = None
     unsettled: Unsettled = field(default_factory=Unsettled)
+    looked_at: datetime = field(default_factory=now)
 
 
 def compare_domains(
@@ -192,6 +197,20 @@ def _compare_domain(
             _listed(disks),
             f"The domain of {instance.label} on {node.name} has the disks {_listed(disks)}"
             f" instead of {_listed(wishes[-1])}.",
+        )
+    if (
+        facts.unlocked_until is not None
+        and facts.unlocked_until > where.looked_at
+        and not instance.has_console
+    ):
+        yield Finding(
+            FindingKind.CONSOLE_UNLOCKED,
+            where.code,
+            subject,
+            "a locked screen",
+            f"open until {facts.unlocked_until:%Y-%m-%d %H:%M:%S}",
+            f"The screen of {instance.label} on {node.name} opens until {facts.unlocked_until:%Y-%m-%d %H:%M:%S} UTC,"
+            " though nobody has a console of it.",
         )
     if set(facts.port_ids) != instance.port_ids:
         cards, wished = _listed(map(str, facts.port_ids)), _listed(map(str, instance.port_ids))

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
 
 from awan.api import PREFIX, create_app
+from awan.fleet import Node, NodeHealth
+from awan.kit.database import transaction
 from tests.support.database_state import changed, contents
 from tests.support.guests import create_ready
 from tests.support.images import make_qcow2
@@ -119,6 +121,13 @@ class World:
     def node(self) -> str:
         """A node with nothing on it."""
         return str(self.make("/admin/nodes", self.node_body())["uuid"])
+
+    def abandonment(self) -> Call:
+        """The giving up of a node that does not answer."""
+        made = self.make("/admin/nodes", self.node_body())
+        with transaction() as session:
+            session.get_one(Node, UUID(made["uuid"])).health = NodeHealth.UNREACHABLE
+        return Call(f"/admin/nodes/{made['uuid']}/abandon", {"confirm": made["name"]})
 
     def node_body(self) -> dict[str, Any]:
         """A node to add."""
@@ -275,6 +284,7 @@ CALLS: dict[str, Callable[[World], Pair]] = {
     "DELETE /admin/nodes/{node_uuid}": lambda w: w.both("/admin/nodes/{}", w.node),
     "POST /admin/nodes/{node_uuid}/probe": lambda w: w.both("/admin/nodes/{}/probe", w.node),
     "POST /admin/nodes/{node_uuid}/cordon": lambda w: w.both("/admin/nodes/{}/cordon", w.node),
+    "POST /admin/nodes/{node_uuid}/abandon": lambda w: (w.abandonment(), w.abandonment()),
     "POST /admin/nodes/{node_uuid}/uncordon": lambda w: w.both("/admin/nodes/{}/uncordon", w.node),
     "POST /admin/pools": lambda w: w.twice("/admin/pools", w.pool_body),
     "DELETE /admin/pools/{pool_id}": lambda w: w.both(

@@ -36,6 +36,13 @@ NEW_PENDING_WORKFLOW = (
 )
 
 
+NEW_CONSOLE = (
+    "INSERT INTO console (console_id, instance_id, account_id, key_id, state, ticket_expires_at, seen_at)"
+    " SELECT :new, instance_id, instance.account_id, key_id, 'open', now(), now() - interval '1 hour'"
+    " FROM instance, api_key WHERE instance_id = :running LIMIT 1"
+)
+
+
 def new_operation(resource: str, deadline: str) -> str:
     """A running operation without a workflow; its workflow is `NEW_PENDING_WORKFLOW`."""
     return (
@@ -456,6 +463,23 @@ OPERATIONS = [
         new_operation(":running", "1 hour"),
         NEW_PENDING_WORKFLOW,
         found={Kind.OPERATION_UNHELD: "new"},
+    ),
+    fault(
+        "console that no process holds",
+        NEW_CONSOLE,
+        found={Kind.CONSOLE_UNHELD: "new"},
+    ),
+    fault(
+        "screen that opens for nobody's console",
+        "INSERT INTO sim.console (location, node_id, uuid, started_at, password, valid_until)"
+        " SELECT location, node_id, uuid, started_at, 'secret', now() + interval '1 hour'"
+        " FROM sim.domain WHERE uuid = :running",
+        found={Kind.CONSOLE_UNLOCKED: "running"},
+    ),
+    fault(
+        "domain that is paused, and known as running",
+        "UPDATE sim.domain SET power = 'paused' WHERE uuid = :running",
+        found={Kind.DOMAIN_POWER: "running"},
     ),
     fault(
         "operation that nothing works on",

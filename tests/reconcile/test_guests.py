@@ -7,12 +7,12 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import func, select, update
 
-from awan.engines.hypervisor import DomainEvent, Power
+from awan.engines.hypervisor import PAUSED_IO_ERROR, DomainEvent, Power
 from awan.engines.registry import sim_store
 from awan.events import Event
 from awan.instances.models import Instance
 from awan.instances.recover import Reason
-from awan.instances.rules import CRASHED_AGAIN
+from awan.instances.rules import CRASHED_AGAIN, PAUSED, PAUSED_BY_DISK
 from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.ledger.models import UsageSpan
@@ -400,3 +400,63 @@ def test_what_is_being_made_for_the_first_time_is_not_missing(
     assert fabric_state()[:2] == [[], []]
     worker.start()
     assert cloud.wait(answer["operation"]["uuid"])["status"] == "succeeded"
+
+
+def test_a_guest_that_was_paused_by_hand_is_shown_so_and_left_alone(guest: Guest) -> None:
+    watch = guest.watch()
+    guest.hypervisor.pause(guest.node, guest.id, "paused")
+    announce(watch, guest, Power.PAUSED, "paused")
+    shown = guest.show()
+    assert (shown["status"], shown["status_reason"]) == ("Paused", PAUSED)
+    assert guest.cloud.customer.http.get("/instances?statuses=paused").json()["data"]["data"]
+    watch.look()
+    assert operations(guest) == []
+    assert guest.power() == "paused"
+    assert guest.count("instance.paused") == 1
+    is_green()
+    refused = guest.cloud.customer.http.post(f"/instances/{guest.uuid}/reset")
+    assert refused.status_code == 409
+    # Its owner may let it go on, or have its power cut.
+    begun = guest.cloud.customer.http.post(f"/instances/{guest.uuid}/start").json()
+    assert guest.cloud.wait(begun["operation"]["uuid"])["status"] == "succeeded"
+    assert (guest.power(), guest.show()["status"]) == ("running", "Running")
+    guest.hypervisor.pause(guest.node, guest.id, "paused")
+    watch.look()
+    begun = guest.cloud.customer.http.post(f"/instances/{guest.uuid}/stop").json()
+    assert guest.cloud.wait(begun["operation"]["uuid"])["status"] == "succeeded"
+    assert guest.show()["status"] == "Stopped"
+    is_green()
+
+
+def test_a_guest_that_somebody_lets_go_on_by_hand(guest: Guest) -> None:
+    watch = guest.watch()
+    guest.hypervisor.pause(guest.node, guest.id, "paused")
+    watch.look()
+    guest.hypervisor.ensure_running(guest.node, guest.id)
+    announce(watch, guest, Power.RUNNING, "resumed")
+    assert (guest.show()["status"], guest.show()["status_reason"]) == ("Running", None)
+    assert guest.count("instance.resumed") == 1
+
+
+def test_a_guest_whose_disk_could_not_be_written_is_tried_once_in_a_while(guest: Guest) -> None:
+    watch = guest.watch()
+    guest.hypervisor.pause(guest.node, guest.id, PAUSED_IO_ERROR)
+    watch.look()
+    assert guest.show()["status_reason"] == PAUSED_BY_DISK
+    watch.look()
+    wait_until_idle()
+    assert operations(guest) == ["instance.recover"]
+    assert (guest.power(), guest.show()["status"]) == ("running", "Running")
+    guest.hypervisor.pause(guest.node, guest.id, PAUSED_IO_ERROR)
+    for _ in range(3):
+        watch.look()
+    assert operations(guest) == ["instance.recover"]
+    assert guest.show()["status"] == "Paused"
+    with transaction() as session:
+        old = now() - timedelta(seconds=get_settings().crash_window_s + 1)
+        session.execute(update(Operation).values(created_at=old))
+    watch.look()
+    wait_until_idle()
+    assert operations(guest) == ["instance.recover"] * 2
+    assert guest.show()["status"] == "Running"
+    is_green()

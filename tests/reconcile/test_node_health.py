@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
+import httpx
 import pytest
 from sqlalchemy import select, update
 
@@ -17,6 +19,9 @@ from awan.fleet.service import note_silence
 from awan.instances.rules import NODE_UNREACHABLE
 from awan.kit.clock import now
 from awan.kit.database import transaction
+from awan.ledger.models import UsageSpan
+from awan.networks import Address
+from awan.operations import Operation
 from awan.reconcile import run_audit
 from awan.reconcile.locations import check_location
 from awan.reconcile.nodes import NodeWatch
@@ -215,3 +220,78 @@ def test_a_silent_node_does_not_hold_up_its_location(guest: Guest) -> None:
         if port.dhcp_families == (4, 6):
             return
         assert time.monotonic() < deadline
+
+
+def abandon(guest: Guest, name: str) -> httpx.Response:
+    """The operator gives the guest's node up."""
+    path = f"/admin/nodes/{guest.node.node_id}/abandon"
+    return guest.cloud.admin.post(path, json={"confirm": name})
+
+
+def add_again(guest: Guest) -> httpx.Response:
+    """The same host is added under another name."""
+    body = {
+        "location_id": guest.cloud.location_id,
+        "name": "phoenix",
+        "libvirt_uri": guest.node.uri,
+        "tier_ids": [guest.cloud.tier_id],
+    }
+    return guest.cloud.admin.post("/admin/nodes", json=body)
+
+
+def test_a_node_that_is_given_up(guest: Guest) -> None:
+    cloud, node = guest.cloud, f"/admin/nodes/{guest.node.node_id}"
+    wait_until_booted(1)
+    four = guest.show()["public_network"]["uuid"]
+    assert cloud.customer.http.put(
+        f"/instances/{guest.uuid}/protection", json={"is_protected": True}
+    ).is_success
+    assert abandon(guest, guest.node.name).status_code == 409, "it answers"
+    watch = silence(guest)
+    assert abandon(guest, "another").status_code == 422
+    given_up = abandon(guest, guest.node.name)
+    assert (given_up.status_code, given_up.json()["data"]["state"]) == (200, "lost")
+    wait_until_idle()
+    # Its instances end without an answer of the node; charging ended when it was given up.
+    assert cloud.customer.http.get(f"/instances/{guest.uuid}").status_code == 404
+    assert guest.count("instance.lost") == 1
+    with transaction() as session:
+        spans = session.scalars(select(UsageSpan).where(UsageSpan.resource_id == guest.id)).all()
+        deletion = session.scalars(
+            select(Operation).where(
+                Operation.resource_id == guest.id, Operation.kind == "instance.delete"
+            )
+        ).one()
+        assert spans
+        for span in spans:
+            assert span.closed_at is not None
+            assert abs(span.closed_at - deletion.created_at) < timedelta(seconds=1)
+        address = session.scalars(select(Address).where(Address.resource_id == UUID(four))).one()
+        assert (address.state, address.account_id) == ("free", cloud.customer.account_id)
+    assert (health_of(guest)["vcpus_used"], health_of(guest)["memory_mib_used"]) == (0, 0)
+    for verb in ("cordon", "uncordon", "abandon"):
+        body = {"confirm": guest.node.name} if verb == "abandon" else {}
+        assert cloud.admin.post(f"{node}/{verb}", json=body).status_code == 409
+    assert cloud.admin.delete(node).status_code == 409
+    assert run_audit() == []
+
+    # It comes back: what ran on it is stopped and kept, and it gets no work.
+    guest.hypervisor.set_node_available(guest.node, True)
+    assert guest.power() == "running"
+    for _ in range(2):
+        watch.look()
+    wait_until_idle()
+    assert guest.power() == "stopped"
+    watch.look()
+    assert len(operator_events("node.fenced")) == 1
+    check_location(cloud.location_id, with_files=True)
+    strays = {row["subject"] for row in cloud.admin.get("/admin/quarantine").json()["data"]}
+    assert guest.uuid in strays
+    assert guest.power() == "stopped"
+    assert cloud.admin.post(f"{node}/probe").status_code == 409
+    for _ in range(2):
+        refused = add_again(guest)
+        assert refused.status_code == 409
+        assert "abandoned" in refused.json()["message"]
+        # Also when it is forgotten.
+        assert cloud.admin.delete(node, params={"lost": True}).status_code in (200, 404)

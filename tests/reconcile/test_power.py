@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from awan.engines.hypervisor import UNEXPLAINED, DomainFacts, Power
+from awan.engines.hypervisor import PAUSED_BUSY, PAUSED_IO_ERROR, UNEXPLAINED, DomainFacts, Power
 from awan.instances.models import DesiredState, ObservedState
 from awan.reconcile.power import Circumstances, Verdict, judge
 
@@ -25,7 +25,8 @@ def facts(power: Power, detail: str = "", *, is_persistent: bool = True) -> Doma
     )
 
 
-ON, PAUSED = facts(Power.RUNNING), facts(Power.PAUSED)
+ON, PAUSED = facts(Power.RUNNING), facts(Power.PAUSED, "paused")
+STUCK, BUSY = facts(Power.PAUSED, PAUSED_IO_ERROR), facts(Power.PAUSED, PAUSED_BUSY)
 TRANSIENT = facts(Power.RUNNING, is_persistent=False)
 SHUT_DOWN, CUT = facts(Power.STOPPED, "shutdown"), facts(Power.STOPPED, "destroyed")
 LOST, DEAD = facts(Power.STOPPED, UNEXPLAINED), facts(Power.CRASHED, "crashed")
@@ -35,7 +36,18 @@ LOST, DEAD = facts(Power.STOPPED, UNEXPLAINED), facts(Power.CRASHED, "crashed")
     ("desired", "observed", "found", "given", "verdict"),
     [
         (RUNNING, "running", ON, PLAIN, None),
-        (RUNNING, "running", PAUSED, PLAIN, None),
+        (RUNNING, "running", PAUSED, PLAIN, Verdict.NOTE_PAUSED),
+        (RUNNING, "running", STUCK, PLAIN, Verdict.NOTE_PAUSED),
+        (STOPPED, "stopped", PAUSED, PLAIN, Verdict.NOTE_PAUSED),
+        (RUNNING, "running", BUSY, PLAIN, None),
+        # Whoever paused it by hand lets it go on; nobody wanted it to stand still for its disk.
+        (RUNNING, "paused", PAUSED, PLAIN, None),
+        (RUNNING, "paused", STUCK, PLAIN, Verdict.RESUME),
+        (STOPPED, "paused", STUCK, PLAIN, None),
+        (RUNNING, "paused", ON, PLAIN, Verdict.NOTE_RUNNING),
+        (RUNNING, "paused", CUT, PLAIN, Verdict.NOTE_STOPPED),
+        (STOPPED, "paused", CUT, PLAIN, Verdict.NOTE_STOPPED),
+        (RUNNING, "paused", DEAD, ANNOUNCED, Verdict.RECOVER),
         (RUNNING, "running", TRANSIENT, PLAIN, Verdict.REPAIR),
         (RUNNING, "running", None, PLAIN, Verdict.RECOVER),
         (RUNNING, "running", SHUT_DOWN, PLAIN, Verdict.NOTE_STOPPED),

@@ -24,6 +24,10 @@ CONSOLE_PASSWORD_MAX = 8
 """Characters of a VNC password; the protocol ignores further ones."""
 UNEXPLAINED = "unknown"
 """The `detail` of a domain of which the node does not know why it is off: it has not run since the node started."""
+PAUSED_IO_ERROR = "io_error"
+"""The `detail` of a paused domain whose QEMU could not write to a disk, mostly for want of room in the pool."""
+PAUSED_BUSY = "busy"
+"""The `detail` of a domain that the node itself has paused for a moment, as it does while it starts one."""
 SEEN_AFTER_RECONNECT = "seen_after_reconnect"
 """The `detail` of an event that the engine made up from what it found after events may have been missed."""
 
@@ -132,7 +136,9 @@ class DomainFacts:
 
     `threads` are those of the host that its vCPUs may run on; none when it was never told.
     `detail` of one that is off is the engine's word for why ("shutdown" by its guest, "destroyed", "crashed", ...), or
-    `UNEXPLAINED`. One that is not persistent has no definition any more and vanishes with its QEMU.
+    `UNEXPLAINED`; of one that is paused `PAUSED_IO_ERROR`, `PAUSED_BUSY` or another word. One that is not persistent
+    has no definition any more and vanishes with its QEMU. `unlocked_until` is when the password ends that opens the
+    screen of one that runs: in the past, or None, when none opens it; `datetime.max` when nothing has to end.
     """
 
     domain_uuid: UUID
@@ -145,6 +151,7 @@ class DomainFacts:
     threads: tuple[int, ...] = ()
     detail: str = ""
     is_persistent: bool = True
+    unlocked_until: datetime | None = None
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ class DomainIdentity:
     threads: tuple[int, ...]
     is_dedicated: bool
     is_reader: bool
+    unlocked_until: datetime | None
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,7 @@ def read_identity(xml: str) -> DomainIdentity:
         threads=_read_threads(domain),
         is_dedicated=ours is not None and ours.get("cpus") == DEDICATED,
         is_reader=domain.find(f"metadata/{{{NAMESPACE}}}reader") is not None,
+        unlocked_until=_read_unlocked(domain),
     )
 
 
@@ -572,6 +574,18 @@ def _vnc(xml: str) -> Element:
     if graphics is None:
         raise EngineRejected("libvirt", "find the console", "the domain has no VNC screen")
     return graphics
+
+
+def _read_unlocked(domain: Element) -> datetime | None:
+    """When the password of the screen ends; `datetime.max` for a screen that has none, or one that never ends."""
+    ends = []
+    for graphics in domain.iterfind("devices/graphics"):
+        text = graphics.get("passwdValidTo") if graphics.get("passwd") is not None else None
+        try:
+            ends.append(datetime.fromisoformat(text or "").replace(tzinfo=UTC))
+        except ValueError:
+            ends.append(datetime.max.replace(tzinfo=UTC))
+    return max(ends, default=None)
 
 
 def _valid_to(moment: datetime) -> str:

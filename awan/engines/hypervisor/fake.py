@@ -2,7 +2,7 @@
 
 A domain has two definitions, as on a real node: the stored one and the one it was started with.
 A guest answers as by an agent `boot_s` seconds after its start, and uses a little of everything from
-then on. What guests do by themselves, and what happens to nodes, is said by `crash`,
+then on. What guests do by themselves, and what happens to nodes, is said by `crash`, `pause`,
 `shut_down_from_inside`, `set_guest`, `print_serial`, `set_counters`, `set_qemu_answers`, `set_clock`, `undefine`,
 `lose_power` and `set_node_available`. Listeners hear of changes that were made in their own process.
 The screen of a guest is served over TCP by the process that unlocked its console.
@@ -135,6 +135,12 @@ CONSOLE_DDL: LiteralString = """
         PRIMARY KEY (location, node_id, uuid)
     )"""
 
+# A domain that was started anew is locked again.
+FACTS_QUERY: LiteralString = """
+    SELECT domain.*, CASE WHEN console.password IS NOT NULL THEN valid_until END AS unlocked_until
+    FROM sim.domain LEFT JOIN sim.console USING (location, node_id, uuid, started_at)
+    WHERE domain.location = %s AND domain.node_id = %s"""
+
 _listeners_lock = threading.Lock()
 _listeners: dict[tuple[str, UUID], list[Callable[[DomainEvent], None]]] = {}
 
@@ -254,7 +260,10 @@ class FakeHypervisor:
 
     def find_domain(self, node: NodeEndpoint, instance_id: UUID) -> DomainFacts | None:
         with self._call(node, "find_domain", instance_id):
-            row = self._find(node, instance_id)
+            row = self._store.find_one(
+                FACTS_QUERY + " AND domain.uuid = %s",
+                [self._location, node.node_id, instance_id],
+            )
             return _read_facts(row) if row is not None else None
 
     def list_domains(
@@ -262,8 +271,7 @@ class FakeHypervisor:
     ) -> list[DomainFacts]:
         with self._call(node, "list_domains", node.name):
             rows = self._store.fetch_all(
-                "SELECT * FROM sim.domain WHERE location = %s AND node_id = %s ORDER BY uuid",
-                [self._location, node.node_id],
+                FACTS_QUERY + " ORDER BY domain.uuid", [self._location, node.node_id]
             )
             return [_read_facts(row) for row in rows]
 
@@ -438,6 +446,16 @@ class FakeHypervisor:
         """The guest's user shuts it down."""
         if self._set_off(node, instance_id, Power.STOPPED, "shutdown"):
             self._announce(node, instance_id, Power.STOPPED, "shutdown")
+
+    def pause(self, node: NodeEndpoint, instance_id: UUID, detail: str) -> None:
+        """The running domain is paused, by hand or (`PAUSED_IO_ERROR`) by its QEMU."""
+        changed = self._store.execute(
+            "UPDATE sim.domain SET power = 'paused', detail = %s"
+            " WHERE location = %s AND node_id = %s AND uuid = %s AND power = 'running'",
+            [detail, *self._key(node, instance_id)],
+        )
+        if changed:
+            self._announce(node, instance_id, Power.PAUSED, "paused")
 
     def undefine(self, node: NodeEndpoint, instance_id: UUID) -> None:
         """Somebody removes the definition by hand; a domain that runs goes on without one."""
@@ -618,6 +636,13 @@ class FakeHypervisor:
         row = self._require(node, instance_id, "start")
         if row["power"] == Power.RUNNING:
             return False
+        if row["power"] == Power.PAUSED:
+            resumed = self._store.execute(
+                "UPDATE sim.domain SET power = 'running'"
+                " WHERE location = %s AND node_id = %s AND uuid = %s AND power = 'paused'",
+                self._key(node, instance_id),
+            )
+            return resumed > 0
         disks = row["config"]["disks"]
         self._require_files(node, [disk["path"] for disk in disks if disk["path"]], "start")
         changed = self._store.execute(
@@ -645,7 +670,8 @@ class FakeHypervisor:
         if row is None or row["power"] in (Power.STOPPED, Power.CRASHED):
             return StopOutcome.ALREADY_STOPPED
         is_graceful = not force and row["hears_power"] and row["power"] == Power.RUNNING
-        if not force and not is_graceful:
+        # A paused guest cannot hear the power button.
+        if not force and not is_graceful and row["power"] == Power.RUNNING:
             deadline = time.monotonic() + grace_s
             while (left_s := deadline - time.monotonic()) > 0:
                 if gives_up():
@@ -750,6 +776,7 @@ def _read_facts(row: dict[str, Any]) -> DomainFacts:
         disk_paths=tuple(disk["path"] for disk in definition["disks"] if disk["path"]),
         port_ids=tuple(UUID(port) for port in definition["port_ids"]),
         threads=tuple(definition["threads"]),
-        detail=row["detail"] if row["power"] in (Power.STOPPED, Power.CRASHED) else "",
+        detail=row["detail"] if row["power"] != Power.RUNNING else "",
         is_persistent=row["is_persistent"],
+        unlocked_until=row["unlocked_until"],
     )

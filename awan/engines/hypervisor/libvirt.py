@@ -40,6 +40,8 @@ from awan.engines.hypervisor import (
     GIVE_UP_INTERVAL_S,
     NIC_RELEASE_TIMEOUT_S,
     NODE_CALL_TIMEOUT_S,
+    PAUSED_BUSY,
+    PAUSED_IO_ERROR,
     SEEN_AFTER_RECONNECT,
     UNEXPLAINED,
     AgentAnswer,
@@ -180,8 +182,28 @@ _SHUTOFF_DETAILS = {
 }
 
 
+# What libvirt pauses for a moment by itself.
+_PAUSED_BUSY = frozenset(
+    {
+        libvirt.VIR_DOMAIN_PAUSED_MIGRATION,
+        libvirt.VIR_DOMAIN_PAUSED_SAVE,
+        libvirt.VIR_DOMAIN_PAUSED_DUMP,
+        libvirt.VIR_DOMAIN_PAUSED_FROM_SNAPSHOT,
+        libvirt.VIR_DOMAIN_PAUSED_SHUTTING_DOWN,
+        libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT,
+        libvirt.VIR_DOMAIN_PAUSED_STARTING_UP,
+    }
+)
+
+
 def read_detail(state: int, reason: int) -> str:
-    """The word for why a domain is off; empty for one that is not."""
+    """The word for why a domain is off or paused; empty for one that runs."""
+    if state == libvirt.VIR_DOMAIN_PAUSED:
+        if reason == libvirt.VIR_DOMAIN_PAUSED_IOERROR:
+            return PAUSED_IO_ERROR
+        return PAUSED_BUSY if reason in _PAUSED_BUSY else "paused"
+    if state == libvirt.VIR_DOMAIN_PMSUSPENDED:
+        return "sleeping"
     if state != libvirt.VIR_DOMAIN_SHUTOFF:
         return ""
     return _SHUTOFF_DETAILS.get(reason, UNEXPLAINED)
@@ -939,7 +961,8 @@ def _read_facts(domain: Domain) -> DomainFacts | None:
     """The domain's facts, or None when it vanishes while it is read, or only reads a serial log."""
     try:
         state = domain.state(0)
-        identity = domain_xml.read_identity(domain.XMLDesc(0))
+        # Whether a screen has a password, and until when, is told with the password only.
+        identity = domain_xml.read_identity(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE))
     except libvirt.libvirtError as err:
         if has_code(err, libvirt.VIR_ERR_NO_DOMAIN):
             return None
@@ -956,6 +979,7 @@ def _read_facts(domain: Domain) -> DomainFacts | None:
         port_ids=identity.port_ids,
         threads=identity.threads,
         detail=read_detail(*state),
+        unlocked_until=identity.unlocked_until if domain.isActive() else None,
     )
 
 

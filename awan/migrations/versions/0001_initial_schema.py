@@ -452,6 +452,7 @@ def upgrade() -> None:
         sa.Column("health_reason", sa.Text(), nullable=True),
         sa.Column("seen_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("probed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("abandoned_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column(
             "created_at",
             sa.DateTime(timezone=True),
@@ -460,7 +461,7 @@ def upgrade() -> None:
         ),
         sa.CheckConstraint("health IN ('reachable', 'unreachable')", name=op.f("ck_node_health")),
         sa.CheckConstraint(
-            "state IN ('adding', 'active', 'cordoned', 'removing', 'removed')",
+            "state IN ('adding', 'active', 'cordoned', 'removing', 'lost', 'removed')",
             name=op.f("ck_node_state"),
         ),
         sa.CheckConstraint(
@@ -875,7 +876,7 @@ def upgrade() -> None:
             name=op.f("ck_instance_desired_state"),
         ),
         sa.CheckConstraint(
-            "observed_state IN ('absent', 'running', 'stopped', 'error', 'deleted')",
+            "observed_state IN ('absent', 'running', 'paused', 'stopped', 'error', 'deleted')",
             name=op.f("ck_instance_observed_state"),
         ),
         sa.ForeignKeyConstraint(

@@ -70,6 +70,10 @@ class Rig(Protocol):
         """Somebody removes the domain's definition by hand."""
         ...
 
+    def pause(self, instance_id: UUID) -> None:
+        """Somebody pauses the domain by hand."""
+        ...
+
     def deafen(self, instance_id: UUID) -> None:
         """The guest does not hear the power button (a machine without an operating system never does)."""
         ...
@@ -115,6 +119,9 @@ class FakeRig:
 
     def undefine(self, instance_id: UUID) -> None:
         self.fake.undefine(self.node, instance_id)
+
+    def pause(self, instance_id: UUID) -> None:
+        self.fake.pause(self.node, instance_id, "paused")
 
     def deafen(self, instance_id: UUID) -> None:
         self.fake.set_guest(self.node, instance_id, hears_power=False)
@@ -180,6 +187,9 @@ class LabRig:
 
     def undefine(self, instance_id: UUID) -> None:
         self.on_domain(instance_id, lambda domain: domain.undefine())
+
+    def pause(self, instance_id: UUID) -> None:
+        self.on_domain(instance_id, lambda domain: domain.suspend())
 
     def deafen(self, instance_id: UUID) -> None:
         """Domains of `blank_spec` have no system that could hear."""

@@ -276,6 +276,22 @@ def test_a_crash_is_announced_and_the_domain_starts_again(
     assert power_of(rig, spec.instance_id) == Power.RUNNING
 
 
+def test_a_paused_domain(rig: Rig, blank_spec: BlankSpec, listen: Listen) -> None:
+    spec = blank_spec()
+    start(rig, spec)
+    events = listen(spec.instance_id)
+    rig.pause(spec.instance_id)
+    assert events.next() == (Power.PAUSED, "paused")
+    found = rig.hypervisor.find_domain(rig.node, spec.instance_id)
+    assert found is not None
+    assert (found.power, found.detail) == (Power.PAUSED, "paused")
+    rig.hypervisor.ensure_running(rig.node, spec.instance_id)
+    assert power_of(rig, spec.instance_id) == Power.RUNNING
+    rig.pause(spec.instance_id)
+    stopped = rig.hypervisor.ensure_stopped(rig.node, spec.instance_id, grace_s=0.5)
+    assert stopped == StopOutcome.FORCED
+
+
 def test_why_a_domain_is_off(rig: Rig, blank_spec: BlankSpec) -> None:
     spec = blank_spec()
 
@@ -409,7 +425,17 @@ def test_the_screen_opens_for_the_latest_password_only(rig: Rig, blank_spec: Bla
             rig.node, spec.instance_id, password=password, valid_s=valid_s
         )
 
+    def unlocked_s() -> float:
+        """For how long the screen opens from now on; negative when it does not."""
+        (facts,) = rig.hypervisor.list_domains(rig.node)
+        assert facts == rig.hypervisor.find_domain(rig.node, spec.instance_id)
+        if facts.unlocked_until is None:
+            return -1.0
+        return (facts.unlocked_until - now()).total_seconds()
+
+    assert unlocked_s() < 0
     endpoint = unlock("first-01")
+    assert 30 < unlocked_s() < 62
     assert not endpoint.requires_tls
     width, height = open_screen(endpoint, "first-01")
     assert width >= 320
@@ -421,6 +447,7 @@ def test_the_screen_opens_for_the_latest_password_only(rig: Rig, blank_spec: Bla
             open_screen(endpoint, wrong)
     for _ in range(2):
         rig.hypervisor.lock_console(rig.node, spec.instance_id)
+        assert unlocked_s() < 0
         with pytest.raises(EngineRejected):
             open_screen(endpoint, "second-2")
     unlock("third-03", valid_s=1)
