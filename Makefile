@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 AWAN := .venv/bin/awan
 
-.PHONY: help demo up down sim sim-down lint check test faults packets fuzz one shell map bench lock openapi fmt
+.PHONY: help demo up down sim sim-down lint check test faults proofs packets fuzz one shell map bench lock openapi fmt
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test: ## all suites, in one run
 
 faults: ## the full counts of crashes and faults, with a printed seed
 	@$(PYTHON) -m pytest tests/faults --full
+
+proofs: ## the fast tests with every call of every workflow's proof, instead of a sample
+	@$(PYTHON) -m pytest -q -n 2 --full -m "not lab and not fuzz"
 
 fuzz: ## 100,000 random calls over the whole API, with a printed seed
 	@$(PYTHON) -m pytest tests/fuzz --full

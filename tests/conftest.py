@@ -25,6 +25,7 @@ from awan.kit.database import dispose_engine, get_engine
 from awan.kit.secrets import create_key_file
 from awan.runtime.postgres import SUPERUSER
 from awan.settings import Settings, get_settings
+from tests.support import sampling
 from tests.support.database_server import DatabaseServer, ServerAddress, empty
 from tests.support.database_snapshot import Snapshot
 from tests.support.fault_report import pytest_terminal_summary as pytest_terminal_summary
@@ -37,6 +38,11 @@ SERVER_KEY = pytest.StashKey[DatabaseServer]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of this test suite."""
     parser.addoption("--full", action="store_true", help="full counts instead of samples")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Everything or samples."""
+    sampling.set_full(config.getoption("full"))
 
 
 def _start_server(config: pytest.Config) -> str:

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from uuid import UUID
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from awan.catalogue import engines
@@ -102,6 +103,19 @@ def lock(target: Target) -> None:
         it.hypervisor.lock_console(it.node, it.instance_id)
 
 
+def lock_late(target: Target) -> None:
+    """A late unlocking opens nothing. Where another console is just being opened, that one's own lock follows."""
+    with transaction() as session:
+        console = session.get_one(Console, target.subject_id)
+        opening = select(Console.console_id).where(
+            Console.instance_id == console.instance_id,
+            Console.state.in_([ConsoleState.OPENING, ConsoleState.READY]),
+        )
+        if session.scalars(opening.limit(1)).first() is not None:
+            return
+    lock(target)
+
+
 def mark_locked(session: Session, target: Target) -> None:
     """A console that nobody came for is over."""
     console = session.get_one(Console, target.subject_id, with_for_update=True)
@@ -132,6 +146,7 @@ OPEN = register(
         ),
         succeed=mark_locked,
         fail=mark_failed,
+        overtaken=lock_late,
         deadline_s=120,
     )
 )

@@ -34,10 +34,10 @@ from awan.instances.workflows import (
     mark_running,
     note_power,
     read_situation,
-    remove_if_gone,
     render_later_seed,
     seed_handle,
     seed_spec,
+    settle_late_step,
 )
 from awan.kit.clock import now
 from awan.kit.database import transaction
@@ -406,7 +406,7 @@ SET_PASSWORD = register(
         succeed=mark_password_set,
         fail=mark_password_not_set,
         then=wait_for_password_boot,
-        overtaken=remove_if_gone,
+        overtaken=settle_late_step,
         deadline_s=300,
     )
 )
@@ -417,7 +417,7 @@ SCRUB_SEED = register(
         steps=(Step("seed", write_scrubbed_seed, undo_write_scrubbed_seed, percent=10),),
         succeed=mark_scrubbed,
         fail=mark_not_scrubbed,
-        overtaken=remove_if_gone,
+        overtaken=settle_late_step,
         deadline_s=300,
     )
 )
@@ -432,7 +432,7 @@ RENAME = register(
         ),
         succeed=mark_renamed,
         fail=mark_not_renamed,
-        overtaken=remove_if_gone,
+        overtaken=settle_late_step,
         deadline_s=300,
     )
 )
@@ -443,7 +443,7 @@ RESET = register(
         steps=(Step("reset", reset_domain, note_power, percent=30),),
         succeed=mark_running,
         fail=mark_change_failed,
-        overtaken=remove_if_gone,
+        overtaken=settle_late_step,
         deadline_s=120,
     )
 )

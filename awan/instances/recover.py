@@ -25,25 +25,27 @@ from awan.events import record
 from awan.instances.models import DesiredState, Instance, ObservedState
 from awan.instances.rules import CRASHED_AGAIN, PAUSED, PAUSED_BY_DISK, repair_delay_s
 from awan.instances.workflows import (
+    SECRET_GENERATION,
     SEED_TARGET,
     Situation,
     define_over,
+    lives,
     make_ports,
     mark_change_failed,
     mark_running,
     observed_of,
     power_on,
     read_situation,
-    remove_if_gone,
     seed_handle,
+    settle_late_step,
     wait_for_ports,
 )
 from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.kit.ids import new_id
-from awan.operations import Operation, Plan, Step, Target, begin, register
+from awan.operations import Operation, Plan, Step, Target, begin, register, wait_for_end
 from awan.operations.models import OperationStatus
-from awan.resources import Resource, ResourceKind
+from awan.resources import Resource, ResourceKind, lock
 from awan.settings import get_settings
 
 ACTOR = "system:reconcile"
@@ -51,6 +53,8 @@ DISK_MISSING = "The disk of the instance is missing on its server. The operator 
 # After a node's reset many of its parts are still on their way up.
 NODE_PATIENCE_S = 300.0
 FAILURES_COUNTED_S = 86_400.0
+# How often, and how long each time, a repair after a late step waits for the instance to be idle.
+LATE_REPAIR_TRIES, LATE_REPAIR_WAIT_S = 60, 60.0
 
 log = structlog.get_logger(__name__)
 
@@ -116,20 +120,21 @@ def _delete_older_seeds(it: Situation) -> None:
 
 
 def put_back_definition(target: Target) -> None:
-    """The domain has a definition, with the seed that counts. One that is there stays as it is.
+    """The domain has a definition, with the seed that counts in its drive. One that is there is kept but for that.
 
     Raises: Conflict when the root disk has vanished since it was looked for.
     """
     it = read_situation(target.subject_id)
     found = it.engines.hypervisor.find_domain(it.node, it.instance.instance_id)
-    if found is not None and found.is_persistent:
-        return
-    define_over(it, lambda: _find_disk(it))
+    if found is None or not found.is_persistent:
+        define_over(it, lambda: _find_disk(it))
     later = read_situation(target.subject_id)
-    if later.instance.seed_generation != it.instance.seed_generation:
-        seed = seed_handle(later)
-        later.engines.hypervisor.ensure_media(later.node, target.subject_id, SEED_TARGET, seed.path)
-        _delete_older_seeds(later)
+    if later.instance.seed_generation == SECRET_GENERATION:
+        # The end of the first boot replaces this seed in any case.
+        return
+    seed = seed_handle(later)
+    later.engines.hypervisor.ensure_media(later.node, target.subject_id, SEED_TARGET, seed.path)
+    _delete_older_seeds(later)
 
 
 def wait_for_network(target: Target) -> None:
@@ -181,7 +186,7 @@ REPAIR = register(
         ),
         succeed=mark_repaired,
         fail=mark_change_failed,
-        overtaken=remove_if_gone,
+        overtaken=settle_late_step,
         deadline_s=600,
     )
 )
@@ -200,7 +205,7 @@ RECOVER = register(
         ),
         succeed=mark_running,
         fail=mark_change_failed,
-        overtaken=remove_if_gone,
+        overtaken=settle_late_step,
         deadline_s=1200,
     )
 )
@@ -289,6 +294,25 @@ def begin_repair(
     if not _is_due(session, instance.instance_id):
         return None
     return _begin(session, REPAIR, resource, instance, reason)
+
+
+def repair_after_late_step(instance_id: UUID) -> None:
+    """Begins a repair of an instance that lives: what a step does that was overtaken may be long out of date.
+
+    Waits for the operation that runs on it. Raises: EngineUnavailable when it is never idle.
+    """
+    for _ in range(LATE_REPAIR_TRIES):
+        with transaction() as session:
+            resource = lock(session, instance_id)
+            instance = session.get_one(Instance, instance_id, with_for_update=True)
+            if resource is None or not lives(instance):
+                return
+            running = resource.active_operation_id
+            if running is None:
+                _begin(session, REPAIR, resource, instance, Reason.OTHER)
+                return
+        wait_for_end(running, LATE_REPAIR_WAIT_S)
+    raise EngineUnavailable("instances", f"repair {instance_id}", "it is always busy")
 
 
 def note_found(session: Session, instance: Instance, reason: Reason, words: str) -> None:

@@ -382,14 +382,25 @@ def _domain_spec(it: Situation, threads: NodeThreads, root: VolumeHandle) -> Dom
     )
 
 
+def settle_late_step(target: Target) -> None:
+    """What an overtaken step did late is undone: of an instance that is gone nothing stays, one that lives is repaired.
+
+    The definition, seed or port of the late step may be older than what the instance has got since.
+    """
+    from awan.instances.recover import repair_after_late_step  # it stands on this module
+
+    remove_if_gone(target)
+    repair_after_late_step(target.subject_id)
+
+
 def remove_if_gone(target: Target) -> None:
     """Nothing is on the engines of an instance that is deleted or was never made; one that lives keeps everything.
 
-    For steps that were overtaken: the rows of disks and cards may say already that these are gone.
+    The rows of disks and cards may say already that these are gone.
     """
     with transaction() as session:
         instance = session.get_one(Instance, target.subject_id)
-        if instance.desired_state != DesiredState.DELETED and instance.holds_quota:
+        if lives(instance):
             return
         row = session.get_one(Node, instance.node_id)
         node, is_lost = endpoint(row), row.state == NodeState.LOST
@@ -409,6 +420,11 @@ def remove_if_gone(target: Target) -> None:
     opened.volumes.delete_seeds(node, target.subject_id)
     for volume_id in volume_ids:
         opened.volumes.delete(node, volume_id)
+
+
+def lives(instance: Instance) -> bool:
+    """Whether the engines hold something of the instance, and shall go on doing so."""
+    return instance.desired_state != DesiredState.DELETED and instance.holds_quota
 
 
 def mark_created(session: Session, target: Target) -> None:
@@ -598,7 +614,7 @@ CREATE = register(
         succeed=mark_created,
         fail=mark_create_failed,
         then=wait_for_first_boot,
-        overtaken=remove_if_gone,
+        overtaken=settle_late_step,
         deadline_s=900,
     )
 )
@@ -628,7 +644,7 @@ START = register(
         ),
         succeed=mark_running,
         fail=mark_change_failed,
-        overtaken=remove_if_gone,
+        overtaken=settle_late_step,
         deadline_s=300,
     )
 )
@@ -639,7 +655,7 @@ STOP = register(
         steps=(Step("power", power_off, note_power, percent=10, timeout_s=120),),
         succeed=mark_stopped,
         fail=mark_change_failed,
-        overtaken=remove_if_gone,
+        overtaken=settle_late_step,
         deadline_s=300,
     )
 )
@@ -654,7 +670,7 @@ RESTART = register(
         ),
         succeed=mark_running,
         fail=mark_change_failed,
-        overtaken=remove_if_gone,
+        overtaken=settle_late_step,
         deadline_s=300,
     )
 )
@@ -782,9 +798,12 @@ def scrub_seed(instance_id: str) -> None:
         seed = volumes.ensure_seed(it.node, subject, SCRUBBED_GENERATION, iso)
         try:
             it.engines.hypervisor.ensure_media(it.node, subject, SEED_TARGET, seed.path)
-        except EngineRejected:
+        except EngineRejected as err:
             if not _is_being_deleted(subject):
-                raise
+                # The domain may have vanished for a moment, and whoever watches its node puts it back.
+                raise EngineUnavailable(
+                    "hypervisor", f"change the seed of {subject}", str(err)
+                ) from err
         else:
             _note_scrubbed(subject)
             volumes.delete_seeds(it.node, subject, keep=SCRUBBED_GENERATION)

@@ -78,8 +78,8 @@ class Plan:
     `then` (after `succeed`) may enqueue a waiting workflow. `deadline_s` counts from `begin`; passing it alarms.
 
     `overtaken` is called after a step whose worker was frozen in it while another one took over and ended the
-    operation, and perhaps later ones. It removes what the late step may have made of a thing that is gone, leaves a
-    living thing alone, and may run beside later operations.
+    operation, and perhaps later ones. It removes what the late step may have made of a thing that is gone, and sees to
+    it that a living thing is as its rows say. It may run beside later operations.
     """
 
     workflow: str

@@ -20,21 +20,13 @@ from tests.faults.conftest import Durations
 from tests.support import lab_inspection
 from tests.support.fault_report import FaultRow
 from tests.support.lab_cloud import FINAL, STOP_GRACE_S, LabCloud, until
+from tests.support.lab_faults import kill_processes
 
 pytestmark = [pytest.mark.lab, pytest.mark.faults, pytest.mark.timeout(900)]
 
 OUTAGE_S = 3.0
 CONVERGED_S = 120.0
 Note = Callable[[FaultRow], None]
-
-
-def kill_processes(cloud: LabCloud, suffix: str) -> None:
-    """kill -9 of the lab's processes with this end of their name."""
-    victims = [it for it in cloud.lab.status().processes if it.name.endswith(suffix)]
-    assert victims, f"no process of the lab is called *{suffix}"
-    for victim in victims:
-        os.kill(victim.pid, signal.SIGKILL)
-    until(lambda: all(not start_ticks(it.pid) for it in victims), 10, "they are still alive")
 
 
 def row(

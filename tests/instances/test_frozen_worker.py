@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from uuid import UUID
 
 import pytest
@@ -14,7 +15,7 @@ from awan.operations import Operation, durable
 from awan.reconcile.locations import check_location
 from tests.support.guests import create_ready
 from tests.support.holdings import assert_counts, engine_state
-from tests.support.in_process_worker import InProcessWorker
+from tests.support.in_process_worker import InProcessWorker, wait_until_idle
 from tests.support.simulated_cloud import SimulatedCloud
 
 FROZEN_S = 4.0
@@ -73,8 +74,22 @@ class FrozenWorker:
         assert time.monotonic() - self._frozen_at < FROZEN_S - 0.5, "the test was too slow"
 
     def wait_until_awake(self) -> None:
-        """The late call has taken effect, and there was time to clear up after it."""
+        """The late call has taken effect."""
         time.sleep(max(0.0, self._frozen_at + FROZEN_S + 1.0 - time.monotonic()))
+
+    def wait_until(self, is_cleared_up: Callable[[], bool]) -> None:
+        """Returns once that holds."""
+        deadline = time.monotonic() + 15
+        while not is_cleared_up():
+            assert time.monotonic() < deadline, "what came late stays"
+            time.sleep(0.05)
+
+
+def count_repairs() -> int:
+    """How many repairs have been begun."""
+    with transaction() as session:
+        kinds = session.scalars(select(Operation.kind))
+        return sum(kind == "instance.repair" for kind in kinds)
 
 
 @pytest.mark.parametrize("step", CALLS)
@@ -92,7 +107,7 @@ def test_what_it_makes_of_a_deleted_instance_does_not_stay(
     assert_counts(cloud, 0)
     frozen_worker.assert_still_frozen()
     frozen_worker.wait_until_awake()
-    assert engine_state(cloud)[seen_in] == []
+    frozen_worker.wait_until(lambda: engine_state(cloud)[seen_in] == [])
     assert_counts(cloud, 0)
 
 
@@ -109,6 +124,9 @@ def test_an_instance_that_lives_keeps_everything(
     before = engine_state(cloud)["domains"]
     frozen_worker.assert_still_frozen()
     frozen_worker.wait_until_awake()
+    # What the late call did may be long out of date: everything is looked at once more.
+    frozen_worker.wait_until(lambda: count_repairs() == 1)
+    wait_until_idle()
     assert engine_state(cloud)["domains"] == before == [(UUID(uuid), "running")]
     assert_counts(cloud, 1)
 
@@ -128,6 +146,7 @@ def test_what_it_makes_of_a_cancelled_creation_does_not_stay(
     assert_counts(cloud, 0)
     frozen_worker.assert_still_frozen()
     frozen_worker.wait_until_awake()
+    frozen_worker.wait_until(lambda: not any(engine_state(cloud).values()))
     assert_counts(cloud, 0)
 
 
@@ -150,5 +169,5 @@ def test_what_a_change_makes_of_a_deleted_instance_does_not_stay(
     assert_counts(cloud, 0)
     frozen_worker.assert_still_frozen()
     frozen_worker.wait_until_awake()
-    assert engine_state(cloud)["files"] == []
+    frozen_worker.wait_until(lambda: engine_state(cloud)["files"] == [])
     assert_counts(cloud, 0)

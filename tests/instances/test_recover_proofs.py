@@ -121,8 +121,4 @@ def test_repairs(
     verdict: Verdict,
     harm: Callable[[Guest], None],
 ) -> None:
-    case = case_of(at_once, cloud, verdict, harm)
-    if proof in (proofs.runs_twice_once, proofs.unwinds_from_failure_at_each_call):
-        proof(case)
-    else:
-        proof(case, proofs.first_middle_last)
+    proof(case_of(at_once, cloud, verdict, harm))

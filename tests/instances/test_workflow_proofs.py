@@ -213,11 +213,7 @@ def test_delete(settings: Settings, cloud: SimulatedCloud, proof: Proof) -> None
 def test_power(
     settings: Settings, cloud: SimulatedCloud, proof: Proof, verb: str, before: str, after: str
 ) -> None:
-    case = power_case(settings, cloud, verb, before, after)
-    if proof is proofs.runs_twice_once:
-        proof(case)
-    else:
-        proof(case, proofs.first_middle_last)
+    proof(power_case(settings, cloud, verb, before, after))
 
 
 def booted(cloud: SimulatedCloud, power: str) -> World:

@@ -97,4 +97,11 @@ def empty(database_url: str) -> None:
         filled = [row[0] for row in connection.execute(union)]
         if filled:
             connection.execute("SET lock_timeout = '10s'")
-            connection.execute(f"TRUNCATE {', '.join(filled)} CASCADE")
+            # Tests make few rows: deleting them takes a tenth of the time of TRUNCATE, which makes new files. In one
+            # statement, because foreign keys are looked at when it ends.
+            deletions = ", ".join(
+                f"emptied_{number} AS (DELETE FROM {name})" for number, name in enumerate(filled)
+            )
+            with connection.transaction():
+                connection.execute(f"LOCK TABLE {', '.join(filled)} IN ACCESS EXCLUSIVE MODE")
+                connection.execute(f"WITH {deletions} SELECT")

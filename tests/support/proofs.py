@@ -9,12 +9,14 @@
     )
     survives_death_at_each_call(case)
 
-Calls are counted from `begin` on, on the fakes of this process. `calls` names the ones to try: None means all,
-`first_middle_last` three of them. About a second for each death, less for a failure.
+Calls are counted from `begin` on, on the fakes of this process. `calls` names the ones to try: a list these alone, None
+three at random, `first_middle_last` these three; with `--full` both of the latter mean every call. A death is tried
+before and after the effect of its call. About a second for each death, less for a failure.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,13 +33,16 @@ from awan.kit.database import transaction
 from awan.operations import Operation, durable, wait_for_end
 from awan.operations.models import FINAL, OperationStatus
 from awan.settings import Settings
+from tests.support import sampling
 from tests.support.in_process_worker import InProcessWorker
 
 W = TypeVar("W")
+T = TypeVar("T")
 Calls = Sequence[int] | Callable[[int], Sequence[int]] | None
 When = Literal["before", "after"]
 
 END_S = 20.0
+SAMPLE = 3
 
 
 @dataclass(frozen=True)
@@ -92,12 +97,11 @@ def survives_death_at_each_call(
 ) -> None:
     """The worker dies around a call and comes back: the same end state as without."""
     with _worker(case) as worker:
-        for k in _chosen(calls, _count_calls(case)):
-            for when in whens:
-                world, operation_id = _begin(case, lambda k=k, w=when: case.faults.die_at(k, w))
-                _revive(case, worker, operation_id)
-                _expect(operation_id, OperationStatus.SUCCEEDED, f"death {when} call {k}")
-                case.succeeded(world)
+        for k, when in _chosen_deaths(calls, _count_calls(case), whens):
+            world, operation_id = _begin(case, lambda k=k, w=when: case.faults.die_at(k, w))
+            _revive(case, worker, operation_id)
+            _expect(operation_id, OperationStatus.SUCCEEDED, f"death {when} call {k}")
+            case.succeeded(world)
 
 
 def survives_death_while_undoing(
@@ -117,18 +121,18 @@ def survives_death_while_undoing(
         _expect(operation_id, OperationStatus.FAILED, "last call refused")
         case.undone(world)
         undo_count = len(case.faults.calls) - last
-        for k in _chosen(calls, undo_count):
-            for when in whens:
+        very_end: tuple[int, When] = (undo_count, "after")
+        deaths = _chosen_deaths(calls, undo_count, whens)
+        for k, when in deaths if very_end in deaths else [*deaths, very_end]:
 
-                def refuse_and_die(k: int = k, when: When = when) -> None:
-                    refuse_last()
-                    case.faults.die_at(last + k, when)
+            def refuse_and_die(k: int = k, when: When = when) -> None:
+                refuse_last()
+                case.faults.die_at(last + k, when)
 
-                world, operation_id = _begin(case, refuse_and_die)
-                is_last = k == undo_count and when == "after"
-                _revive(case, worker, operation_id, lost="undo_%" if is_last else None)
-                _expect(operation_id, OperationStatus.FAILED, f"death {when} undo call {k}")
-                case.undone(world)
+            world, operation_id = _begin(case, refuse_and_die)
+            _revive(case, worker, operation_id, lost="undo_%" if (k, when) == very_end else None)
+            _expect(operation_id, OperationStatus.FAILED, f"death {when} undo call {k}")
+            case.undone(world)
 
 
 @contextmanager
@@ -142,9 +146,25 @@ def _worker(case: Case[W]) -> Iterator[InProcessWorker]:
 
 
 def _chosen(calls: Calls, count: int) -> Sequence[int]:
+    return _chosen_of(calls, count, range(1, count + 1), lambda k: [k])
+
+
+def _chosen_deaths(calls: Calls, count: int, whens: Sequence[When]) -> Sequence[tuple[int, When]]:
+    every = list(itertools.product(range(1, count + 1), whens))
+    return _chosen_of(calls, count, every, lambda k: [(k, when) for when in whens])
+
+
+def _chosen_of(
+    calls: Calls, count: int, every: Sequence[T], cases_of: Callable[[int], Sequence[T]]
+) -> Sequence[T]:
+    """The cases to try out of `every`; `cases_of` gives those of one call."""
     if calls is None:
-        return range(1, count + 1)
-    return calls(count) if callable(calls) else calls
+        return sampling.sample(every, SAMPLE)
+    if callable(calls):
+        if sampling.is_full():
+            return every
+        calls = calls(count)
+    return [case for k in calls for case in cases_of(k)]
 
 
 def _begin(case: Case[W], plan: Callable[[], None]) -> tuple[W, UUID]:

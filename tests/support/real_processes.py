@@ -1,8 +1,9 @@
-"""API and worker as the processes that they are in production, with everything they log."""
+"""API and workers as the processes that they are in production, with everything they log."""
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from types import TracebackType
 from typing import Self
 
 import httpx
+from sqlalchemy import text
+
+from awan.kit.database import get_engine
 
 START_S = 60.0
 STOP_S = 20.0
@@ -49,16 +53,8 @@ class RealProcesses:
     def __enter__(self) -> Self:
         try:
             for name in ("api", "worker"):
-                with (self._log_dir / f"{name}.log").open("wb") as log:
-                    self._processes.append(
-                        subprocess.Popen(
-                            [sys.executable, "-m", "awan.runtime.process", name],
-                            env=self._environment,
-                            stdin=subprocess.DEVNULL,
-                            stdout=log,
-                            stderr=subprocess.STDOUT,
-                        )
-                    )
+                log = self._log_dir / f"{name}.log"
+                self._processes.append(_start(name, self._environment, log))
             self._wait_until_healthy()
         except BaseException:
             self._stop()
@@ -97,6 +93,84 @@ class RealProcesses:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+class WorkerProcesses:
+    """Several workers on this process's own settings and database: `with WorkerProcesses(tmp_path, 2) as workers: ...`.
+
+    Their names are `worker-1`, `worker-2`, ...
+    """
+
+    def __init__(self, log_dir: Path, count: int, **settings: str) -> None:
+        self._log_dir = log_dir
+        self._settings = settings
+        self._names = [f"worker-{number}" for number in range(1, count + 1)]
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        for name in self._names:
+            environment = {
+                **os.environ,
+                "AWAN_LOG_JSON": "true",
+                "AWAN_ENV_FILE": os.devnull,
+                **self._settings,
+                "AWAN_WORKER_ID": name,
+            }
+            self._processes[name] = _start("worker", environment, self._log_dir / f"{name}.log")
+        try:
+            deadline = time.monotonic() + START_S
+            while not set(self._names) <= self.alive():
+                assert time.monotonic() < deadline, self.log()
+                time.sleep(0.05)
+        except BaseException:
+            self._kill()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._kill()
+
+    def alive(self) -> set[str]:
+        """Workers whose heart has beaten in the last second."""
+        seen = "SELECT executor_id FROM worker WHERE seen_at > now() - interval '1 s'"
+        with get_engine().connect() as connection:
+            return set(connection.scalars(text(seen)))
+
+    def freeze(self, name: str) -> None:
+        """SIGSTOP."""
+        self._processes[name].send_signal(signal.SIGSTOP)
+
+    def wake(self, name: str) -> None:
+        """SIGCONT."""
+        self._processes[name].send_signal(signal.SIGCONT)
+
+    def log(self, name: str | None = None) -> str:
+        """What one has logged, or all."""
+        return "".join(
+            (self._log_dir / f"{one}.log").read_text() for one in self._names if name in (None, one)
+        )
+
+    def _kill(self) -> None:
+        for process in self._processes.values():
+            process.kill()
+            process.wait()
+
+
+def _start(name: str, environment: dict[str, str], log_file: Path) -> subprocess.Popen[bytes]:
+    """The process `api` or `worker`, writing to its own log."""
+    with log_file.open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "awan.runtime.process", name],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def _free_port() -> int:
