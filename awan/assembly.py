@@ -15,6 +15,7 @@ import awan.console.pages
 import awan.console.routes
 import awan.credentials.routes
 import awan.event_stream.routes
+import awan.firewall.routes
 import awan.fleet.routes
 import awan.instances.admin_routes
 import awan.instances.routes
@@ -40,6 +41,7 @@ from awan.webhooks.sender import deliver_due
 ROUTERS: tuple[APIRouter, ...] = (
     awan.catalogue.routes.sizes_router,
     awan.networks.routes.instances_router,
+    awan.firewall.routes.router,
     awan.instances.routes.router,
     awan.metrics.routes.router,
     awan.console.routes.router,
@@ -67,6 +69,7 @@ ROOT_ROUTERS: tuple[APIRouter, ...] = (awan.metrics.routes.root_router,)
 WORKFLOW_MODULES = (
     "awan.catalogue.images",
     "awan.console.workflows",
+    "awan.firewall.workflows",
     "awan.fleet.workflows",
     "awan.networks.workflows",
     "awan.volumes.image_removal",

@@ -22,6 +22,7 @@ from awan.catalogue.service import find_location, is_offered, volumes_driver
 from awan.credentials import SshKey, find_keys
 from awan.engines.seed import hash_password, validate_user_data
 from awan.errors import Invalid
+from awan.firewall import create_firewall
 from awan.fleet import Demand, place
 from awan.instances.models import CpuMode, DesiredState, Instance, InstanceSshKey, ObservedState
 from awan.instances.rules import check_password
@@ -101,6 +102,12 @@ def create_instance(
     resource = _insert_resource(session, caller, request, instance_id, operation_id)
     instance = _insert_instance(
         session, caller, request, order, instance_id, operation_id, node.node_id
+    )
+    create_firewall(
+        session,
+        instance_id=instance_id,
+        account_id=caller.account_id,
+        location_id=request.location_id,
     )
     create_root_volume(
         session,

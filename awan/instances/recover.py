@@ -9,7 +9,6 @@ customer's. The verbs below them are called by whoever compares nodes with rows;
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
@@ -42,8 +41,16 @@ from awan.instances.workflows import (
 )
 from awan.kit.clock import now
 from awan.kit.database import transaction
-from awan.kit.ids import new_id
-from awan.operations import Operation, Plan, Step, Target, begin, register, wait_for_end
+from awan.operations import (
+    ControlPlane,
+    Operation,
+    Plan,
+    Step,
+    Target,
+    begin,
+    register,
+    wait_for_end,
+)
 from awan.operations.models import OperationStatus
 from awan.resources import Resource, ResourceKind, lock
 from awan.settings import get_settings
@@ -74,16 +81,6 @@ class Reason(StrEnum):
     PAUSED = "paused"
     DISK = "disk"
     OTHER = "other"
-
-
-@dataclass(frozen=True)
-class Reconciler:
-    """Who asks for a repair: nobody but the control plane itself."""
-
-    account_id: UUID | None = None
-    is_operator: bool = True
-    actor: str = ACTOR
-    request_id: str = field(default_factory=lambda: new_id().hex)
 
 
 def check_disk(target: Target) -> None:
@@ -330,7 +327,7 @@ def note_found(session: Session, instance: Instance, reason: Reason, words: str)
 def _begin(
     session: Session, plan: Plan, resource: Resource, instance: Instance, reason: Reason
 ) -> Operation:
-    caller = Reconciler()
+    caller = ControlPlane(ACTOR)
     operation = begin(
         session,
         caller=caller,

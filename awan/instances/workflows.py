@@ -1,7 +1,7 @@
 """Durable work on instances.
 
 instance.create   image -> volume -> seed -> port -> domain -> power -> port up
-instance.delete   domain gone -> ports gone -> seeds gone -> volumes gone            (no undo: it only goes forward)
+instance.delete   domain gone -> ports and firewall gone -> seeds gone -> volumes gone   (no undo: it only goes forward)
 instance.start    ports -> power -> port up
 instance.stop     power off
 instance.restart  power off -> power on -> port up
@@ -26,6 +26,7 @@ from awan.catalogue import engines, image_source
 from awan.catalogue.models import TemplateImage, Tier
 from awan.credentials import SshKey
 from awan.engines.fabric import PortSpec, PublicNetworkSpec
+from awan.engines.fabric.firewall import FirewallSpec
 from awan.engines.hypervisor import (
     DiskSpec,
     DomainFacts,
@@ -47,6 +48,14 @@ from awan.engines.seed import (
 from awan.engines.volumes import ImageSource, VolumeHandle
 from awan.errors import EngineError, EngineRejected, EngineUnavailable, OperationCancelled
 from awan.events import record
+from awan.firewall import (
+    Firewall,
+    firewall_id_of,
+    note_applied,
+    note_pushed,
+    read_spec,
+    retire_firewall,
+)
 from awan.fleet import Node, NodeState, NodeThreads, endpoint, node_threads, release
 from awan.instances.models import CpuMode, DesiredState, Instance, InstanceSshKey, ObservedState
 from awan.instances.rules import cpu_shares
@@ -58,6 +67,7 @@ from awan.ledger import close_spans, open_spans
 from awan.networks import port_specs, public_addresses, release_nics
 from awan.networks.models import Nic
 from awan.operations import (
+    ControlPlane,
     Failure,
     Operation,
     Plan,
@@ -97,6 +107,7 @@ class Situation:
     """Everything that the steps of one instance need, read in one transaction.
 
     A node that is lost is asked for nothing any more: what lay on it is gone with it.
+    `firewall` is None once it has ended; `pushed_revision` is what the fabric was told of it before.
     """
 
     instance: Instance
@@ -109,6 +120,9 @@ class Situation:
     image: ImageSource
     root: Volume | None
     ports: list[tuple[PublicNetworkSpec, PortSpec]]
+    firewall_id: UUID
+    firewall: FirewallSpec | None
+    pushed_revision: int
 
 
 def read_situation(instance_id: UUID) -> Situation:
@@ -118,6 +132,7 @@ def read_situation(instance_id: UUID) -> Situation:
         node = session.get_one(Node, instance.node_id)
         assert node.ovn_system_id is not None
         volumes = volumes_of(session, instance_id)
+        firewall_id = firewall_id_of(instance_id)
         return Situation(
             instance=instance,
             tier=session.get_one(Tier, instance.tier_id),
@@ -133,7 +148,11 @@ def read_situation(instance_id: UUID) -> Situation:
                 instance_id,
                 hostname=instance.hostname,
                 operation_id=instance.create_operation_id,
+                firewall_id=firewall_id,
             ),
+            firewall_id=firewall_id,
+            firewall=read_spec(session, firewall_id),
+            pushed_revision=session.get_one(Firewall, firewall_id).pushed_revision,
         )
 
 
@@ -174,18 +193,23 @@ def undo_write_seed(target: Target) -> None:
 
 
 def make_ports(target: Target) -> None:
-    """The instance's ports exist, protected from their first instant."""
+    """The instance's firewall exists, and its ports, in it and protected from their first instant."""
     it = read_situation(target.subject_id)
+    if it.firewall is not None:
+        it.engines.fabric.ensure_firewall(it.firewall)
+        with transaction() as session:
+            note_pushed(session, it.firewall_id, it.firewall.revision)
     for network, port in it.ports:
         it.engines.fabric.ensure_public_network(network)
         it.engines.fabric.ensure_port(port)
 
 
 def undo_make_ports(target: Target) -> None:
-    """The instance's ports do not exist."""
+    """Neither the instance's ports exist nor its firewall."""
     it = read_situation(target.subject_id)
     for _, port in it.ports:
         it.engines.fabric.ensure_port_absent(port.port_id)
+    it.engines.fabric.ensure_firewall_absent(it.firewall_id)
 
 
 def define_domain(target: Target) -> None:
@@ -243,13 +267,18 @@ def power_on(target: Target) -> None:
 
 
 def wait_for_ports(target: Target) -> None:
-    """The node has bound the ports and put their flows in place. Raises: EngineUnavailable after 30 s."""
+    """The node has bound the ports and put their flows in place, and with them the firewall as it was pushed before.
+
+    Raises: EngineUnavailable after 30 s.
+    """
     it = read_situation(target.subject_id)
     for _, port in it.ports:
         if not it.engines.fabric.wait_port_up(
             port.port_id, it.chassis, timeout_s=PORT_UP_TIMEOUT_S
         ):
             raise EngineUnavailable("fabric", "wait_port_up", f"port {port.port_id} is not up")
+    with transaction() as session:
+        note_applied(session, it.firewall_id, it.pushed_revision)
 
 
 def power_off(target: Target) -> None:
@@ -276,7 +305,7 @@ def remove_domain(target: Target) -> None:
 
 
 def remove_ports(target: Target) -> None:
-    """The ports are gone."""
+    """The ports and the firewall are gone."""
     undo_make_ports(target)
 
 
@@ -415,6 +444,7 @@ def remove_if_gone(target: Target) -> None:
         opened.hypervisor.ensure_absent(node, target.subject_id)
     for port_id in port_ids:
         opened.fabric.ensure_port_absent(port_id)
+    opened.fabric.ensure_firewall_absent(firewall_id_of(target.subject_id))
     if is_lost:
         return
     opened.volumes.delete_seeds(node, target.subject_id)
@@ -516,6 +546,7 @@ def _give_back(
         actor=actor,
         operation_id=operation_id,
     )
+    retire_firewall(session, instance.instance_id, ControlPlane(actor))
 
 
 def _forget_secrets(session: Session, instance: Instance) -> None:

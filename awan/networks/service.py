@@ -410,7 +410,12 @@ def nics_of(session: Session, instance_id: UUID) -> Sequence[Nic]:
 
 
 def port_specs(
-    session: Session, instance_id: UUID, *, hostname: str, operation_id: UUID
+    session: Session,
+    instance_id: UUID,
+    *,
+    hostname: str,
+    operation_id: UUID,
+    firewall_id: UUID,
 ) -> list[tuple[PublicNetworkSpec, PortSpec]]:
     """The ports that the fabric must have for an instance, each with the network it is on."""
     specs = []
@@ -432,6 +437,7 @@ def port_specs(
                     instance_id=instance_id,
                     account_id=nic.account_id,
                     operation_id=operation_id,
+                    firewall_id=firewall_id,
                 ),
             )
         )

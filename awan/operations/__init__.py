@@ -9,6 +9,7 @@ from awan.operations.durable import waiting_workflow
 from awan.operations.models import Operation
 from awan.operations.plans import Failure, Plan, Step, Target, register
 from awan.operations.service import (
+    ControlPlane,
     begin,
     enqueue_prompt,
     enqueue_wait,
@@ -20,6 +21,7 @@ from awan.operations.waits import durable_step, pause
 from awan.operations.watch import wait_for_end, wait_for_success
 
 __all__ = [
+    "ControlPlane",
     "Failure",
     "Operation",
     "Plan",

@@ -39,7 +39,8 @@ class Operation(Base):
 
     `error_message` is one sentence for the customer; what the engine said is in `error_detail`, for the operator.
     `account_id` is null for the operator's own operations (a template's import). `execution` counts how often a worker
-    began to carry it out: only the newest one may go on.
+    began to carry it out: only the newest one may go on. With `holds_resource` it is the resource's active operation,
+    and nothing else is begun on it; others work on a part of it, beside whatever is done to the whole.
     """
 
     __tablename__ = "operation"
@@ -70,6 +71,7 @@ class Operation(Base):
     error_detail: Mapped[str | None]
     cancel_requested_at: Mapped[datetime | None]
     execution: Mapped[int] = mapped_column(server_default="0")
+    holds_resource: Mapped[bool] = mapped_column(server_default=text("true"))
     deadline_at: Mapped[datetime]
     alarmed_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))

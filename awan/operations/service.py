@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
 from uuid import UUID
@@ -45,6 +45,16 @@ class Requester(Protocol):
         """The request this belongs to."""
 
 
+@dataclass(frozen=True)
+class ControlPlane:
+    """The control plane itself, under one of its names: it acts for whoever owns the thing."""
+
+    actor: str
+    account_id: UUID | None = None
+    is_operator: bool = True
+    request_id: str = field(default_factory=lambda: new_id().hex)
+
+
 def begin(
     session: Session,
     *,
@@ -56,17 +66,20 @@ def begin(
     operation_id: UUID | None = None,
     partition_key: UUID | None = None,
     queue_behind: bool = False,
+    holds_resource: bool = True,
 ) -> Operation:
     """Starts a plan when the caller's transaction commits; on rollback nothing of it exists.
 
     The caller has locked the row of `resource` (FOR UPDATE). `operation_id` may be given so that other ids can be
     derived from it beforehand. Operations of one `partition_key` (default: the subject) run one after the other in
     the order of their transactions' start.
+    Without `holds_resource` it is about a part of the resource: it begins whatever runs on the whole, and does not
+    keep anything from being begun there.
     Raises: Conflict (with Retry-After) when another operation runs on the resource, unless `queue_behind`.
     """
     if not is_registered(plan):
         raise ValueError(f"{plan.workflow} is not registered")
-    if resource is not None and not queue_behind:
+    if resource is not None and holds_resource and not queue_behind:
         refuse_if_busy(session, resource)
     account_id = None if caller.is_operator else caller.account_id
     operation = Operation(
@@ -79,11 +92,12 @@ def begin(
         request_id=caller.request_id,
         status=OperationStatus.QUEUED.value,
         percent=0,
+        holds_resource=holds_resource,
         deadline_at=now() + timedelta(seconds=plan.deadline_s),
         created_at=now(),
     )
     session.add(operation)
-    if resource is not None:
+    if resource is not None and holds_resource:
         resource.active_operation_id = operation.operation_id
     session.flush()
     record(

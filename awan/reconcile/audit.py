@@ -18,6 +18,7 @@ from awan.reconcile.rules import (
     ExpectedLocation,
     compare_domains,
     compare_files,
+    compare_firewalls,
     compare_names,
     compare_ports,
 )
@@ -56,3 +57,5 @@ def _compare(expected: ExpectedLocation, seen: Seen) -> Iterator[Finding]:
         yield from compare_ports(expected, seen.ports)
     if seen.names is not None and expected.names_zone is not None:
         yield from compare_names(expected, seen.names)
+    if seen.firewalls is not None:
+        yield from compare_firewalls(expected, seen.firewalls)

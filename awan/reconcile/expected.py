@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
@@ -19,6 +19,8 @@ from awan.console.workflows import CONNECT_TIMEOUT_S, PASSWORD_VALID_S
 from awan.engines.fabric import PortSpec
 from awan.engines.hypervisor import Power
 from awan.engines.nameserver import RecordKey
+from awan.firewall import Firewall, firewall_id_of
+from awan.firewall.spec import read_specs
 from awan.fleet.models import Node, NodeImage, NodeState
 from awan.instances.models import DesiredState, Instance, ObservedState
 from awan.instances.workflows import FIRST_BOOT, SCRUBBED_GENERATION, SECRET_GENERATION
@@ -29,6 +31,7 @@ from awan.networks.rules import ipv6_of, records_of, switch_name
 from awan.networks.service import network_spec
 from awan.reconcile.findings import Finding, FindingKind
 from awan.reconcile.rules import (
+    ExpectedFirewall,
     ExpectedInstance,
     ExpectedLocation,
     ExpectedName,
@@ -139,6 +142,7 @@ class Expectations:
         ).all()
         settled = {row.instance_id: row for row in rows if self._is_settled(row)}
         unsettled = [row for row in rows if row.instance_id not in settled]
+        half_made = {row for row in settled.values() if row.observed_state not in POWERS}
         ports = self._ports(location.location_id, settled, nodes)
         port_ids: dict[UUID, set[UUID]] = {}
         for port in ports:
@@ -166,7 +170,8 @@ class Expectations:
             ports=ports,
             names=self._names(location.location_id),
             names_zone=zones.forward if zones is not None else None,
-            unsettled=self._unsettled(location.location_id, unsettled),
+            firewalls=self._firewalls(settled, port_ids),
+            unsettled=self._unsettled(location.location_id, unsettled, half_made),
         )
 
     def lost_first_boots(self) -> list[Finding]:
@@ -303,8 +308,9 @@ class Expectations:
                         instance_id=instance.instance_id,
                         account_id=nic.account_id,
                         operation_id=instance.create_operation_id,
+                        firewall_id=firewall_id_of(instance.instance_id),
                     ),
-                    owner=f"instance {instance.hostname} ({instance.instance_id})",
+                    owner=_owner(instance),
                     chassis=node.ovn_system_id if node is not None and is_up else None,
                     dhcp_families=(
                         (4, 6) if six is not None and has_dhcpv6[four.pool_id] else (4,)
@@ -352,8 +358,28 @@ class Expectations:
         }
         return found
 
-    def _unsettled(self, location_id: int, rows: list[Instance]) -> Unsettled:
-        """Whatever these instances have, had or are getting on the engines."""
+    def _firewalls(
+        self, settled: Mapping[UUID, Instance], port_ids: Mapping[UUID, set[UUID]]
+    ) -> list[ExpectedFirewall]:
+        rows = self._session.scalars(
+            select(Firewall).where(Firewall.instance_id.in_(settled), Firewall.deleted_at.is_(None))
+        ).all()
+        return [
+            ExpectedFirewall(
+                spec=spec,
+                instance_id=row.instance_id,
+                owner=_owner(settled[row.instance_id]),
+                port_ids=frozenset(port_ids.get(row.instance_id, ())),
+            )
+            for row, spec in zip(rows, read_specs(self._session, rows), strict=True)
+            # One that was never made whole may have none.
+            if settled[row.instance_id].observed_state in POWERS
+        ]
+
+    def _unsettled(
+        self, location_id: int, rows: list[Instance], half_made: Collection[Instance]
+    ) -> Unsettled:
+        """Whatever these instances have, had or are getting on the engines; of those half made, the firewall may be."""
         ids = {row.instance_id for row in rows}
         session = self._session
         port_ids = frozenset(session.scalars(select(Nic.nic_id).where(Nic.instance_id.in_(ids))))
@@ -368,9 +394,14 @@ class Expectations:
             ),
             port_ids=port_ids,
             addresses=self._unsettled_addresses(location_id, port_ids),
+            firewall_ids=frozenset(firewall_id_of(row.instance_id) for row in (*rows, *half_made)),
             image_sha256s=self._removing
             | frozenset(sha256 for sha256 in session.scalars(images) if sha256),
         )
+
+
+def _owner(row: Instance) -> str:
+    return f"instance {row.hostname} ({row.instance_id})"
 
 
 def _first_boot_id(row: Instance) -> str:

@@ -31,6 +31,10 @@ class FindingKind(StrEnum):
     NAME_STRAY = "name.stray"
     NAME_WRONG = "name.wrong"
 
+    FIREWALL_STRAY = "firewall.stray"
+    FIREWALL_MISSING = "firewall.missing"
+    FIREWALL_WRONG = "firewall.wrong"
+
     FILE_STRAY = "file.stray"
     FILE_MISSING = "file.missing"
     FILE_SIZE = "file.size"

@@ -1,7 +1,8 @@
 """One look at a location: its networks, the ports of its instances, and what lies on its engines without a row.
 
 networks -> put back by the same verb that made them
-ports, seeds -> repaired by an operation on the instance
+ports, firewalls, seeds -> repaired by an operation on the instance
+firewalls that a node had not confirmed -> asked for again
 names -> marked, and pushed by the task that pushes all names
 strays -> quarantined: reported, watched, never touched
 """
@@ -20,6 +21,8 @@ from awan.engines.fabric import PublicNetworkSpec
 from awan.engines.volumes.names import read_name
 from awan.errors import EngineError
 from awan.events import record
+from awan.firewall import Firewall
+from awan.firewall.service import request_apply
 from awan.fleet import NodeHealth
 from awan.instances.models import Instance
 from awan.instances.recover import ACTOR, Reason
@@ -28,6 +31,7 @@ from awan.kit.database import transaction
 from awan.networks import Address, Nic
 from awan.networks.names import mark_stale
 from awan.networks.service import network_spec
+from awan.operations import ControlPlane
 from awan.reconcile.expected import Expectations, look_first
 from awan.reconcile.findings import Finding, FindingKind
 from awan.reconcile.models import StrayKind
@@ -39,6 +43,7 @@ from awan.reconcile.rules import (
     ExpectedLocation,
     compare_domains,
     compare_files,
+    compare_firewalls,
     compare_names,
     compare_ports,
 )
@@ -46,10 +51,17 @@ from awan.reconcile.rules import (
 STRAYS = {
     FindingKind.DOMAIN_STRAY: StrayKind.DOMAIN,
     FindingKind.PORT_STRAY: StrayKind.PORT,
+    FindingKind.FIREWALL_STRAY: StrayKind.FIREWALL,
     FindingKind.FILE_STRAY: StrayKind.FILE,
     FindingKind.NAME_STRAY: StrayKind.NAME,
 }
-PORT_FAULTS = (FindingKind.PORT_MISSING, FindingKind.PORT_WRONG, FindingKind.PORT_UNPROTECTED)
+NETWORK_FAULTS = (
+    FindingKind.PORT_MISSING,
+    FindingKind.PORT_WRONG,
+    FindingKind.PORT_UNPROTECTED,
+    FindingKind.FIREWALL_MISSING,
+    FindingKind.FIREWALL_WRONG,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +87,7 @@ def check_location(location_id: int, *, with_files: bool = True) -> None:
     if not sites:
         return
     _put_back_networks(sites[0])
+    _apply_pending(location_id)
     (site, seen) = read(sites, with_files=with_files, with_chassis=False)[0]
     with one_snapshot() as session:
         expected = Expectations(session, first).of_location(
@@ -82,6 +95,7 @@ def check_location(location_id: int, *, with_files: bool = True) -> None:
         )
         found = list(_compare(expected, seen))
         owners = {str(port.spec.port_id): port.spec.instance_id for port in expected.ports}
+        owners |= {str(it.spec.firewall_id): it.instance_id for it in expected.firewalls}
         faulty = {
             instance_id: it.finding
             for it in found
@@ -94,7 +108,7 @@ def check_location(location_id: int, *, with_files: bool = True) -> None:
         )
     for instance_id, it in known.items():
         finding = faulty[instance_id]
-        reason = Reason.NETWORK if finding.kind in PORT_FAULTS else Reason.SEED
+        reason = Reason.NETWORK if finding.kind in NETWORK_FAULTS else Reason.SEED
         act(it, Verdict.REPAIR, reason, f"{finding.kind}: {finding.found}")
     wrong = {it.finding.subject for it in found if it.finding.kind is FindingKind.NAME_WRONG}
     with transaction() as session:
@@ -130,6 +144,24 @@ def _put_back_networks(site: Site) -> None:
             log.warning("network was put back", switch=network.switch)
             with transaction() as session:
                 _record_network(session, site, network.switch)
+
+
+def _apply_pending(location_id: int) -> None:
+    """Firewalls that a node has not confirmed, or that could not be pushed, are brought there again."""
+    with transaction() as session:
+        pending = session.scalars(
+            select(Firewall.instance_id)
+            .join(Instance, Instance.instance_id == Firewall.instance_id)
+            .where(
+                Firewall.location_id == location_id,
+                Firewall.applied_revision < Firewall.wanted_revision,
+                Firewall.deleted_at.is_(None),
+                Instance.observed_state.in_(SETTLED_STATES),
+            )
+        ).all()
+    for instance_id in pending:
+        with transaction() as session:
+            request_apply(session, ControlPlane(ACTOR), instance_id)
 
 
 def _networks_in_use(session: Session, location_id: int) -> list[PublicNetworkSpec]:
@@ -172,14 +204,16 @@ def _compare(expected: ExpectedLocation, seen: Seen) -> Iterator[Found]:
         yield from (Found(None, it) for it in compare_ports(expected, seen.ports))
     if seen.names is not None and expected.names_zone is not None:
         yield from (Found(None, it) for it in compare_names(expected, seen.names))
+    if seen.firewalls is not None:
+        yield from (Found(None, it) for it in compare_firewalls(expected, seen.firewalls))
 
 
 def _instance_of(finding: Finding, owners: Mapping[str, UUID]) -> UUID | None:
-    """The instance that a repair would put right (`owners`: of ports by name); None for what no repair can.
+    """The instance that a repair would put right (`owners`: of ports and firewalls); None for what no repair can.
 
     Not a disk that is missing: what was on it cannot be made again. Domains are the business of their node's watch.
     """
-    if finding.kind in PORT_FAULTS:
+    if finding.kind in NETWORK_FAULTS:
         return owners.get(finding.subject)
     if finding.kind is FindingKind.FILE_MISSING:
         return read_name(finding.subject).instance_id
@@ -194,4 +228,6 @@ def _scopes(seen: Seen) -> set[Scope]:
         scopes.add(Scope(StrayKind.PORT, None))
     if seen.names is not None:
         scopes.add(Scope(StrayKind.NAME, None))
+    if seen.firewalls is not None:
+        scopes.add(Scope(StrayKind.FIREWALL, None))
     return scopes

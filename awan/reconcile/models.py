@@ -17,6 +17,7 @@ class StrayKind(StrEnum):
 
     DOMAIN = "domain"
     PORT = "port"
+    FIREWALL = "firewall"
     FILE = "file"
     NAME = "name"
 

@@ -34,10 +34,10 @@ from awan.fleet import Node, NodeState, endpoint
 from awan.fleet.service import WATCH_ACTOR, note_answer, note_silence
 from awan.fleet.workflows import FENCE
 from awan.instances.models import Instance
-from awan.instances.recover import Reason, Reconciler
+from awan.instances.recover import ACTOR, Reason
 from awan.instances.rules import SETTLED_STATES
 from awan.kit.database import transaction
-from awan.operations import Operation, begin
+from awan.operations import ControlPlane, Operation, begin
 from awan.operations.models import FINAL
 from awan.reconcile.power import Circumstances, Verdict, judge
 from awan.reconcile.repairs import Known, act, find_known, known_on
@@ -165,7 +165,7 @@ class NodeWatch:
                 return
             self._fence_id = begin(
                 session,
-                caller=Reconciler(),
+                caller=ControlPlane(ACTOR),
                 plan=FENCE,
                 resource=None,
                 resource_kind="node",

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from awan.catalogue import engines
 from awan.catalogue.models import Location
 from awan.engines.fabric import ChassisFacts, PortFacts
+from awan.engines.fabric.firewall import FirewallFacts
 from awan.engines.hypervisor import DomainFacts
 from awan.engines.nameserver import RecordKey
 from awan.engines.registry import LocationEngines
@@ -40,6 +41,7 @@ class Seen:
     files: dict[UUID, list[VolumeFacts]] = field(default_factory=dict)
     ports: list[PortFacts] | None = None
     names: dict[RecordKey, tuple[str, ...]] | None = None
+    firewalls: Sequence[FirewallFacts] | None = None
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -125,6 +127,7 @@ def _begin_reading(
         for _, reached in nodes
     ]
     ports = readers.submit(opened.fabric.list_ports)
+    firewalls = readers.submit(opened.fabric.list_firewalls)
     chassis = readers.submit(opened.fabric.list_chassis) if with_chassis else None
     names = (
         readers.submit(opened.nameserver.list_records)
@@ -149,6 +152,7 @@ def _begin_reading(
         if names is not None:
             no_names = _silence(FindingKind.NAMESERVER_SILENT, code, code, "The nameserver")
             seen.names = _result(names, seen, no_names)
+        seen.firewalls = _result(firewalls, seen, silence)
         if chassis is None:
             return seen
         found_chassis = _result(chassis, seen, silence)

@@ -399,6 +399,7 @@ OPERATIONS = (
             'an active operation on its resource' AS expected, 'none' AS found
         FROM operation JOIN named USING (resource_id)
         WHERE status IN ('queued', 'running') AND active_operation_id IS NULL
+            AND operation.holds_resource
         """,
         "The operation {kind} ({subject}) is {status}, but the {label} does not know of any operation.",
         given=(NAMED,),

@@ -14,6 +14,8 @@ from pathlib import PurePosixPath
 from uuid import UUID
 
 from awan.engines.fabric import PortFacts, PortSpec
+from awan.engines.fabric.acls import firewall_lines, group_name
+from awan.engines.fabric.firewall import FirewallFacts, FirewallSpec
 from awan.engines.hypervisor import DomainFacts, Power
 from awan.engines.nameserver import RecordKey, RecordKind
 from awan.engines.volumes import VolumeFacts
@@ -80,6 +82,16 @@ class ExpectedName:
 
 
 @dataclass(frozen=True)
+class ExpectedFirewall:
+    """The firewall of a settled instance, with the cards that are in it."""
+
+    spec: FirewallSpec
+    instance_id: UUID
+    owner: str
+    port_ids: frozenset[UUID]
+
+
+@dataclass(frozen=True)
 class Unsettled:
     """Ids of what is being worked on, of every kind that an engine may show."""
 
@@ -88,6 +100,7 @@ class Unsettled:
     port_ids: Collection[UUID] = frozenset()
     image_sha256s: Collection[str] = frozenset()
     addresses: Collection[IPv4Address | IPv6Address] = frozenset()
+    firewall_ids: Collection[UUID] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,7 @@ class ExpectedLocation:
     ports: Sequence[ExpectedPort] = ()
     names: Mapping[RecordKey, ExpectedName] = field(default_factory=dict)
     names_zone: str | None = None
+    firewalls: Sequence[ExpectedFirewall] = ()
     unsettled: Unsettled = field(default_factory=Unsettled)
     looked_at: datetime = field(default_factory=now)
 
@@ -352,6 +366,7 @@ def _compare_port(
         # A port without any security has its own finding.
         ("port security", spec.security_line, _listed(facts.port_security) or spec.security_line),
         ("membership", "a tenant's", "a tenant's" if facts.is_confined else "none"),
+        ("firewall", str(spec.firewall_id), _listed(map(str, facts.firewall_ids)) or "none"),
     ]
     if missing := set(port.dhcp_families) - set(facts.dhcp_families):
         wished_families, seen_families = (
@@ -414,6 +429,63 @@ def compare_names(
                 f"{key.kind} {_listed(values)}",
                 f"The nameserver has {key.name} {key.kind} {_listed(values)}, which no address explains.",
             )
+
+
+def compare_firewalls(where: ExpectedLocation, found: Sequence[FirewallFacts]) -> Iterator[Finding]:
+    """Firewalls of the fabric against those of instances: each does what its rules say, to its cards alone."""
+    expected = {group_name(it.spec.firewall_id): it for it in where.firewalls}
+    for facts in found:
+        wished = expected.pop(facts.name, None)
+        if facts.firewall_id in where.unsettled.firewall_ids:
+            continue
+        if wished is None:
+            yield Finding(
+                FindingKind.FIREWALL_STRAY,
+                where.code,
+                facts.name,
+                "no such firewall",
+                f"{len(facts.lines)} rows, {len(facts.port_ids)} ports",
+                f"The fabric has the firewall {facts.name}, which no instance explains.",
+            )
+            continue
+        lines, ports = set(firewall_lines(wished.spec)), wished.port_ids
+        missing, foreign = sorted(lines - set(facts.lines)), sorted(set(facts.lines) - lines)
+        if missing or foreign:
+            yield _wrong_firewall(
+                where,
+                wished,
+                "; ".join(missing) or "no more",
+                "; ".join(foreign) or "less",
+                "rules",
+            )
+        if strangers := set(facts.port_ids) - ports:
+            yield _wrong_firewall(
+                where, wished, _listed(map(str, ports)), _listed(map(str, strangers)), "ports"
+            )
+    for name, wished in expected.items():
+        yield Finding(
+            FindingKind.FIREWALL_MISSING,
+            where.code,
+            str(wished.spec.firewall_id),
+            name,
+            "none",
+            f"The fabric lacks the firewall of {wished.owner}.",
+        )
+
+
+def _wrong_firewall(
+    where: ExpectedLocation, wished: ExpectedFirewall, expected: str, found: str, what: str
+) -> Finding:
+    return Finding(
+        FindingKind.FIREWALL_WRONG,
+        where.code,
+        str(wished.spec.firewall_id),
+        expected,
+        found,
+        f"The firewall of {wished.owner} has other {what} in the fabric: it lacks {expected}, and has {found}."
+        if what == "rules"
+        else f"The firewall of {wished.owner} has the ports {found} of others in the fabric.",
+    )
 
 
 def _families(families: Iterable[int]) -> str:

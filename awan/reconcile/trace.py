@@ -17,6 +17,8 @@ from awan.catalogue.models import TemplateImage
 from awan.credentials.models import SshKey
 from awan.errors import NotFound
 from awan.events.models import Event
+from awan.firewall.models import Firewall, Rule
+from awan.firewall.service import firewall_id_of
 from awan.fleet.models import Node, Placement
 from awan.instances.models import Instance
 from awan.kit.database import Base
@@ -161,6 +163,8 @@ def _rows_of_resource(session: Session, subject: UUID) -> list[Base]:
         select(Placement).where(Placement.instance_id == subject),
         select(Volume).where(Volume.instance_id == subject).order_by(Volume.created_at),
         select(Nic).where(Nic.instance_id == subject).order_by(Nic.created_at),
+        select(Firewall).where(Firewall.instance_id == subject),
+        select(Rule).where(Rule.firewall_id == firewall_id_of(subject)).order_by(Rule.position),
         select(Address)
         .where(or_(Address.resource_id == subject, Address.nic_id.in_(cards)))
         .order_by(Address.family, Address.inet),

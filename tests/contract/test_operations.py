@@ -81,6 +81,7 @@ def test_every_operation_answers_as_the_contract_says(cloud: SimulatedCloud, wal
     password = {"password": "Brave-Donkey-8", "password_confirmation": "Brave-Donkey-8"}
     walk(19, 200, password, instance_uuid=uuid)
     walk(22, 200, {"hostname": "web-2"}, instance_uuid=uuid)
+    walk_firewall(walk, uuid)
     walk(11, 202, instance_uuid=uuid)
     walk(10, 202, instance_uuid=uuid)
     walk(12, 202, instance_uuid=uuid)
@@ -88,6 +89,27 @@ def test_every_operation_answers_as_the_contract_says(cloud: SimulatedCloud, wal
     walk(9, 202, delete, instance_uuid=uuid)
     walk(72, 200, ssh_id=key["id"])
     assert walk.walked == set(OPERATIONS)  # type: ignore[attr-defined]
+
+
+def walk_firewall(walk: Walk, uuid: str) -> None:
+    """Operations 35 to 47 on an instance."""
+    assert walk(35, 200, instance_uuid=uuid).json()["data"]["action"] == "ACCEPT"
+    assert walk(36, 200).json()["data"][0]["type"] == "ssh"
+    walk(37, 200, {"action": "DROP"}, instance_uuid=uuid)
+    ipset = walk(44, 201, {"name": "office", "description": ""}, instance_uuid=uuid).json()["data"]
+    here = {"instance_uuid": uuid, "ipset_id": ipset["id"]}
+    entry = walk(46, 201, {"cidr": "198.51.100.7", "description": ""}, **here).json()["data"]
+    words = {"destination_port": "22", "action": "ACCEPT", "protocol": "tcp", "description": "ssh"}
+    source = {"use_ipset": "true", "source_ipset": ipset["id"]}
+    rule = walk(39, 201, {**words, **source}, instance_uuid=uuid).json()["data"]
+    assert walk(38, 200, instance_uuid=uuid).json()["data"]["data"][0]["uuid"] == rule["uuid"]
+    assert walk(43, 200, instance_uuid=uuid).json()["data"]["data"][0]["rules_count"] == 1
+    named = {"instance_uuid": uuid, "firewall_rule_id": rule["uuid"]}
+    walk(40, 200, {**words, "destination_port": "2222"}, **named)
+    walk(41, 200, {"action": "enable"}, **named)
+    walk(42, 200, **named)
+    walk(47, 200, iplist_id=entry["uuid"], **here)
+    walk(45, 200, **here)
 
 
 @pytest.mark.parametrize("no", sorted(OPERATIONS))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,41 @@ class World:
     def address(self) -> str:
         """A free address of the customer."""
         return str(self.make("/networks/public", {"location_id": self.cloud.location_id})["uuid"])
+
+    @cached_property
+    def guarded(self) -> str:
+        """An instance whose firewall is changed: one is enough."""
+        return self.instance()
+
+    def rule_body(self) -> dict[str, Any]:
+        """A firewall rule to add."""
+        return {
+            "destination_port": next(self._numbers),
+            "protocol": "tcp",
+            "action": "ACCEPT",
+            "description": "",
+            "use_ipset": False,
+            "source_ipset": 0,
+        }
+
+    def rule(self) -> str:
+        """A firewall rule, as a path below that of all instances."""
+        path = f"{self.guarded}/firewall/rules"
+        return f"{path}/{self.make(f'/instances/{path}', self.rule_body())['uuid']}"
+
+    def ipset_body(self) -> dict[str, Any]:
+        """An IPSet to add."""
+        return {"name": self.name(), "description": ""}
+
+    def ipset(self) -> str:
+        """An IPSet, as a path below that of all instances."""
+        path = f"{self.guarded}/firewall/ipsets"
+        return f"{path}/{self.make(f'/instances/{path}', self.ipset_body())['id']}"
+
+    def entry(self) -> str:
+        """An entry of an IPSet, as a path below that of all instances."""
+        path = f"{self.ipset()}/cidrs"
+        return f"{path}/{self.make(f'/instances/{path}', _entry('10.0.0.3'))['uuid']}"
 
     def ssh_key(self, number: int) -> str:
         """An SSH key of the customer."""
@@ -210,6 +246,39 @@ CALLS: dict[str, Callable[[World], Pair]] = {
     "PUT /instances/{instance_uuid}/protection": lambda w: w.either(
         f"/instances/{w.instance()}/protection", {"is_protected": True}, {"is_protected": False}
     ),
+    "PUT /instances/{instance_uuid}/firewall": lambda w: w.either(
+        f"/instances/{w.guarded}/firewall", {"action": "DROP"}, {"action": "REJECT"}
+    ),
+    "POST /instances/{instance_uuid}/firewall/rules": lambda w: w.twice(
+        f"/instances/{w.guarded}/firewall/rules", w.rule_body
+    ),
+    "PUT /instances/{instance_uuid}/firewall/rules": lambda w: w.twice(
+        f"/instances/{w.guarded}/firewall/rules", lambda: {"rules": [w.rule_body()]}
+    ),
+    "PUT /instances/{instance_uuid}/firewall/rules/{firewall_rule_id}": lambda w: w.twice(
+        f"/instances/{w.rule()}", lambda: _words(w.rule_body())
+    ),
+    "DELETE /instances/{instance_uuid}/firewall/rules/{firewall_rule_id}": lambda w: w.both(
+        "/instances/{}", w.rule
+    ),
+    "PUT /instances/{instance_uuid}/firewall/rules/{firewall_rule_id}/status": lambda w: w.either(
+        f"/instances/{w.rule()}/status", {"action": "disable"}, {"action": "enable"}
+    ),
+    "PUT /instances/{instance_uuid}/firewall/rules/{firewall_rule_id}/position": lambda w: w.both(
+        "/instances/{}/position", w.rule, {"position": 1}
+    ),
+    "POST /instances/{instance_uuid}/firewall/ipsets": lambda w: w.twice(
+        f"/instances/{w.guarded}/firewall/ipsets", w.ipset_body
+    ),
+    "DELETE /instances/{instance_uuid}/firewall/ipsets/{ipset_id}": lambda w: w.both(
+        "/instances/{}", w.ipset
+    ),
+    "POST /instances/{instance_uuid}/firewall/ipsets/{ipset_id}/cidrs": lambda w: w.either(
+        f"/instances/{w.ipset()}/cidrs", *map(_entry, ("10.0.0.1", "10.0.0.2"))
+    ),
+    "DELETE /instances/{instance_uuid}/firewall/ipsets/{ipset_id}/cidrs/{iplist_id}": lambda w: (
+        w.both("/instances/{}", w.entry)
+    ),
     "POST /networks/public": lambda w: w.either(
         "/networks/public", {"location_id": w.cloud.location_id}, {"location_id": 2**40}
     ),
@@ -317,6 +386,15 @@ CALLS: dict[str, Callable[[World], Pair]] = {
 
 def _action(instance: str, force: bool) -> dict[str, Any]:
     return {"action": "stop", "uuids": [instance], "force": force}
+
+
+def _words(rule: dict[str, Any]) -> dict[str, Any]:
+    """What of a rule can be changed."""
+    return {name: rule[name] for name in rule if "ipset" not in name}
+
+
+def _entry(cidr: str) -> dict[str, Any]:
+    return {"cidr": cidr, "description": ""}
 
 
 def _key_of(world: World, account: str) -> str:

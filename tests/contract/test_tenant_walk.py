@@ -30,6 +30,9 @@ OWNED_IN_PATH = {
     "key_id": ("api_key", UNKNOWN_KEY),
     "webhook_uuid": ("webhook", UNKNOWN_UUID),
     "delivery_uuid": ("delivery", UNKNOWN_UUID),
+    "firewall_rule_id": ("firewall_rule", UNKNOWN_UUID),
+    "ipset_id": ("ipset", UNKNOWN_ID),
+    "iplist_id": ("ipset_entry", UNKNOWN_UUID),
     "/operations/{uuid}": ("operation", UNKNOWN_UUID),
 }
 SHARED_IN_PATH = {"tier_id"}
@@ -79,6 +82,23 @@ def tenants(cloud: SimulatedCloud) -> Tenants:
     key = http.post("/ssh-keys", json={"title": "owners-laptop", "key": ED25519_KEYS[0]})
     api_key = http.post("/api-keys", json={"name": "owners-script"})
     webhook = http.post("/webhooks", json={"url": "https://owners-receiver.example"})
+    firewall = f"/instances/{created['data']['uuid']}/firewall"
+    ipset = http.post(f"{firewall}/ipsets", json={"name": "owners-set", "description": ""})
+    ipset_id = ipset.json()["data"]["id"]
+    entry = http.post(
+        f"{firewall}/ipsets/{ipset_id}/cidrs", json={"cidr": "10.0.0.7", "description": ""}
+    )
+    rule = http.post(
+        f"{firewall}/rules",
+        json={
+            "destination_port": 22,
+            "protocol": "tcp",
+            "action": "ACCEPT",
+            "description": "owners-rule",
+            "use_ipset": True,
+            "source_ipset": ipset_id,
+        },
+    )
     found.things = {
         "instance": created["data"]["uuid"],
         "operation": created["operation"]["uuid"],
@@ -88,6 +108,9 @@ def tenants(cloud: SimulatedCloud) -> Tenants:
         "api_key": api_key.json()["data"]["id"],
         "webhook": webhook.json()["data"]["uuid"],
         "delivery": first_delivery(http, webhook.json()["data"]["uuid"]),
+        "firewall_rule": rule.json()["data"]["uuid"],
+        "ipset": str(ipset_id),
+        "ipset_entry": entry.json()["data"]["uuid"],
         "event": str(http.get("/account/events").json()["data"][0]["id"]),
     }
     return found
@@ -121,7 +144,9 @@ def path_names(path: str) -> list[str]:
 def filled(path: str) -> str:
     """The path with ids that nobody has."""
     values = {"ssh_id": "1", "tier_id": "1", "key_id": UNKNOWN_KEY, "kind": "fabric"}
-    values |= dict.fromkeys(("location_id", "size_id", "template_id", "pool_id", "note_id"), "1")
+    values |= dict.fromkeys(
+        ("location_id", "size_id", "template_id", "pool_id", "note_id", "ipset_id"), "1"
+    )
     return re.sub(r"{(\w+)}", lambda match: values.get(match[1], UNKNOWN_UUID), path)
 
 
@@ -279,5 +304,7 @@ def not_leaking(tenants: Tenants, answer: httpx.Response) -> bool:
     addresses = [row["ip_address"] for row in http.get("/networks/public").json()["data"]["data"]]
     assert len(addresses) == 2
     secrets = ["owners-", str(tenants.owner.account_id), *addresses]
-    secrets += [value for kind, value in tenants.things.items() if kind not in ("ssh_key", "event")]
+    secrets += [
+        value for kind, value in tenants.things.items() if kind not in ("ssh_key", "ipset", "event")
+    ]
     return not any(secret in answer.text for secret in secrets)

@@ -141,6 +141,7 @@ def _ids_of(instance_id: str) -> dict[str, str]:
     queries = {
         "node": "SELECT node_id FROM instance WHERE instance_id = :id",
         "create": "SELECT create_operation_id FROM instance WHERE instance_id = :id",
+        "firewall": "SELECT firewall_id FROM firewall WHERE instance_id = :id",
         "nic": "SELECT nic_id FROM nic WHERE instance_id = :id",
         "volume": "SELECT volume_id FROM volume WHERE instance_id = :id",
         "address": "SELECT address_id FROM address JOIN nic USING (nic_id)"

@@ -190,6 +190,37 @@ ENGINES = [
         found={Kind.PORT_WRONG: "nic"},
     ),
     fault(
+        "port outside of its firewall",
+        "UPDATE sim.fabric_port SET firewall_id = NULL WHERE instance_id = :running",
+        found={Kind.PORT_WRONG: "nic"},
+    ),
+    fault(
+        "firewall that is gone",
+        "DELETE FROM sim.fabric_firewall WHERE firewall_id = :firewall",
+        found={Kind.FIREWALL_MISSING: "firewall"},
+    ),
+    fault(
+        "firewall with a rule that nobody wrote",
+        "UPDATE sim.fabric_firewall SET lines = '{x}' WHERE firewall_id = :firewall",
+        found={Kind.FIREWALL_WRONG: "firewall"},
+    ),
+    fault(
+        "firewall without its rule",
+        "UPDATE firewall SET policy = 'DROP' WHERE firewall_id = :firewall",
+        found={Kind.FIREWALL_WRONG: "firewall"},
+    ),
+    fault(
+        "firewall with the port of another",
+        "UPDATE sim.fabric_port SET firewall_id = :firewall WHERE instance_id = :stopped",
+        found={Kind.FIREWALL_WRONG: "firewall", Kind.PORT_WRONG: ""},
+    ),
+    fault(
+        "firewall of nobody",
+        "INSERT INTO sim.fabric_firewall"
+        " SELECT location, :new, account_id, 1, '{}' FROM sim.fabric_firewall LIMIT 1",
+        found={Kind.FIREWALL_STRAY: "fw_00000000000040008000000000000001"},
+    ),
+    fault(
         "port of a running instance that is down",
         "UPDATE sim.fabric_port SET is_up = false WHERE instance_id = :running",
         found={Kind.PORT_UNBOUND: "nic"},

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Protocol
 from uuid import UUID
 
+from awan.engines.fabric.firewall import Firewalls
 from awan.engines.fabric.private import (
     GatewaySpec,
     PrivateNetworkFacts,
@@ -60,7 +61,8 @@ class PortSpec:
 
     At least one is needed: a port known by its MAC alone might use every address. `hostname` goes out by DHCP; OVN
     puts it into a program of its own, so only names after RFC 1123 are taken. A port that is not `is_routed` is told
-    of no router and no nameservers: its guest has another way out.
+    of no router and no nameservers: its guest has another way out. With `firewall_id` the port is in that firewall,
+    which exists already, from its first instant.
     Raises: ValueError without an address or with another hostname.
     """
 
@@ -74,6 +76,7 @@ class PortSpec:
     account_id: UUID
     operation_id: UUID
     is_routed: bool = True
+    firewall_id: UUID | None = None
 
     def __post_init__(self) -> None:
         if self.ipv4 is None and self.ipv6 is None:
@@ -115,7 +118,7 @@ class PortFacts:
     """A port found in the fabric. `chassis` is the node that claims it. Ports without our ids have None there.
 
     `dhcp_families` (4, 6) are those whose addresses are given out by DHCP. `is_confined`: the rules that hold for all
-    tenant ports of its switch hold for it.
+    tenant ports of its switch hold for it. `firewall_ids` are those that it is in.
     """
 
     name: str
@@ -128,6 +131,7 @@ class PortFacts:
     chassis: str | None
     dhcp_families: tuple[int, ...] = (4, 6)
     is_confined: bool = True
+    firewall_ids: tuple[UUID, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ class ChassisFacts:
     is_alive: bool
 
 
-class Fabric(PrivateNetworks, Protocol):
+class Fabric(Firewalls, PrivateNetworks, Protocol):
     """The contract. One object per location."""
 
     def ensure_public_network(self, spec: PublicNetworkSpec) -> bool:
@@ -155,9 +159,10 @@ class Fabric(PrivateNetworks, Protocol):
         ...
 
     def ensure_port(self, spec: PortSpec) -> None:
-        """The port exists exactly as given; wrong columns are corrected.
+        """The port exists exactly as given, in its firewall and in no other; wrong columns are corrected.
 
-        Returns after the commit, not after the effect: see `wait_applied`.
+        Returns after the commit, not after the effect: see `wait_applied`. Raises: EngineRejected when its switch or
+        its firewall does not exist.
         """
         ...
 

@@ -18,8 +18,10 @@ from awan.engines.fabric import (
     PortFacts,
     PortSpec,
     PublicNetworkSpec,
+    fake_firewall,
 )
 from awan.engines.fabric.fake_private import FakePrivateNetworks, as_json
+from awan.engines.fabric.firewall import FirewallFacts, FirewallSpec
 from awan.engines.fabric.private import GatewaySpec, PrivateNetworkFacts, PrivateNetworkSpec
 from awan.engines.sim import SimStore
 from awan.errors import EngineRejected
@@ -44,6 +46,7 @@ CREATE TABLE IF NOT EXISTS sim.fabric_port (
     instance_id uuid,
     account_id uuid,
     operation_id uuid,
+    firewall_id uuid,
     dhcp_families integer[] NOT NULL DEFAULT '{}',
     is_confined boolean NOT NULL DEFAULT true,
     is_up boolean NOT NULL DEFAULT false,
@@ -65,7 +68,7 @@ class FakeFabric:
     def __init__(self, store: SimStore, *, location: str = "default") -> None:
         self._store = store
         self._location = location
-        for ddl in (NETWORK_DDL, PORT_DDL, CHASSIS_DDL):
+        for ddl in (NETWORK_DDL, PORT_DDL, CHASSIS_DDL, fake_firewall.FIREWALL_DDL):
             store.ensure_table(ddl)
         self._private = FakePrivateNetworks(store, location)
 
@@ -108,15 +111,21 @@ class FakeFabric:
 
     def ensure_port(self, spec: PortSpec) -> None:
         """See `Fabric`."""
+        call = f"ensure_port {spec.port_id}"
         with self._store.call(ENGINE, "ensure_port", str(spec.port_id)):
+            if spec.firewall_id is not None and not fake_firewall.exists(
+                self._store, self._location, spec.firewall_id
+            ):
+                raise EngineRejected(ENGINE, call, f"there is no firewall {spec.firewall_id}")
             stored = self._store.execute(
                 "INSERT INTO sim.fabric_port AS port (location, name, switch, address_line,"
-                "   security_line, hostname, dhcp_families, instance_id, account_id, operation_id)"
+                "   security_line, hostname, dhcp_families, instance_id, account_id, operation_id,"
+                "   firewall_id)"
                 " SELECT location, %(name)s, switch, %(address_line)s,"
                 "   %(security_line)s, %(hostname)s,"
                 "   CASE WHEN spec ->> 'ipv6_cidr' IS NULL"
                 "     THEN array_remove(%(families)s::integer[], 6) ELSE %(families)s END,"
-                "   %(instance_id)s, %(account_id)s, %(operation_id)s"
+                "   %(instance_id)s, %(account_id)s, %(operation_id)s, %(firewall_id)s"
                 " FROM sim.fabric_network"
                 " WHERE location = %(location)s AND switch = %(switch)s"
                 " ON CONFLICT (location, name) DO UPDATE SET switch = excluded.switch,"
@@ -124,7 +133,7 @@ class FakeFabric:
                 "   hostname = excluded.hostname, dhcp_families = excluded.dhcp_families,"
                 "   is_confined = true,"
                 "   instance_id = excluded.instance_id, account_id = excluded.account_id,"
-                "   operation_id = excluded.operation_id",
+                "   operation_id = excluded.operation_id, firewall_id = excluded.firewall_id",
                 {
                     "location": self._location,
                     "name": str(spec.port_id),
@@ -140,14 +149,11 @@ class FakeFabric:
                     "instance_id": spec.instance_id,
                     "account_id": spec.account_id,
                     "operation_id": spec.operation_id,
+                    "firewall_id": spec.firewall_id,
                 },
             )
             if not stored:
-                raise EngineRejected(
-                    ENGINE,
-                    f"ensure_port {spec.port_id}",
-                    f"there is no network {spec.switch}",
-                )
+                raise EngineRejected(ENGINE, call, f"there is no network {spec.switch}")
 
     def ensure_port_absent(self, port_id: UUID) -> None:
         """See `Fabric`."""
@@ -211,6 +217,29 @@ class FakeFabric:
                 for row in rows
             ]
 
+    def ensure_firewall(self, spec: FirewallSpec) -> bool:
+        """See `Firewalls`."""
+        with self._store.call(ENGINE, "ensure_firewall", str(spec.firewall_id)):
+            return fake_firewall.ensure_firewall(self._store, self._location, spec)
+
+    def ensure_firewall_absent(self, firewall_id: UUID) -> None:
+        """See `Firewalls`."""
+        with self._store.call(ENGINE, "ensure_firewall_absent", str(firewall_id)):
+            fake_firewall.ensure_firewall_absent(self._store, self._location, firewall_id)
+
+    def wait_firewall_applied(
+        self, firewall_id: UUID, *, timeout_s: float = APPLY_TIMEOUT_S
+    ) -> bool:
+        """See `Firewalls`. Never sleeps: a chassis that is away does not come back by waiting."""
+        with self._store.call(ENGINE, "wait_firewall_applied", str(firewall_id)):
+            chassis = fake_firewall.chassis_of(self._store, self._location, firewall_id)
+            return all(self._is_alive(name) for name in chassis)
+
+    def list_firewalls(self) -> list[FirewallFacts]:
+        """See `Firewalls`."""
+        with self._store.call(ENGINE, "list_firewalls", self._location):
+            return fake_firewall.read_firewalls(self._store, self._location)
+
     def close(self) -> None:
         """See `Fabric`. The store belongs to whoever opened it."""
 
@@ -254,4 +283,5 @@ def _port_facts(row: dict[str, Any]) -> PortFacts:
         chassis=row["chassis"],
         dhcp_families=tuple(row["dhcp_families"]),
         is_confined=row["is_confined"],
+        firewall_ids=() if row["firewall_id"] is None else (row["firewall_id"],),
     )

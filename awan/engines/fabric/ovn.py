@@ -7,6 +7,7 @@
 | private network  | see `ovn_private`                                                                 |
 | tenant port      | Logical_Switch_Port named by its uuid, `port_security` = its own addresses        |
 | tenants          | Port_Group `tenants_<switch>` carrying the ACLs that no tenant can get around     |
+| firewall         | Port_Group `fw_<uuid>`, its ACLs and Address_Sets: see `acls`                     |
 | "it is in force" | `Chassis_Private.nb_cfg` of the node has reached `NB_Global.nb_cfg`               |
 
 Source: ovn-nb(5), ovn-sb(5) of OVN 23.03.
@@ -28,6 +29,16 @@ from awan.engines.fabric import (
     PortSpec,
     PublicNetworkSpec,
     ovn_private,
+)
+from awan.engines.fabric.firewall import FirewallFacts, FirewallSpec
+from awan.engines.fabric.ovn_firewall import (
+    FIREWALL_KEY,
+    edit_firewall,
+    edit_firewall_absent,
+    firewalls_by_port,
+    join_firewall,
+    port_names,
+    read_firewalls,
 )
 from awan.engines.fabric.ovn_private import OvnPrivateNetworks
 from awan.engines.fabric.ovn_rows import (
@@ -79,6 +90,7 @@ NORTHBOUND = {
     "Port_Group": ["name", "ports", "acls", "external_ids"],
     "ACL": ["name", "priority", "direction", "match", "action", "options", "external_ids"],
     **ovn_private.NORTHBOUND,
+    "Address_Set": ["name", "addresses", "external_ids"],
 }
 SOUTHBOUND = {
     "SB_Global": ["nb_cfg"],
@@ -109,6 +121,7 @@ class OvnFabric:
                 "Logical_Switch_Port": "name",
                 "Port_Group": "name",
                 **ovn_private.INDEXES,
+                "Address_Set": "name",
             },
             timeout_s=timeout_s,
             keys=keys,
@@ -138,7 +151,7 @@ class OvnFabric:
             _edit_localnet(tables, txn, switch, spec)
             edit_dhcp(tables, txn, spec.switch, "dhcpv4", dhcpv4_options(spec))
             edit_dhcp(tables, txn, spec.switch, "dhcpv6", dhcpv6_options(spec))
-            edit_tenants(tables, txn, spec.switch)
+            edit_tenants(tables, txn, spec.switch, is_tracked=True)
 
         return self._nb.change(f"ensure_public_network {spec.switch}", edit)
 
@@ -167,7 +180,7 @@ class OvnFabric:
         return self._private.list_private_networks()
 
     def ensure_port(self, spec: PortSpec) -> None:
-        """See `Fabric`. Raises EngineRejected when the switch or its tenants' group does not exist."""
+        """See `Fabric`. A switch without its tenants' group does not count as one."""
         call = f"ensure_port {spec.port_id}"
         external_ids = {
             NETWORK_KEY: spec.switch,
@@ -176,6 +189,8 @@ class OvnFabric:
             ACCOUNT_KEY: str(spec.account_id),
             OPERATION_KEY: str(spec.operation_id),
         }
+        if spec.firewall_id is not None:
+            external_ids[FIREWALL_KEY] = str(spec.firewall_id)
 
         def edit(tables: Tables, txn: Any) -> None:
             switch = find_row(tables, "Logical_Switch", "name", spec.switch)
@@ -217,6 +232,7 @@ class OvnFabric:
                 switch.addvalue("ports", port)
             if not is_member:
                 group.addvalue("ports", port)
+            join_firewall(tables, call, port, spec.firewall_id)
 
         self._nb.change(call, edit)
 
@@ -266,7 +282,10 @@ class OvnFabric:
             switch = next((switch.name for switch in _switches_of(tables, row)), "")
             group = find_row(tables, "Port_Group", "name", tenants_group(switch))
             return _NorthPort.of(
-                row, switch, is_confined=group is not None and refers_to(group, "ports", row)
+                row,
+                switch,
+                is_confined=group is not None and refers_to(group, "ports", row),
+                firewall_ids=firewalls_by_port(tables).get(row.uuid, ()),
             )
 
         port = self._nb.read(call, look)
@@ -319,6 +338,45 @@ class OvnFabric:
 
         return self._sb.read(call, look)
 
+    def ensure_firewall(self, spec: FirewallSpec) -> bool:
+        """See `Firewalls`."""
+        return self._nb.change(
+            f"ensure_firewall {spec.firewall_id}",
+            lambda tables, txn: edit_firewall(tables, txn, spec),
+        )
+
+    def ensure_firewall_absent(self, firewall_id: UUID) -> None:
+        """See `Firewalls`."""
+        self._nb.change(
+            f"ensure_firewall_absent {firewall_id}",
+            lambda tables, _txn: edit_firewall_absent(tables, firewall_id),
+        )
+
+    def wait_firewall_applied(
+        self, firewall_id: UUID, *, timeout_s: float = APPLY_TIMEOUT_S
+    ) -> bool:
+        """See `Firewalls`."""
+        call = f"wait_firewall_applied {firewall_id}"
+        wanted, names = self._nb.read(
+            call, lambda tables: (_nb_cfg(tables), port_names(tables, firewall_id))
+        )
+
+        def has_applied(tables: Tables) -> bool:
+            bindings = [find_row(tables, "Port_Binding", "logical_port", name) for name in names]
+            chassis = {_claimed_by(binding) for binding in bindings if binding is not None}
+            rows = [
+                find_row(tables, "Chassis_Private", "name", name)
+                for name in chassis
+                if name is not None
+            ]
+            return all(row is not None and row.nb_cfg >= wanted for row in rows)
+
+        return not names or self._sb.wait_for(call, has_applied, timeout_s=timeout_s)
+
+    def list_firewalls(self) -> list[FirewallFacts]:
+        """See `Firewalls`."""
+        return self._nb.read("list_firewalls", read_firewalls)
+
     def close(self) -> None:
         """See `Fabric`."""
         self._nb.close()
@@ -365,9 +423,12 @@ class _NorthPort:
     port_security: tuple[str, ...]
     dhcp_families: tuple[int, ...]
     is_confined: bool
+    firewall_ids: tuple[UUID, ...]
 
     @classmethod
-    def of(cls, row: Row, switch: str, *, is_confined: bool) -> _NorthPort:
+    def of(
+        cls, row: Row, switch: str, *, is_confined: bool, firewall_ids: tuple[UUID, ...]
+    ) -> _NorthPort:
         return cls(
             name=row.name,
             switch=switch,
@@ -379,6 +440,7 @@ class _NorthPort:
                 family for family in (4, 6) if referenced(row, f"dhcpv{family}_options")
             ),
             is_confined=is_confined,
+            firewall_ids=firewall_ids,
         )
 
     def facts(self, is_up: bool, chassis: str | None) -> PortFacts:
@@ -394,6 +456,7 @@ class _NorthPort:
             chassis=chassis,
             dhcp_families=self.dhcp_families,
             is_confined=self.is_confined,
+            firewall_ids=self.firewall_ids,
         )
 
 
@@ -422,12 +485,18 @@ def _switches_of(tables: Tables, port: Row) -> list[Row]:
 def _tenant_ports(tables: Tables) -> list[_NorthPort]:
     """All ports that a guest may hang on, in no order."""
     rows = tables["Logical_Switch_Port"].rows
+    firewalls = firewalls_by_port(tables)
     found = []
     for switch in tables["Logical_Switch"].rows.values():
         group = find_row(tables, "Port_Group", "name", tenants_group(switch.name))
         confined = set(referenced(group, "ports")) if group is not None else set()
         found += [
-            _NorthPort.of(rows[uuid], switch.name, is_confined=uuid in confined)
+            _NorthPort.of(
+                rows[uuid],
+                switch.name,
+                is_confined=uuid in confined,
+                firewall_ids=firewalls.get(uuid, ()),
+            )
             for uuid in referenced(switch, "ports")
             if not rows[uuid].type
         ]

@@ -11,6 +11,7 @@ from awan.engines.fabric.ovsdb import ENGINE, Row, Tables, find_row, set_columns
 from awan.errors import EngineRejected
 
 ACL_PRIORITY = 32000
+TRACKING_PRIORITY = 1
 
 # Keys in external_ids by which rows are known as ours.
 NETWORK_KEY = "awan:network"
@@ -48,6 +49,15 @@ def tenant_acls(switch: str) -> dict[str, str]:
     }
 
 
+def tracking_acl(switch: str) -> tuple[str, str]:
+    """Name and match of the row, last of all, that has every flow of a tenant tracked from its first packet.
+
+    So a reply is known as one also when a firewall is closed while the flow goes on, and to a firewall that has no
+    accepting rule at all.
+    """
+    return "track", f"inport == @{tenants_group(switch)} && ip"
+
+
 def edit_dhcp(
     tables: Tables,
     txn: Any,
@@ -67,11 +77,11 @@ def edit_dhcp(
     set_columns(row, cidr=cidr, options=options, external_ids={NETWORK_KEY: switch, ROLE_KEY: role})
 
 
-def edit_tenants(tables: Tables, txn: Any, switch: str) -> None:
-    """The tenants' port group with exactly our ACLs.
+def edit_tenants(tables: Tables, txn: Any, switch: str, *, is_tracked: bool = False) -> None:
+    """The tenants' port group with exactly our ACLs; `is_tracked` where ports are behind firewalls.
 
-    They are evaluated in the stage after load balancing: rules that a customer's firewall puts into the usual stage
-    cannot permit what is dropped here.
+    What they drop is dropped in the stage after load balancing: rules that a customer's firewall puts into the usual
+    stage cannot permit it.
     """
     name = tenants_group(switch)
     group = find_row(tables, "Port_Group", "name", name)
@@ -103,8 +113,28 @@ def edit_tenants(tables: Tables, txn: Any, switch: str) -> None:
             external_ids={NETWORK_KEY: switch, ROLE_KEY: role},
         )
         acls.append(acl)
+    if is_tracked:
+        acls.append(_edit_tracking(tables, txn, switch, present))
     if {acl.uuid for acl in acls} != {acl.uuid for acl in present.values()}:
         group.acls = acls
+
+
+def _edit_tracking(tables: Tables, txn: Any, switch: str, present: dict[str, Row]) -> Row:
+    role, match = tracking_acl(switch)
+    acl = present.get(role)
+    if acl is None:
+        acl = txn.insert(tables["ACL"])
+    set_columns(
+        acl,
+        name=[role],
+        priority=TRACKING_PRIORITY,
+        direction="from-lport",
+        match=match,
+        action="allow-related",
+        options={},
+        external_ids={NETWORK_KEY: switch, ROLE_KEY: role},
+    )
+    return acl
 
 
 def find_dhcp(tables: Tables, switch: str, role: str) -> Row | None:

@@ -514,6 +514,7 @@ def upgrade() -> None:
         sa.Column("error_detail", sa.Text(), nullable=True),
         sa.Column("cancel_requested_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("execution", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("holds_resource", sa.Boolean(), server_default=sa.text("true"), nullable=False),
         sa.Column("deadline_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("alarmed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column(
@@ -817,6 +818,55 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_audit_run_created_at"), "audit_run", ["created_at"], unique=False)
     op.create_table(
+        "firewall",
+        sa.Column("firewall_id", sa.Uuid(), nullable=False),
+        sa.Column("instance_id", sa.Uuid(), nullable=False),
+        sa.Column("account_id", sa.Uuid(), nullable=False),
+        sa.Column("location_id", sa.BigInteger(), nullable=False),
+        sa.Column("policy", sa.Text(), server_default="ACCEPT", nullable=False),
+        sa.Column("outbound_policy", sa.Text(), server_default="ACCEPT", nullable=False),
+        sa.Column("wanted_revision", sa.BigInteger(), server_default="1", nullable=False),
+        sa.Column("pushed_revision", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("applied_revision", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("apply_operation_id", sa.Uuid(), nullable=True),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint(
+            "outbound_policy IN ('ACCEPT', 'DROP', 'REJECT')",
+            name=op.f("ck_firewall_outbound_policy"),
+        ),
+        sa.CheckConstraint(
+            "policy IN ('ACCEPT', 'DROP', 'REJECT')", name=op.f("ck_firewall_policy")
+        ),
+        sa.CheckConstraint(
+            "applied_revision <= pushed_revision AND pushed_revision <= wanted_revision",
+            name=op.f("ck_firewall_revisions"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["account_id"], ["account.account_id"], name=op.f("fk_firewall_account_id")
+        ),
+        sa.ForeignKeyConstraint(
+            ["instance_id"], ["resource.resource_id"], name=op.f("fk_firewall_instance_id")
+        ),
+        sa.ForeignKeyConstraint(
+            ["location_id"], ["location.location_id"], name=op.f("fk_firewall_location_id")
+        ),
+        sa.PrimaryKeyConstraint("firewall_id", name=op.f("pk_firewall")),
+        sa.UniqueConstraint("instance_id", name=op.f("uq_firewall_instance_id")),
+    )
+    op.create_index(
+        "ix_firewall_pending",
+        "firewall",
+        ["location_id"],
+        unique=False,
+        postgresql_where=sa.text("applied_revision < wanted_revision AND deleted_at IS NULL"),
+    )
+    op.create_table(
         "instance",
         sa.Column("instance_id", sa.Uuid(), nullable=False),
         sa.Column("account_id", sa.Uuid(), nullable=False),
@@ -1031,7 +1081,8 @@ def upgrade() -> None:
         ),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "kind IN ('domain', 'port', 'file', 'name')", name=op.f("ck_quarantined_kind")
+            "kind IN ('domain', 'port', 'firewall', 'file', 'name')",
+            name=op.f("ck_quarantined_kind"),
         ),
         sa.ForeignKeyConstraint(
             ["location_id"], ["location.location_id"], name=op.f("fk_quarantined_location_id")
@@ -1330,6 +1381,24 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("instance_id", "ssh_key_id", name=op.f("pk_instance_ssh_key")),
     )
     op.create_table(
+        "ipset",
+        sa.Column("ipset_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("firewall_id", sa.Uuid(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("description", sa.Text(), nullable=False),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.ForeignKeyConstraint(
+            ["firewall_id"], ["firewall.firewall_id"], name=op.f("fk_ipset_firewall_id")
+        ),
+        sa.PrimaryKeyConstraint("ipset_id", name=op.f("pk_ipset")),
+        sa.UniqueConstraint("firewall_id", "name", name=op.f("uq_ipset_firewall_id_name")),
+    )
+    op.create_table(
         "webhook_delivery",
         sa.Column("delivery_id", sa.Uuid(), nullable=False),
         sa.Column("endpoint_id", sa.Uuid(), nullable=False),
@@ -1401,6 +1470,71 @@ def upgrade() -> None:
         postgresql_where=sa.text("lease_id IS NOT NULL"),
     )
     op.create_table(
+        "firewall_rule",
+        sa.Column("rule_id", sa.Uuid(), nullable=False),
+        sa.Column("firewall_id", sa.Uuid(), nullable=False),
+        sa.Column("position", sa.BigInteger(), nullable=False),
+        sa.Column("direction", sa.Text(), nullable=False),
+        sa.Column("protocol", sa.Text(), nullable=False),
+        sa.Column("port_first", sa.BigInteger(), nullable=True),
+        sa.Column("port_last", sa.BigInteger(), nullable=True),
+        sa.Column("icmp_type", sa.BigInteger(), nullable=True),
+        sa.Column("ipset_id", sa.BigInteger(), nullable=True),
+        sa.Column("peer", postgresql.CIDR(), nullable=True),
+        sa.Column("action", sa.Text(), nullable=False),
+        sa.Column("description", sa.Text(), nullable=False),
+        sa.Column("is_enabled", sa.Boolean(), server_default=sa.text("true"), nullable=False),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.CheckConstraint(
+            "action IN ('ACCEPT', 'DROP', 'REJECT')", name=op.f("ck_firewall_rule_action")
+        ),
+        sa.CheckConstraint("direction IN ('in', 'out')", name=op.f("ck_firewall_rule_direction")),
+        sa.CheckConstraint(
+            "protocol IN ('tcp', 'udp', 'icmp', 'icmpv6', 'any')",
+            name=op.f("ck_firewall_rule_protocol"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["firewall_id"], ["firewall.firewall_id"], name=op.f("fk_firewall_rule_firewall_id")
+        ),
+        sa.ForeignKeyConstraint(
+            ["ipset_id"], ["ipset.ipset_id"], name=op.f("fk_firewall_rule_ipset_id")
+        ),
+        sa.PrimaryKeyConstraint("rule_id", name=op.f("pk_firewall_rule")),
+    )
+    op.create_index(
+        op.f("ix_firewall_rule_firewall_id_position"),
+        "firewall_rule",
+        ["firewall_id", "position"],
+        unique=False,
+    )
+    op.create_index(op.f("ix_firewall_rule_ipset_id"), "firewall_rule", ["ipset_id"], unique=False)
+    op.create_table(
+        "ipset_entry",
+        sa.Column("entry_id", sa.Uuid(), nullable=False),
+        sa.Column("ipset_id", sa.BigInteger(), nullable=False),
+        sa.Column("cidr", postgresql.CIDR(), nullable=False),
+        sa.Column("description", sa.Text(), nullable=False),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.ForeignKeyConstraint(
+            ["ipset_id"],
+            ["ipset.ipset_id"],
+            name=op.f("fk_ipset_entry_ipset_id"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("entry_id", name=op.f("pk_ipset_entry")),
+        sa.UniqueConstraint("ipset_id", "cidr", name=op.f("uq_ipset_entry_ipset_id_cidr")),
+    )
+    op.create_table(
         "webhook_attempt",
         sa.Column("attempt_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("delivery_id", sa.Uuid(), nullable=False),
@@ -1427,6 +1561,10 @@ def downgrade() -> None:
     # ### commands auto generated by Alembic - please adjust! ###
     op.drop_index(op.f("ix_webhook_attempt_delivery_id"), table_name="webhook_attempt")
     op.drop_table("webhook_attempt")
+    op.drop_table("ipset_entry")
+    op.drop_index(op.f("ix_firewall_rule_ipset_id"), table_name="firewall_rule")
+    op.drop_index(op.f("ix_firewall_rule_firewall_id_position"), table_name="firewall_rule")
+    op.drop_table("firewall_rule")
     op.drop_index(
         "ix_webhook_delivery_leased",
         table_name="webhook_delivery",
@@ -1443,6 +1581,7 @@ def downgrade() -> None:
     )
     op.drop_index(op.f("ix_webhook_delivery_created_at"), table_name="webhook_delivery")
     op.drop_table("webhook_delivery")
+    op.drop_table("ipset")
     op.drop_table("instance_ssh_key")
     op.drop_index(op.f("ix_instance_note_instance_id_note_id"), table_name="instance_note")
     op.drop_table("instance_note")
@@ -1493,6 +1632,12 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_instance_image_id"), table_name="instance")
     op.drop_index(op.f("ix_instance_account_id_observed_state"), table_name="instance")
     op.drop_table("instance")
+    op.drop_index(
+        "ix_firewall_pending",
+        table_name="firewall",
+        postgresql_where=sa.text("applied_revision < wanted_revision AND deleted_at IS NULL"),
+    )
+    op.drop_table("firewall")
     op.drop_index(op.f("ix_audit_run_created_at"), table_name="audit_run")
     op.drop_table("audit_run")
     op.drop_index(op.f("ix_address_nic_id"), table_name="address")

@@ -337,6 +337,16 @@ class Tenant:
 
     def open_socket(self) -> socket.socket:
         """A packet socket on the namespace's eth0 that belongs to this process."""
+
+        def make() -> socket.socket:
+            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003))
+            sock.bind(("eth0", 0x0003))
+            return sock
+
+        return self.open_inside(make)
+
+    def open_inside(self, make: Callable[[], socket.socket]) -> socket.socket:
+        """The socket that `make` opens inside the namespace; it stays there."""
         argv = self.lab.machine_argv(self.node, [])
         init_pid = argv[argv.index("--target") + 1]
         namespace = Path(f"/proc/{init_pid}/root/run/netns/{self.name}")
@@ -348,9 +358,7 @@ class Tenant:
                 with namespace.open("rb") as file:
                     if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
                         raise OSError(ctypes.get_errno(), "setns")
-                sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003))
-                sock.bind(("eth0", 0x0003))
-                opened.append(sock)
+                opened.append(make())
             except BaseException as err:  # noqa: BLE001  handed to the caller below
                 opened.append(err)
 

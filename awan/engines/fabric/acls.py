@@ -1,0 +1,185 @@
+"""A firewall as OVN's access control lists and address sets. Pure: specs in, rows out.
+
+| priority        | direction                | what                                                         |
+| --------------- | ------------------------ | ------------------------------------------------------------ |
+| 31002           | from-lport               | requests for an address, where anything outbound is ruled    |
+| 31001 downwards | to-lport and from-lport  | the rules, one row each, in the order in which they are tried |
+| 1000            | to-lport and from-lport  | the policy, where it is not what happens without             |
+
+Accepting rules are `allow-related`: replies pass, and a flow that a later rule forbids is marked as blocked at its
+next packet. Whatever no row matches is let through and tracked: see `ovn.tenant_acls`. OVN itself lets neighbour
+discovery, router advertisements, and its own answers to DHCP through, above every row.
+Source: ovn-nb(5), ovn-northd(8) of OVN 23.03.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+from uuid import UUID
+
+from awan.engines.fabric.firewall import (
+    Direction,
+    FirewallSpec,
+    RuleAction,
+    RuleProtocol,
+    RuleSpec,
+)
+
+DHCP_PRIORITY = 31002
+RULES_PRIORITY = 31001
+POLICY_PRIORITY = 1000
+RULES_MAX = RULES_PRIORITY - POLICY_PRIORITY - 1
+
+DHCP_KEY, POLICY_KEY, OUTBOUND_POLICY_KEY = "dhcp", "policy", "outbound_policy"
+ACTIONS = {
+    RuleAction.ACCEPT: "allow-related",
+    RuleAction.DROP: "drop",
+    RuleAction.REJECT: "reject",
+}
+PIPELINES = {Direction.IN: "to-lport", Direction.OUT: "from-lport"}
+PROTOCOLS = {
+    RuleProtocol.TCP: "tcp",
+    RuleProtocol.UDP: "udp",
+    RuleProtocol.ICMP: "icmp",
+    RuleProtocol.ICMPV6: "icmp6",
+    RuleProtocol.ANY: "ip",
+}
+DHCP_REQUEST = "udp && ((udp.src == 68 && udp.dst == 67) || (udp.src == 546 && udp.dst == 547))"
+
+
+@dataclass(frozen=True)
+class Acl:
+    """A row of OVN's table ACL. `key` is the rule's uuid, or which of the firewall's own rows it is."""
+
+    key: str
+    priority: int
+    direction: str
+    match: str
+    action: str
+
+    @property
+    def line(self) -> str:
+        """The row in one line."""
+        return f"{self.priority} {self.direction} {self.match} {self.action}"
+
+
+def group_name(firewall_id: UUID) -> str:
+    """Name of the firewall's port group; as `@name` it is usable in matches."""
+    return f"fw_{firewall_id.hex}"
+
+
+def set_name(firewall_id: UUID, set_id: int, version: int) -> str:
+    """Name of one family of a set; as `$name` it is usable in matches."""
+    return f"{group_name(firewall_id)}_{set_id}_v{version}"
+
+
+def address_sets(spec: FirewallSpec) -> dict[str, list[str]]:
+    """Name -> networks of every address set. A family without networks has none: OVN need not know of it."""
+    return {
+        set_name(spec.firewall_id, it.set_id, version): networks
+        for it in spec.sets
+        for version in (4, 6)
+        if (networks := _of_family(it.networks, version))
+    }
+
+
+def render(spec: FirewallSpec) -> list[Acl]:
+    """The firewall's rows, by falling priority. Raises: ValueError for more rules than there are priorities."""
+    if len(spec.rules) > RULES_MAX:
+        raise ValueError(f"a firewall has at most {RULES_MAX} rules")
+    rows = []
+    if spec.outbound_policy is not RuleAction.ACCEPT or any(
+        rule.direction is Direction.OUT for rule in spec.rules
+    ):
+        port = _port(spec, Direction.OUT)
+        rows.append(
+            Acl(
+                DHCP_KEY,
+                DHCP_PRIORITY,
+                PIPELINES[Direction.OUT],
+                f"{port} && {DHCP_REQUEST}",
+                ACTIONS[RuleAction.ACCEPT],
+            )
+        )
+    sets = address_sets(spec)
+    for number, rule in enumerate(spec.rules):
+        match = _match(spec, rule, sets)
+        if match is not None:
+            rows.append(
+                Acl(
+                    str(rule.rule_id),
+                    RULES_PRIORITY - number,
+                    PIPELINES[rule.direction],
+                    match,
+                    ACTIONS[rule.action],
+                )
+            )
+    for key, direction, policy in (
+        (POLICY_KEY, Direction.IN, spec.policy),
+        (OUTBOUND_POLICY_KEY, Direction.OUT, spec.outbound_policy),
+    ):
+        if policy is not RuleAction.ACCEPT:
+            match = f"{_port(spec, direction)} && ip"
+            rows.append(Acl(key, POLICY_PRIORITY, PIPELINES[direction], match, ACTIONS[policy]))
+    return rows
+
+
+def lines_of(rows: Sequence[Acl], sets: dict[str, list[str]]) -> tuple[str, ...]:
+    """All that a firewall does, in comparable form."""
+    described = [f"{name}: {', '.join(sorted(networks))}" for name, networks in sets.items()]
+    return (*sorted(row.line for row in rows), *sorted(described))
+
+
+def firewall_lines(spec: FirewallSpec) -> tuple[str, ...]:
+    """As `lines_of`, of the firewall as it should be."""
+    return lines_of(render(spec), address_sets(spec))
+
+
+def _port(spec: FirewallSpec, direction: Direction) -> str:
+    name = "outport" if direction is Direction.IN else "inport"
+    return f"{name} == @{group_name(spec.firewall_id)}"
+
+
+def _match(spec: FirewallSpec, rule: RuleSpec, sets: dict[str, list[str]]) -> str | None:
+    """The packets that the rule is about; None when its set is empty, so that it is about none."""
+    parts = [_port(spec, rule.direction)]
+    if rule.icmp_type is not None:
+        family = "icmp4" if rule.protocol is RuleProtocol.ICMP else "icmp6"
+        parts.append(f"{family}.type == {rule.icmp_type}")
+    else:
+        parts.append(PROTOCOLS[rule.protocol])
+    if rule.ports is not None:
+        first, last = rule.ports
+        field = f"{PROTOCOLS[rule.protocol]}.dst"
+        if first == last:
+            parts.append(f"{field} == {first}")
+        elif (first, last) != (1, 65535):
+            parts.append(f"{field} >= {first} && {field} <= {last}")
+    if rule.set_id is not None or rule.peers:
+        peers = list(_peers(spec, rule, sets))
+        if not peers:
+            return None
+        parts.append(peers[0] if len(peers) == 1 else f"({' || '.join(peers)})")
+    return " && ".join(parts)
+
+
+def _peers(spec: FirewallSpec, rule: RuleSpec, sets: dict[str, list[str]]) -> Iterator[str]:
+    end = "src" if rule.direction is Direction.IN else "dst"
+    for version in (4, 6):
+        if rule.set_id is not None:
+            name = set_name(spec.firewall_id, rule.set_id, version)
+            if name in sets:
+                yield f"ip{version}.{end} == ${name}"
+        elif networks := _of_family(rule.peers, version):
+            yield f"ip{version}.{end} == {{{', '.join(networks)}}}"
+
+
+def _of_family(networks: Sequence[IPv4Network | IPv6Network], version: int) -> list[str]:
+    """The networks of one family without overlaps, which OVN would turn into rows that contend."""
+    if version == 4:
+        found4 = collapse_addresses(it for it in networks if isinstance(it, IPv4Network))
+        return [str(it) for it in found4]
+    found6 = collapse_addresses(it for it in networks if isinstance(it, IPv6Network))
+    return [str(it) for it in found6]
