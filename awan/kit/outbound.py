@@ -17,6 +17,8 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from ipaddress import (
     IPv4Address,
@@ -30,6 +32,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from awan.kit.clock import now
 from awan.settings import get_settings
 
 Address = IPv4Address | IPv6Address
@@ -100,11 +103,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call ended: the status, or a short sentence why there is none."""
+    """How a call ended: the status, or a short sentence why there is none.
+
+    `retry_after_s` is how long the answer asks to be left alone, whatever it says: bound it.
+    """
 
     status: int | None
     error: str | None
     duration_ms: int
+    retry_after_s: float | None = None
 
 
 def parse_url(text: str) -> Target:
@@ -184,10 +191,12 @@ def _is_own(address: Address) -> bool:
 async def post(url: str, body: bytes, headers: Mapping[str, str]) -> Outcome:
     """Sends the body and gives the status of the answer, all within `TOTAL_MAX_S`. Raises nothing."""
     began_at = time.monotonic()
-    status, error = None, None
+    status, error, retry_after_s = None, None, None
     try:
         async with asyncio.timeout(TOTAL_MAX_S):
-            status = await _post(parse_url(url), body, headers)
+            response = await _post(parse_url(url), body, headers)
+        status = response.status_code
+        retry_after_s = read_retry_after(response.headers.get("retry-after", ""), now())
     except (ValueError, NotAllowed) as err:
         error = str(err)
     except (TimeoutError, httpx.TimeoutException):
@@ -196,10 +205,25 @@ async def post(url: str, body: bytes, headers: Mapping[str, str]) -> Outcome:
         error = "The TLS handshake failed." if _is_tls(err) else "The connection failed."
     except httpx.HTTPError:
         error = "The connection broke before there was an answer."
-    return Outcome(status, error, round((time.monotonic() - began_at) * 1000))
+    return Outcome(status, error, round((time.monotonic() - began_at) * 1000), retry_after_s)
 
 
-async def _post(target: Target, body: bytes, headers: Mapping[str, str]) -> int:
+def read_retry_after(text: str, moment: datetime) -> float | None:
+    """Seconds from `moment` that the header `Retry-After` asks for, 0 or more; None when it says nothing of sense.
+
+    Source: RFC 9110, section 10.2.3: a number of seconds, or a date.
+    """
+    if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII):
+        return float(text)
+    try:
+        until = parsedate_to_datetime(text)
+        return max(0.0, (until - moment).total_seconds())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+async def _post(target: Target, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
+    """The answer without its body."""
     addresses = await _resolve(target)
     async with httpx.AsyncClient(
         verify=tls_context(),
@@ -229,7 +253,7 @@ async def _post(target: Target, body: bytes, headers: Mapping[str, str]) -> int:
                 continue
             # The body is nobody's business, and may have no end.
             await response.aclose()
-            return response.status_code
+            return response
     raise NotAllowed("The host name does not resolve.")
 
 

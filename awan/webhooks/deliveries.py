@@ -11,6 +11,7 @@ from pydantic_core import to_json
 from sqlalchemy import delete, func, select, text
 from sqlalchemy.orm import Session
 
+from awan.accounts.models import Account, AccountState
 from awan.events import Event
 from awan.events.schemas import EventView
 from awan.kit.clock import iso, now
@@ -19,7 +20,14 @@ from awan.kit.outbound import Outcome
 from awan.kit.secrets import delete_secret
 from awan.webhooks import service
 from awan.webhooks.models import DeliveryState, WebhookAttempt, WebhookDelivery, WebhookEndpoint
-from awan.webhooks.rules import GONE, JITTER, is_success, retry_delay_s, signature
+from awan.webhooks.rules import (
+    GONE,
+    JITTER,
+    asked_delay_s,
+    is_success,
+    retry_delay_s,
+    signature,
+)
 from awan.webhooks.schemas import message_id
 
 FAN_OUT_EVENTS = 1000
@@ -46,6 +54,7 @@ _FAN_OUT = text(
         INSERT INTO webhook_delivery (delivery_id, endpoint_id, account_id, event_id, kind)
         SELECT gen_random_uuid(), endpoint.endpoint_id, endpoint.account_id, batch.event_id, batch.kind
         FROM batch JOIN webhook_endpoint AS endpoint ON endpoint.account_id = batch.account_id
+        JOIN account ON account.account_id = endpoint.account_id AND account.state = 'active'
         WHERE endpoint.is_enabled AND endpoint.deleted_at IS NULL AND batch.xid >= endpoint.from_xid
             AND endpoint.event_types && ARRAY['*', batch.kind, split_part(batch.kind, '.', 1) || '.*']
         ON CONFLICT (endpoint_id, event_id) DO NOTHING
@@ -70,7 +79,7 @@ _CLAIM = text(
             row_number() OVER (PARTITION BY endpoint.account_id ORDER BY due.next_attempt_at)
                 + coalesce((SELECT sum(number) FROM busy WHERE busy.account_id = endpoint.account_id), 0) AS place
         FROM webhook_endpoint AS endpoint
-        JOIN account ON account.account_id = endpoint.account_id AND account.state <> 'closed'
+        JOIN account ON account.account_id = endpoint.account_id AND account.state = 'active'
         CROSS JOIN LATERAL (
             SELECT delivery_id, next_attempt_at FROM webhook_delivery AS delivery
             WHERE delivery.endpoint_id = endpoint.endpoint_id AND state = 'pending' AND next_attempt_at <= now()
@@ -138,7 +147,9 @@ def prepare(lease: Lease) -> Message | None:
     with transaction() as session:
         delivery = session.get_one(WebhookDelivery, lease.delivery_id)
         endpoint = session.get_one(WebhookEndpoint, delivery.endpoint_id)
-        if delivery.lease_id != lease.lease_id or not endpoint.is_enabled:
+        account = session.get_one(Account, endpoint.account_id)
+        is_wanted = endpoint.is_enabled and account.state == AccountState.ACTIVE
+        if delivery.lease_id != lease.lease_id or not is_wanted:
             return None
         body = message_body(session.get_one(Event, delivery.event_id))
         secrets = service.signing_secrets(session, endpoint)
@@ -207,7 +218,8 @@ def _follow_failure(
     if delay_s is not None:
         # Spread, so that a receiver that comes back is not met by all of its messages at once.
         spread = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - no secret
-        delivery.next_attempt_at = now() + timedelta(seconds=delay_s * spread)
+        delay_s = max(delay_s * spread, asked_delay_s(outcome.status, outcome.retry_after_s))
+        delivery.next_attempt_at = now() + timedelta(seconds=delay_s)
         return
     delivery.state, delivery.finished_at = DeliveryState.FAILED, now()
     if not endpoint.is_enabled:

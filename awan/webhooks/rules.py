@@ -16,6 +16,8 @@ EVERYTHING = "*"
 RETRIES_S = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 28800)
 JITTER = 0.1
 GONE = 410
+BUSY = frozenset({429, 503})
+RETRY_AFTER_MAX_S = 4 * 3600.0
 
 _EVENT_TYPE = re.compile(r"\*|[a-z][a-z0-9_]*\.(\*|[a-z][a-z0-9_]*)", re.ASCII)
 
@@ -48,6 +50,13 @@ def check_event_type(text: str) -> str:
 def retry_delay_s(attempts: int) -> int | None:
     """Seconds until the next attempt, after so many failed ones (from 1); None: given up."""
     return RETRIES_S[attempts - 1] if attempts <= len(RETRIES_S) else None
+
+
+def asked_delay_s(status: int | None, retry_after_s: float | None) -> float:
+    """For how long a receiver that is too busy (429, 503) asks to be left alone, `RETRY_AFTER_MAX_S` at most."""
+    if status not in BUSY or retry_after_s is None:
+        return 0.0
+    return min(retry_after_s, RETRY_AFTER_MAX_S)
 
 
 def is_success(status: int | None) -> bool:

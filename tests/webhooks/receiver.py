@@ -60,6 +60,7 @@ class Receiver:
 
     answer: Callable[[Received], int] = lambda _: 204
     received: list[Received] = field(default_factory=list)
+    retry_after: str | None = None
 
     def __post_init__(self) -> None:
         self._changed = threading.Condition()
@@ -79,6 +80,8 @@ class Receiver:
                 try:
                     self.send_response(status)
                     self.send_header("content-length", "0")
+                    if receiver.retry_after is not None:
+                        self.send_header("retry-after", receiver.retry_after)
                     if 300 <= status < 400:
                         self.send_header("location", f"{receiver.url}/moved")
                     self.end_headers()

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import select, text
@@ -16,6 +16,7 @@ from awan.events import Event
 from awan.kit import outbound
 from awan.kit.clock import now
 from awan.kit.database import get_engine, transaction
+from awan.kit.outbound import read_retry_after
 from awan.settings import get_settings
 from awan.webhooks import deliveries, sender
 from awan.webhooks.models import WebhookEndpoint
@@ -392,6 +393,58 @@ def test_a_closed_account_gets_nothing(site: Site, receiver: Receiver) -> None:
         session.execute(text("UPDATE account SET state = 'closed'"))
     deliveries.fan_out()
     assert deliveries.claim(10) == []
+
+
+def test_a_suspended_account_gets_nothing_until_it_is_active_again(
+    site: Site, receiver: Receiver
+) -> None:
+    webhook = site.add(receiver.url, event_types=["x.done"])
+    site.record(count=2)
+    deliveries.fan_out()
+    (leased,) = deliveries.claim(1)
+    with transaction() as session:
+        session.execute(text("UPDATE account SET state = 'suspended'"))
+    assert deliveries.prepare(leased) is None, "also what was about to be sent"
+    site.make_due()
+    assert deliveries.claim(10) == []
+    site.record(kind="x.done")
+    deliveries.fan_out()
+    assert len(site.deliveries(webhook)) == 2, "what happens meanwhile passes by"
+    with transaction() as session:
+        session.execute(text("UPDATE account SET state = 'active'"))
+    site.until(lambda: len(receiver.received) == 2)
+    assert len(site.deliveries(webhook)) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "asked", "least_s", "most_s"),
+    [
+        (503, "900", 890, 901),
+        (429, "99999999", 4 * 3600 - 10, 4 * 3600 + 1),
+        (503, "1", 3, 6),
+        (503, "soon", 3, 6),
+        (500, "900", 3, 6),
+    ],
+)
+def test_a_busy_receiver_says_when_to_come_again(
+    site: Site, receiver: Receiver, status: int, asked: str, least_s: float, most_s: float
+) -> None:
+    receiver.answer, receiver.retry_after = lambda _: status, asked
+    webhook = site.add(receiver.url, event_types=["x.done"])
+    site.record()
+    site.until_attempted(webhook)
+    query = "SELECT extract(epoch FROM next_attempt_at - now())::float8 FROM webhook_delivery"
+    with transaction() as session:
+        left = session.scalar(text(query))
+    assert least_s < left < most_s
+
+
+def test_a_date_to_come_again() -> None:
+    moment = datetime(2026, 11, 24, 12, tzinfo=UTC)
+    assert read_retry_after("Tue, 24 Nov 2026 12:01:30 GMT", moment) == 90
+    assert read_retry_after("Tue, 24 Nov 2026 11:00:00 GMT", moment) == 0
+    for nonsense in ("", "-5", "1.5", "Tue, 24 Nov", "9" * 50, "Tue, 24 Nov 2026 12:01:30 -0000"):
+        assert read_retry_after(nonsense, moment) is None
 
 
 def test_old_deliveries_are_forgotten(site: Site, receiver: Receiver) -> None:
