@@ -87,10 +87,13 @@ class SeedSpec:
     user_data: str | None = field(default=None, repr=False)
 
 
-def render_seed(spec: SeedSpec) -> bytes:
-    """The ISO image for the first boot."""
+def render_seed(spec: SeedSpec, *, insists: bool = False) -> bytes:
+    """The ISO image for the first boot. One that `insists` sets the password also if that boot is over already.
+
+    Raises: ValueError as `render_password_seed`, when it insists.
+    """
     return _render_iso(
-        user_data=render_user_data(spec),
+        user_data=render_user_data(spec, insists=insists),
         meta_data=_render_json(_meta_data(spec)),
         network_config=_render_json(_network_config(spec.nics)),
     )
@@ -111,28 +114,40 @@ def render_password_seed(spec: SeedSpec) -> bytes:
     A boothook, because cloud-init runs those at every boot, and its own modules for users only once per instance.
     Raises: ValueError without a hash, or with another kind of hash than `hash_password` makes.
     """
-    if spec.password_hash is None or not CRYPT_HASH.fullmatch(spec.password_hash):
-        raise ValueError("no password hash that a seed can carry")
-    line = shlex.quote(f"{spec.username}:{spec.password_hash}")
-    hook = f"{BOOTHOOK}\n#!/bin/sh\nprintf '%s\\n' {line} | chpasswd -e\n"
     return _render_iso(
-        user_data=hook.encode("ascii"),
+        user_data=f"{BOOTHOOK}\n{_password_hook(spec)}".encode("ascii"),
         meta_data=_render_json(_meta_data(spec)),
         network_config=_render_json(_network_config(spec.nics)),
     )
 
 
-def render_user_data(spec: SeedSpec) -> bytes:
-    """The file `user-data`: our cloud-config, or a MIME message of ours and the customer's part."""
+def _password_hook(spec: SeedSpec) -> str:
+    """A script that sets the password of an account that exists. Raises: ValueError as `render_password_seed`."""
+    if spec.password_hash is None or not CRYPT_HASH.fullmatch(spec.password_hash):
+        raise ValueError("no password hash that a seed can carry")
+    line = shlex.quote(f"{spec.username}:{spec.password_hash}")
+    return (
+        "#!/bin/sh\n"
+        f"id -u {shlex.quote(spec.username)} >/dev/null 2>&1 || exit 0\n"
+        f"printf '%s\\n' {line} | chpasswd -e\n"
+    )
+
+
+def render_user_data(spec: SeedSpec, *, insists: bool = False) -> bytes:
+    """The file `user-data`: our cloud-config, or a MIME message of ours, the password's hook, the customer's part."""
     ours = f"{CLOUD_CONFIG}\n".encode() + _render_json(_cloud_config(spec))
-    if spec.user_data is None:
+    if spec.user_data is None and not insists:
         return ours
-    theirs = _unix_lines(spec.user_data)
     message = MIMEMultipart("mixed", boundary=MIME_BOUNDARY)
     message.attach(_part(ours, PART_TYPES[CLOUD_CONFIG], encoding="7bit"))
-    customer = _part(theirs.encode(), _part_type(theirs), encoding="base64")
-    customer["Merge-Type"] = MERGE_TYPE
-    message.attach(customer)
+    if insists:
+        hook = _password_hook(spec).encode("ascii")
+        message.attach(_part(hook, PART_TYPES[BOOTHOOK], encoding="7bit"))
+    if spec.user_data is not None:
+        theirs = _unix_lines(spec.user_data)
+        customer = _part(theirs.encode(), _part_type(theirs), encoding="base64")
+        customer["Merge-Type"] = MERGE_TYPE
+        message.attach(customer)
     return message.as_bytes()
 
 

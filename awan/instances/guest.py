@@ -42,10 +42,6 @@ FIRST_BOOT_UNSEEN = (
     "The guest has not been seen to finish its first boot: that is known once its agent answers or, if its template"
     " has no agent, once it sends packets."
 )
-UNSEEN_STOPPED = (
-    f"{FIRST_BOOT_UNSEEN} Start the instance, see on its console how far it gets, and try again a minute after it has"
-    " booted; if that does not help, ask the operator."
-)
 UNSEEN_RUNNING = (
     f"{FIRST_BOOT_UNSEEN} See on the console of the instance how far it gets, and try again a minute after it has"
     " booted; or stop the instance and rename it then."
@@ -59,8 +55,7 @@ def set_password(
 ) -> Operation:
     """Gives the instance's account another password: by the agent of a running guest, else at the next boot.
 
-    Raises: NotFound, Invalid, Conflict (busy, its node unreachable, neither running nor stopped, or stopped in its
-    first boot).
+    Raises: NotFound, Invalid, Conflict (busy, its node unreachable, neither running nor stopped).
     """
     resource, instance = lock_instance(session, caller, instance_id)
     _check_password(change, instance)
@@ -68,8 +63,6 @@ def set_password(
     refuse_if_unreachable(session, instance)
     _require_alive(instance)
     is_stopped = instance.observed_state == ObservedState.STOPPED
-    if is_stopped and instance.seed_generation == SECRET_GENERATION:
-        raise Conflict(FIRST_BOOT_PENDING if instance.ready_at is None else UNSEEN_STOPPED)
     secret = put_secret(session, PASSWORD_PURPOSE, hash_password(change.password))
     session.flush()
     instance.new_password_secret_id = secret

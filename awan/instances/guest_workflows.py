@@ -26,6 +26,7 @@ from awan.events import record
 from awan.fleet import Node, endpoint
 from awan.instances.models import DesiredState, Instance, ObservedState
 from awan.instances.workflows import (
+    PASSWORD_BOOT,
     PASSWORD_PURPOSE,
     SECRET_GENERATION,
     SEED_TARGET,
@@ -57,7 +58,6 @@ from awan.operations import (
 )
 from awan.resources import Resource, ResourceKind, lock
 
-PASSWORD_BOOT = "instance.password_boot.v1"  # noqa: S105 - a workflow's name
 BOOT_POLL_S = 2.0
 BOOT_ROUND_S = 3600.0
 # A guest may send its first packets a little before or after it has read its CD; the agent answers well after.
@@ -99,7 +99,12 @@ def _is_running(it: Situation) -> bool:
 
 
 def _changes_seed(instance: Instance) -> bool:
-    """Whether a new password changes the seed: it goes there, or an older one is there, which must not come back."""
+    """Whether a new password changes the seed: it goes there, or an older one is there, which must not come back.
+
+    The seed of the first boot is taken from a guest that runs by the wait for that boot.
+    """
+    if instance.seed_generation == SECRET_GENERATION:
+        return instance.new_password_in_seed
     return instance.new_password_in_seed or instance.seed_has_password
 
 
@@ -115,8 +120,14 @@ def _new_hash(instance: Instance) -> str:
 def write_password_seed(target: Target) -> None:
     """A stopped guest's seed sets the new password. A running guest's does not set an older one any more."""
     it = read_situation(target.subject_id)
-    if _changes_seed(it.instance):
-        spec = replace(seed_spec(it), password_hash=_new_hash(it.instance))
+    if not _changes_seed(it.instance):
+        return
+    spec = replace(seed_spec(it), password_hash=_new_hash(it.instance))
+    if it.instance.seed_generation == SECRET_GENERATION:
+        # Whether the first boot is still to come or only was not seen: the one or the other part of it sets it.
+        iso = render_seed(spec, insists=True)
+        it.engines.volumes.ensure_seed(it.node, target.subject_id, SECRET_GENERATION, iso)
+    else:
         _put_next_seed(it, spec, with_password=it.instance.new_password_in_seed)
 
 
@@ -147,7 +158,8 @@ def mark_password_set(session: Session, target: Target) -> None:
     if instance.deleted_at is not None:
         return
     if _changes_seed(instance):
-        instance.seed_generation += 1
+        if instance.seed_generation > SECRET_GENERATION:
+            instance.seed_generation += 1
         instance.seed_has_password = instance.new_password_in_seed
     old = instance.password_secret_id
     instance.password_secret_id = instance.new_password_secret_id
@@ -169,8 +181,9 @@ def mark_password_not_set(session: Session, target: Target, failure: Failure) ->
 
 
 def wait_for_password_boot(session: Session, target: Target) -> None:
-    """A seed with a password is taken away again after the next boot."""
-    if session.get_one(Instance, target.subject_id).seed_has_password:
+    """A seed with a password is taken away again after the next boot; that of the first boot is anyhow."""
+    instance = session.get_one(Instance, target.subject_id)
+    if instance.seed_has_password and instance.seed_generation > SECRET_GENERATION:
         enqueue_wait(
             session,
             PASSWORD_BOOT,
@@ -317,7 +330,10 @@ def write_renamed_seed(target: Target) -> None:
     else:
         # The guest is off, so nobody reads the file, whose name stays: its first boot is still to come.
         it.engines.volumes.ensure_seed(
-            it.node, target.subject_id, SECRET_GENERATION, render_seed(spec)
+            it.node,
+            target.subject_id,
+            SECRET_GENERATION,
+            render_seed(spec, insists=it.instance.seed_has_password),
         )
 
 

@@ -87,6 +87,7 @@ from awan.volumes import Volume, mark_deleted, mark_ready, note_image, volumes_o
 PASSWORD_PURPOSE = "instance.password_hash"  # noqa: S105 - a purpose, not a password
 USER_DATA_PURPOSE = "instance.user_data"
 FIRST_BOOT = "instance.first_boot.v1"
+PASSWORD_BOOT = "instance.password_boot.v1"  # noqa: S105 - a workflow's name
 ROOT_TARGET, SEED_TARGET = 0, 1
 SECRET_GENERATION, SCRUBBED_GENERATION = 1, 2
 PORT_UP_TIMEOUT_S = 30.0
@@ -336,7 +337,7 @@ def _root_handle(it: Situation) -> VolumeHandle:
 def seed_handle(it: Situation) -> VolumeHandle:
     spec, generation = seed_spec(it), it.instance.seed_generation
     if generation == SECRET_GENERATION:
-        iso = render_seed(spec)
+        iso = render_seed(spec, insists=it.instance.seed_has_password)
     else:
         iso = render_later_seed(spec, with_password=it.instance.seed_has_password)
     return it.engines.volumes.ensure_seed(it.node, it.instance.instance_id, generation, iso)
@@ -825,7 +826,11 @@ def scrub_seed(instance_id: str) -> None:
         # Run again after the guest's owner has changed something: that seed holds no secret of the first boot.
         return
     if it.instance.desired_state != DesiredState.DELETED:
-        iso = render_scrubbed_seed(seed_spec(it))
+        # Set while it was off, perhaps after its first boot: it has not read that yet.
+        is_unread = (
+            it.instance.seed_has_password and it.instance.observed_state != ObservedState.RUNNING
+        )
+        iso = render_later_seed(seed_spec(it), with_password=is_unread)
         seed = volumes.ensure_seed(it.node, subject, SCRUBBED_GENERATION, iso)
         try:
             it.engines.hypervisor.ensure_media(it.node, subject, SEED_TARGET, seed.path)
@@ -836,16 +841,23 @@ def scrub_seed(instance_id: str) -> None:
                     "hypervisor", f"change the seed of {subject}", str(err)
                 ) from err
         else:
-            _note_scrubbed(subject)
+            _note_scrubbed(subject, has_password=is_unread)
             volumes.delete_seeds(it.node, subject, keep=SCRUBBED_GENERATION)
     if _is_being_deleted(subject):
         volumes.delete_seeds(it.node, subject)
 
 
-def _note_scrubbed(instance_id: UUID) -> None:
+def _note_scrubbed(instance_id: UUID, *, has_password: bool) -> None:
+    """Raises: EngineUnavailable while a password is being set, whose seed is still that of the first boot."""
     with transaction() as session:
         instance = session.get_one(Instance, instance_id, with_for_update=True)
+        if instance.new_password_secret_id is not None:
+            raise EngineUnavailable("seed", "scrub", "a password is being set")
         instance.seed_generation = SCRUBBED_GENERATION
+        instance.seed_has_password = has_password
+        if has_password:
+            workflow_id = str(derived_id(instance.create_operation_id, "password_boot"))
+            enqueue_wait(session, PASSWORD_BOOT, workflow_id, str(instance_id), 0.0)
         if instance.user_data_secret_id is not None:
             delete_secret(session, instance.user_data_secret_id)
             instance.user_data_secret_id = None

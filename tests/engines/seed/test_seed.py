@@ -374,6 +374,29 @@ def test_a_password_seed_sets_the_password_at_each_boot(tmp_path: Path) -> None:
     assert (tmp_path / "told").read_text() == f"-e\nroot:{spec.password_hash}\n"
 
 
+def test_a_first_seed_that_insists_sets_the_password_of_an_account_that_exists_too(
+    tmp_path: Path,
+) -> None:
+    """Beside what a first boot does with it. An account that does not exist yet is none of the hook's business."""
+    spec = make_spec(username="nobody-here", user_data="#!/bin/sh\ntrue\n")
+    message = email.message_from_bytes(
+        read_files(seed.render_seed(spec, insists=True))["user-data"]
+    )
+    ours, hook, theirs = message.get_payload()
+    assert ours.get_content_type() == "text/cloud-config"
+    assert hook.get_content_type() == "text/cloud-boothook"
+    assert theirs.get_content_type() == "text/x-shellscript"
+    assert json.loads(ours.get_payload().partition("\n")[2]) == read_config(
+        replace(spec, user_data=None)
+    )
+    script = tmp_path / "hook"
+    script.write_text(hook.get_payload())
+    script.chmod(0o700)
+    done = subprocess.run([script], env={"PATH": "/usr/bin:/bin"}, capture_output=True, check=True)
+    assert done.stderr == b""
+    assert spec.password_hash in script.read_text()
+
+
 @pytest.mark.parametrize(
     "password_hash",
     [None, "", "!", "$1$x$y", "$6$a$b\nroot:x", "$6$a$b'; reboot; '", "$6$" + "a" * 200, "$6$é"],
