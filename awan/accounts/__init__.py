@@ -11,7 +11,7 @@ A mutating route honours `Idempotency-Key` in two lines, see `accounts.idempoten
 
 from awan.accounts import quotas
 from awan.accounts.access import Caller, authenticated, is_key_usable, operator
-from awan.accounts.idempotency import EarlierAnswer, forget_old_answers, idempotent, replay
+from awan.accounts.idempotency import EarlierAnswer, forget_old_answers, idempotent, once, replay
 from awan.accounts.models import KeyScope
 from awan.accounts.service import create_account, create_key, init_operator
 
@@ -26,6 +26,7 @@ __all__ = [
     "idempotent",
     "init_operator",
     "is_key_usable",
+    "once",
     "operator",
     "quotas",
     "replay",

@@ -1,6 +1,6 @@
 """`Idempotency-Key`: the same call sent twice has one effect and one answer, for 24 hours.
 
-A mutating route uses it in its transaction, before any change:
+A mutating route makes its change through `once`, whose frame is that of all of them:
 
     with transaction() as session:
         call = idempotent(session, caller, request)
@@ -8,6 +8,8 @@ A mutating route uses it in its transaction, before any change:
             return replay(call.earlier, read(session, caller, UUID(call.earlier.resource_id)))
         thing, operation = service.create_thing(session, caller, body)
         return call.keep(answer("Thing created", view(thing), status=202, operation=operation), thing.uuid)
+
+A route that has more to do in its transaction writes the frame out.
 
 Without the header nothing is asked of the database and `keep` only passes the answer on. What is kept is the status,
 the message and ids, never a body: the route reads the thing again, so a replay shows it as it is now. Of a thing that
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -32,6 +35,7 @@ from sqlalchemy.orm import Session
 from awan.accounts.access import Caller
 from awan.accounts.models import IdempotencyKey
 from awan.errors import IdempotencyConflict, Invalid
+from awan.kit.database import transaction
 from awan.kit.http import Answer, OperationView, answer
 from awan.kit.secrets import keyed_digest
 
@@ -127,6 +131,23 @@ def is_repeat(session: Session, caller: Caller, request: Request) -> bool:
     key = request.headers.get(HEADER)
     row = session.get(IdempotencyKey, (caller.account_id, key)) if key is not None else None
     return row is not None and row.status is not None
+
+
+def once(
+    request: Request,
+    caller: Caller,
+    change: Callable[[Session], tuple[Answer, UUID | int | str | None]],
+    again: Callable[[Session, EarlierAnswer], Answer],
+) -> Answer:
+    """Makes a change in a transaction of its own and keeps its answer; a repeat of the call is answered by `again`.
+
+    `change` gives the answer, and the id of the thing for `again`. Raises: as `idempotent`, and what the two raise.
+    """
+    with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            return again(session, call.earlier)
+        return call.keep(*change(session))
 
 
 def replay(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Response
 from sqlalchemy.orm import Session
 
-from awan.accounts import Caller, authenticated, idempotent, replay
+from awan.accounts import Caller, authenticated, idempotent, once, replay
 from awan.accounts.idempotency import EarlierAnswer
 from awan.errors import Invalid
 from awan.instances import bulk, captures, guest, service
@@ -397,16 +396,17 @@ def _quick(
 
     A repeat of the call waits for the same operation: of one that went on at the first answer, it tells the end.
     """
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            assert call.earlier.operation_id is not None
-            operation_id = call.earlier.operation_id
-        else:
-            operation = change(session)
-            operation_id = operation.operation_id
-            call.keep(answer("", None, operation=_operation(operation)), instance_id)
-    return wait_for_success(operation_id)
+
+    def begin(session: Session) -> tuple[Answer, UUID]:
+        return answer("", None, operation=_operation(change(session))), instance_id
+
+    def again(session: Session, earlier: EarlierAnswer) -> Answer:
+        operation = session.get_one(Operation, earlier.operation_id)
+        return replay(earlier, None, operation=_operation(operation))
+
+    begun = once(request, caller, begin, again)
+    assert begun.operation is not None
+    return wait_for_success(begun.operation.uuid)
 
 
 @router.put("/{instance_uuid:uuid}/labels", response_model=Envelope[InstanceDetail])
@@ -448,16 +448,16 @@ def _change(
     caller: Caller,
     instance_id: UUID,
     message: str,
-    change: Callable[[Session], Any],
+    change: Callable[[Session], None],
 ) -> Answer:
     """A change of rows alone."""
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            return _again(session, call.earlier)
+
+    def make(session: Session) -> tuple[Answer, UUID]:
         change(session)
         data = show_detail(session, service.get_view(session, caller, instance_id))
-        return call.keep(answer(message, data), instance_id)
+        return answer(message, data), instance_id
+
+    return once(request, caller, make, _again)
 
 
 @router.get(
@@ -503,15 +503,15 @@ def _power(
     message: str,
     change: Callable[[Session], Operation],
 ) -> Answer:
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            return _again(session, call.earlier)
+    """A change that an operation makes, which is not waited for."""
+
+    def begin(session: Session) -> tuple[Answer, UUID]:
         operation = change(session)
         data = show_detail(session, service.get_view(session, caller, instance_id))
-        return call.keep(
-            answer(message, data, status=202, operation=_operation(operation)), instance_id
-        )
+        begun = answer(message, data, status=202, operation=_operation(operation))
+        return begun, instance_id
+
+    return once(request, caller, begin, _again)
 
 
 @router.get("/{instance_uuid:uuid}/ssh-keys", response_model=Envelope[list[InstalledKey]])

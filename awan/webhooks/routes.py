@@ -7,7 +7,8 @@ from uuid import UUID
 from fastapi import APIRouter, Depends
 from sqlalchemy.orm import Session
 
-from awan.accounts import Caller, authenticated, idempotent, replay
+from awan.accounts import Caller, authenticated, once, replay
+from awan.accounts.idempotency import EarlierAnswer
 from awan.kit.database import transaction
 from awan.kit.http import Answer, EmptyForm, Envelope, Request, answer, form_body, query_of
 from awan.kit.pagination import PageRequest, paged
@@ -48,20 +49,19 @@ def create_webhook(
     """Posts the account's events to a URL from now on, signed as standardwebhooks.com describes.
 
     `secret` is shown this once. A message is sent until the receiver answers 2xx within 15 s, for about a day, and can
-    arrive twice: `webhook-id` says so. A receiver that takes nothing for a day is disabled.
+    arrive twice: `webhook-id` says so. A receiver that takes nothing for a day is disabled. One that answers 429 or 503
+    with `Retry-After` is left alone for so long, four hours at most. While the account is suspended nothing is sent:
+    new events pass by, and what waits is sent afterwards.
     """
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            row = session.get_one(WebhookEndpoint, UUID(call.earlier.resource_id))
-            return replay(call.earlier, SecretWebhookView.shown(row, None))
+
+    def create(session: Session) -> tuple[Answer, UUID]:
         row, secret = service.create_endpoint(
             session, caller, body.url, body.event_types, body.description
         )
-        created = answer(
-            "Webhook successfully created", SecretWebhookView.shown(row, secret), status=201
-        )
-        return call.keep(created, row.endpoint_id)
+        shown = SecretWebhookView.shown(row, secret)
+        return answer("Webhook successfully created", shown, status=201), row.endpoint_id
+
+    return once(request, caller, create, _without_secret)
 
 
 @router.get("/{webhook_uuid}", response_model=Envelope[WebhookView])
@@ -80,14 +80,13 @@ def change_webhook(
     body: WebhookChange = Depends(form_body(WebhookChange, path_check=own_webhook)),
 ) -> Answer:
     """Changes what is given. While it is disabled new events pass it by; what waits is sent when it is enabled."""
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            return replay(call.earlier, WebhookView.of(_again(session, webhook_uuid)))
-        row = service.change_endpoint(
-            session, caller, webhook_uuid, body.model_dump(exclude_none=True)
-        )
-        return call.keep(answer("Webhook successfully changed", WebhookView.of(row)), webhook_uuid)
+    changes = body.model_dump(exclude_none=True)
+
+    def change(session: Session) -> tuple[Answer, UUID]:
+        row = service.change_endpoint(session, caller, webhook_uuid, changes)
+        return answer("Webhook successfully changed", WebhookView.of(row)), webhook_uuid
+
+    return once(request, caller, change, _again)
 
 
 @router.delete("/{webhook_uuid}", response_model=Envelope[WebhookView])
@@ -98,12 +97,12 @@ def delete_webhook(
     _: EmptyForm = Depends(form_body(EmptyForm, path_check=own_webhook)),
 ) -> Answer:
     """Ends a webhook. What waits for it is given up."""
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            return replay(call.earlier, WebhookView.of(_again(session, webhook_uuid)))
+
+    def end(session: Session) -> tuple[Answer, UUID]:
         row = service.delete_endpoint(session, caller, webhook_uuid)
-        return call.keep(answer("Webhook successfully deleted", WebhookView.of(row)), webhook_uuid)
+        return answer("Webhook successfully deleted", WebhookView.of(row)), webhook_uuid
+
+    return once(request, caller, end, _again)
 
 
 @router.post("/{webhook_uuid}/rotate-secret", response_model=Envelope[SecretWebhookView])
@@ -114,16 +113,13 @@ def rotate_webhook_secret(
     _: EmptyForm = Depends(form_body(EmptyForm, path_check=own_webhook)),
 ) -> Answer:
     """A new secret, shown this once. For 24 hours messages are signed with the present one too."""
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            row = _again(session, webhook_uuid)
-            return replay(call.earlier, SecretWebhookView.shown(row, None))
+
+    def rotate(session: Session) -> tuple[Answer, UUID]:
         row, secret = service.rotate_secret(session, caller, webhook_uuid)
-        rotated = answer(
-            "Webhook secret successfully rotated", SecretWebhookView.shown(row, secret)
-        )
-        return call.keep(rotated, webhook_uuid)
+        shown = SecretWebhookView.shown(row, secret)
+        return answer("Webhook secret successfully rotated", shown), webhook_uuid
+
+    return once(request, caller, rotate, _without_secret)
 
 
 @router.get("/{webhook_uuid}/deliveries", response_model=Envelope[DeliveryList])
@@ -167,19 +163,25 @@ def replay_webhook_delivery(
     _: EmptyForm = Depends(form_body(EmptyForm, path_check=own_webhook)),
 ) -> Answer:
     """Sends a delivery again under the same id, whatever became of it."""
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            earlier = session.get(WebhookDelivery, delivery_uuid)
-            return replay(
-                call.earlier, DeliveryView.of(earlier) if earlier else call.earlier.remains
-            )
+
+    def send_again(session: Session) -> tuple[Answer, UUID]:
         row = service.replay(session, caller, webhook_uuid, delivery_uuid)
-        return call.keep(
-            answer("Webhook delivery will be sent again", DeliveryView.of(row)), delivery_uuid
-        )
+        return answer("Webhook delivery will be sent again", DeliveryView.of(row)), delivery_uuid
+
+    def again(session: Session, earlier: EarlierAnswer) -> Answer:
+        row = session.get(WebhookDelivery, delivery_uuid)
+        return replay(earlier, DeliveryView.of(row) if row else earlier.remains)
+
+    return once(request, caller, send_again, again)
 
 
-def _again(session: Session, webhook_uuid: UUID) -> WebhookEndpoint:
-    """The endpoint of a repeated call, deleted or not: the first one showed that it is the caller's."""
-    return session.get_one(WebhookEndpoint, webhook_uuid)
+def _again(session: Session, earlier: EarlierAnswer) -> Answer:
+    """The repeat of a call, with the endpoint, deleted or not: the first one showed that it is the caller's."""
+    row = session.get_one(WebhookEndpoint, UUID(earlier.resource_id))
+    return replay(earlier, WebhookView.of(row))
+
+
+def _without_secret(session: Session, earlier: EarlierAnswer) -> Answer:
+    """As `_again`, of a call that has shown a secret: it is not shown again."""
+    row = session.get_one(WebhookEndpoint, UUID(earlier.resource_id))
+    return replay(earlier, SecretWebhookView.shown(row, None))
