@@ -218,8 +218,8 @@ def _follow_failure(
     if delay_s is not None:
         # Spread, so that a receiver that comes back is not met by all of its messages at once.
         spread = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - no secret
-        delay_s = max(delay_s * spread, asked_delay_s(outcome.status, outcome.retry_after_s))
-        delivery.next_attempt_at = now() + timedelta(seconds=delay_s)
+        asked_s = asked_delay_s(outcome.status, outcome.retry_after_s)
+        delivery.next_attempt_at = now() + timedelta(seconds=max(delay_s * spread, asked_s))
         return
     delivery.state, delivery.finished_at = DeliveryState.FAILED, now()
     if not endpoint.is_enabled:
