@@ -305,10 +305,11 @@ def _escaped(value: object) -> str:
 
 
 def _quoted(value: str) -> str:
-    """A value of its `environment=`, in the quotes of a shell."""
-    if '"' in value:
+    """A value of its `environment=`, in quotes that do not occur in it; it loses quotes at either end of the value."""
+    mark = "'" if '"' in value else '"'
+    if mark in value or value != value.strip("\"'"):
         raise SupervisorError(f"supervisord's configuration cannot hold {value!r}")
-    return f'"{_escaped(value)}"'
+    return f"{mark}{_escaped(value)}{mark}"
 
 
 def _signal_all(pids: Iterable[int], number: signal.Signals) -> None:
