@@ -28,6 +28,7 @@ import awan.webhooks.routes
 from awan.accounts import forget_old_answers
 from awan.console.service import end_lost
 from awan.instances.captures import forget_captures
+from awan.instances.password_boots import LOOK_INTERVAL_S, scrub_booted
 from awan.kit.database import transaction
 from awan.metrics import collector as metrics_collector
 from awan.metrics import history as metrics_history
@@ -103,6 +104,7 @@ WORKER_TASKS: tuple[tuple[str, float, Callable[[], object]], ...] = (
     ("console.end_lost", 30.0, _end_lost_consoles),
     ("accounts.forget_old_answers", 3600.0, _forget_old_answers),
     ("instances.forget_captures", 60.0, forget_captures),
+    ("instances.scrub_booted", LOOK_INTERVAL_S, scrub_booted),
     ("webhooks.deliver", 1.0, deliver_due),
     ("webhooks.forget_old", 3600.0, forget_old),
     ("metrics.keep", metrics_history.KEEP_INTERVAL_S, metrics_history.keep),

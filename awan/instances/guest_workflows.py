@@ -4,7 +4,6 @@ instance.set_password   seed (of a stopped guest) | guest's agent (of a running 
 instance.rename         seed -> DHCP name -> guest's agent, where it answers
 instance.reset          reset
 instance.scrub_seed     seed without the password that a guest has booted with
-instance.password_boot (queue `waits`)   wait until the guest has read its seed -> instance.scrub_seed
 
 A guest that has been through its first boot gets a new seed as one of the next generation: the CD changes in one step,
 and the rows know of it only when the operation has succeeded. An undo puts the present generation back.
@@ -12,21 +11,18 @@ and the rows know of it only when the operation has succeeded. An undo puts the 
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from awan.catalogue import engines
-from awan.engines.hypervisor import AgentAnswer, GuestSign
+from awan.engines.hypervisor import AgentAnswer
 from awan.engines.seed import SeedSpec, render_seed
-from awan.errors import Conflict, EngineError
+from awan.errors import Conflict
 from awan.events import record
-from awan.fleet import Node, endpoint
-from awan.instances.models import DesiredState, Instance, ObservedState
+from awan.instances.models import Instance, ObservedState
 from awan.instances.workflows import (
-    PASSWORD_BOOT,
     PASSWORD_PURPOSE,
     SECRET_GENERATION,
     SEED_TARGET,
@@ -42,26 +38,16 @@ from awan.instances.workflows import (
 )
 from awan.kit.clock import now
 from awan.kit.database import transaction
-from awan.kit.ids import derived_id
 from awan.kit.secrets import delete_secret, get_secret
 from awan.operations import (
     Failure,
     Plan,
     Step,
     Target,
-    begin,
-    durable_step,
-    enqueue_wait,
-    pause,
     register,
-    waiting_workflow,
 )
-from awan.resources import Resource, ResourceKind, lock
+from awan.resources import Resource
 
-BOOT_POLL_S = 2.0
-BOOT_ROUND_S = 3600.0
-# A guest may send its first packets a little before or after it has read its CD; the agent answers well after.
-READ_MARGIN_S = 60.0
 SCRUB_AGAIN_S = 600.0
 
 AGENT_SILENT = (
@@ -161,6 +147,7 @@ def mark_password_set(session: Session, target: Target) -> None:
         if instance.seed_generation > SECRET_GENERATION:
             instance.seed_generation += 1
         instance.seed_has_password = instance.new_password_in_seed
+        instance.seed_look_at, instance.seed_heard_at = now(), None
     old = instance.password_secret_id
     instance.password_secret_id = instance.new_password_secret_id
     instance.new_password_secret_id, instance.new_password_in_seed = None, False
@@ -178,108 +165,6 @@ def mark_password_not_set(session: Session, target: Target, failure: Failure) ->
     session.flush()
     if new is not None:
         delete_secret(session, new)
-
-
-def wait_for_password_boot(session: Session, target: Target) -> None:
-    """A seed with a password is taken away again after the next boot; that of the first boot is anyhow."""
-    instance = session.get_one(Instance, target.subject_id)
-    if instance.seed_has_password and instance.seed_generation > SECRET_GENERATION:
-        enqueue_wait(
-            session,
-            PASSWORD_BOOT,
-            str(derived_id(target.operation_id, "password_boot")),
-            str(target.subject_id),
-            0.0,
-        )
-
-
-@waiting_workflow(PASSWORD_BOOT)
-def password_boot(instance_id: str, delay_s: float) -> None:
-    """Waits until a guest has booted with the password in its seed, then has the seed scrubbed.
-
-    Looks for the first time after `delay_s`. Ends when the instance is deleted, or the seed holds no password any more.
-    """
-    if delay_s > 0:
-        durable_step("delay", pause, delay_s)
-    while True:
-        state = durable_step("wait_for_boot", wait_for_boot, instance_id)
-        if state == "gone":
-            return
-        if state == "read" and durable_step("begin_scrub", begin_scrub, instance_id):
-            return
-
-
-def wait_for_boot(instance_id: str) -> str:
-    """Waits an hour at most: "gone" when there is nothing to wait for any more, "read", or "waiting".
-
-    The agent's answer says that the guest is up. So does a minute of packets: cloud-init reads the CD before it
-    brings the network up.
-    """
-    end = time.monotonic() + BOOT_ROUND_S
-    heard_at: float | None = None
-    while time.monotonic() < end:
-        sign = _boot_sign(UUID(instance_id))
-        if sign == "gone":
-            return "gone"
-        if sign == GuestSign.AGENT:
-            return "read"
-        if sign == GuestSign.TRAFFIC:
-            heard_at = heard_at or time.monotonic()
-            if time.monotonic() - heard_at >= READ_MARGIN_S:
-                return "read"
-        elif sign != "unreachable":
-            heard_at = None
-        pause(BOOT_POLL_S)
-    return "waiting"
-
-
-def _boot_sign(instance_id: UUID) -> str:
-    with transaction() as session:
-        instance = session.get_one(Instance, instance_id)
-        if instance.desired_state == DesiredState.DELETED or not instance.seed_has_password:
-            return "gone"
-        if session.get_one(Resource, instance_id).active_operation_id is not None:
-            return "busy"
-        if instance.observed_state != ObservedState.RUNNING:
-            return "stopped"
-        node = endpoint(session.get_one(Node, instance.node_id))
-        hypervisor = engines(session, instance.location_id).hypervisor
-    try:
-        return hypervisor.guest_sign(node, instance_id)
-    except EngineError:
-        return "unreachable"
-
-
-@dataclass(frozen=True)
-class ControlPlane:
-    """The control plane itself, as the requester of an operation."""
-
-    actor: str
-    account_id: UUID | None = None
-    is_operator: bool = True
-    request_id: str = ""
-
-
-def begin_scrub(instance_id: str) -> bool:
-    """Begins the scrubbing, or finds that nothing is left to scrub. False: another operation is running."""
-    with transaction() as session:
-        resource = lock(session, UUID(instance_id))
-        assert resource is not None
-        instance = session.get_one(Instance, UUID(instance_id), with_for_update=True)
-        if resource.deleted_at is not None or not instance.seed_has_password:
-            return True
-        try:
-            begin(
-                session,
-                caller=ControlPlane("system:password_boot"),
-                plan=SCRUB_SEED,
-                resource=resource,
-                resource_kind=ResourceKind.INSTANCE,
-                subject_id=instance.instance_id,
-            )
-        except Conflict:
-            return False
-        return True
 
 
 def write_scrubbed_seed(target: Target) -> None:
@@ -303,14 +188,9 @@ def mark_scrubbed(session: Session, target: Target) -> None:
 
 
 def mark_not_scrubbed(session: Session, target: Target, failure: Failure) -> None:
-    """The password stays in the seed for now; another wait tries again later."""
-    enqueue_wait(
-        session,
-        PASSWORD_BOOT,
-        str(derived_id(target.operation_id, "password_boot")),
-        str(target.subject_id),
-        SCRUB_AGAIN_S,
-    )
+    """The password stays in the seed for now; it is tried again later."""
+    instance = session.get_one(Instance, target.subject_id, with_for_update=True)
+    instance.seed_look_at = now() + timedelta(seconds=SCRUB_AGAIN_S)
 
 
 # --- hostname ---
@@ -421,7 +301,6 @@ SET_PASSWORD = register(
         ),
         succeed=mark_password_set,
         fail=mark_password_not_set,
-        then=wait_for_password_boot,
         overtaken=settle_late_step,
         deadline_s=300,
     )

@@ -44,7 +44,8 @@ class Instance(Base):
     `status` as the API shows it is computed from desired state, observed state, the active operation and the node's
     health. `crashed_at` is when it was last restarted after a crash.
     `new_password_secret_id` is a password on its way to the guest, by its seed or by its agent; `seed_has_password`:
-    the seed sets the password at the next boot. `hostname` is what the engines know; while it is changed, the
+    the seed sets the password at the next boot, and whether that is over is looked at from `seed_look_at` on (the guest
+    sends packets since `seed_heard_at`). `hostname` is what the engines know; while it is changed, the
     resource's name is already the new one. `hostname_is_pending`: the guest takes it at its next boot.
     """
 
@@ -56,6 +57,7 @@ class Instance(Base):
         Index(None, "account_id", "observed_state"),
         Index(None, "node_id"),
         Index(None, "image_id"),
+        Index(None, "seed_look_at", postgresql_where=text("seed_has_password")),
     )
 
     instance_id: Mapped[UUID] = mapped_column(ForeignKey("resource.resource_id"), primary_key=True)
@@ -86,6 +88,8 @@ class Instance(Base):
     new_password_in_seed: Mapped[bool] = mapped_column(server_default=text("false"))
     seed_generation: Mapped[int] = mapped_column(server_default="1")
     seed_has_password: Mapped[bool] = mapped_column(server_default=text("false"))
+    seed_look_at: Mapped[datetime | None]
+    seed_heard_at: Mapped[datetime | None]
     hostname_is_pending: Mapped[bool] = mapped_column(server_default=text("false"))
     monthly_minor: Mapped[int] = mapped_column(server_default="0")
     currency: Mapped[str]

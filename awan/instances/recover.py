@@ -220,6 +220,7 @@ def note_powered_on(session: Session, instance: Instance) -> None:
     instance.status_reason = None
     if not is_resumed:
         instance.hostname_is_pending = False
+        instance.seed_heard_at = None
 
 
 def note_paused(session: Session, instance: Instance, reason: Reason) -> None:

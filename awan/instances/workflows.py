@@ -87,7 +87,6 @@ from awan.volumes import Volume, mark_deleted, mark_ready, note_image, volumes_o
 PASSWORD_PURPOSE = "instance.password_hash"  # noqa: S105 - a purpose, not a password
 USER_DATA_PURPOSE = "instance.user_data"
 FIRST_BOOT = "instance.first_boot.v1"
-PASSWORD_BOOT = "instance.password_boot.v1"  # noqa: S105 - a workflow's name
 ROOT_TARGET, SEED_TARGET = 0, 1
 SECRET_GENERATION, SCRUBBED_GENERATION = 1, 2
 PORT_UP_TIMEOUT_S = 30.0
@@ -570,6 +569,7 @@ def mark_running(session: Session, target: Target) -> None:
     _mark(session, target, ObservedState.RUNNING)
     if has_booted:
         instance.hostname_is_pending = False
+        instance.seed_heard_at = None
 
 
 def mark_stopped(session: Session, target: Target) -> None:
@@ -855,9 +855,7 @@ def _note_scrubbed(instance_id: UUID, *, has_password: bool) -> None:
             raise EngineUnavailable("seed", "scrub", "a password is being set")
         instance.seed_generation = SCRUBBED_GENERATION
         instance.seed_has_password = has_password
-        if has_password:
-            workflow_id = str(derived_id(instance.create_operation_id, "password_boot"))
-            enqueue_wait(session, PASSWORD_BOOT, workflow_id, str(instance_id), 0.0)
+        instance.seed_look_at, instance.seed_heard_at = now(), None
         if instance.user_data_secret_id is not None:
             delete_secret(session, instance.user_data_secret_id)
             instance.user_data_secret_id = None

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import time
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 
 from awan.engines.registry import sim_store
 from awan.errors import EngineUnavailable
 from awan.instances.models import Instance
+from awan.instances.password_boots import READ_MARGIN_S, scrub_booted
 from awan.instances.workflows import PASSWORD_PURPOSE, mark_guest_ready, scrub_seed
+from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.kit.secrets import Secret, get_secret
 from awan.operations import durable
 from awan.reconcile import run_audit
 from awan.settings import Settings
 from tests.support.guests import cd, create_ready, guest, instance_row, seeds, set_sign
-from tests.support.in_process_worker import InProcessWorker
+from tests.support.in_process_worker import InProcessWorker, wait_until_idle
 from tests.support.simulated_cloud import SimulatedCloud
 
 NEW = "Brave-Donkey-8"
@@ -106,6 +109,13 @@ def stop(cloud: SimulatedCloud, uuid: str, verb: str = "stop") -> None:
     assert cloud.wait(answer.json()["operation"]["uuid"])["status"] == "succeeded"
 
 
+def look_now(uuid: str) -> int:
+    """What the periodic task does when it is the instance's turn: how many seeds are about to be scrubbed."""
+    with transaction() as session:
+        session.get_one(Instance, UUID(uuid)).seed_look_at = now()
+    return scrub_booted()
+
+
 @pytest.mark.usefixtures("worker")
 def test_a_stopped_guest_takes_it_at_its_next_boot_and_the_seed_forgets_it(
     cloud: SimulatedCloud,
@@ -125,13 +135,16 @@ def test_a_stopped_guest_takes_it_at_its_next_boot_and_the_seed_forgets_it(
     again = put(cloud, uuid, "Calm-Badger-9")
     assert again.status_code == 200
     assert (seeds(uuid), secrets_kept()) == ([f"seed-{uuid}-4.iso"], 1)
+    assert look_now(uuid) == 0, "it is off"
     stop(cloud, uuid, "start")
+    assert look_now(uuid) == 0
     assert instance_row(uuid).seed_has_password, "before the guest has booted, the seed is needed"
     set_sign(uuid, "agent")
     deadline = time.monotonic() + 20
-    while instance_row(uuid).seed_has_password:
-        assert time.monotonic() < deadline, "the password is still in the seed"
-        time.sleep(0.1)
+    while not look_now(uuid):
+        assert time.monotonic() < deadline, "the guest was not seen"
+    wait_until_idle()
+    assert not instance_row(uuid).seed_has_password
     assert seeds(uuid) == [cd(uuid)] == [f"seed-{uuid}-5.iso"]
     kinds = [
         row["kind"]
@@ -140,6 +153,42 @@ def test_a_stopped_guest_takes_it_at_its_next_boot_and_the_seed_forgets_it(
         ]
     ]
     assert kinds[0] == "instance.scrub_seed"
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_minute_of_packets_says_that_a_guest_without_an_agent_has_booted(
+    cloud: SimulatedCloud,
+) -> None:
+    uuid = create_ready(cloud)
+    stop(cloud, uuid)
+    assert put(cloud, uuid).status_code == 200
+    stop(cloud, uuid, "start")
+    set_sign(uuid, "traffic")
+    deadline = time.monotonic() + 20
+    while instance_row(uuid).seed_heard_at is None:
+        assert look_now(uuid) == 0
+        assert time.monotonic() < deadline
+    set_sign(uuid, "none")
+    assert look_now(uuid) == 0
+    assert instance_row(uuid).seed_heard_at is None, "the minute begins anew"
+    set_sign(uuid, "traffic")
+    assert look_now(uuid) == 0
+    with transaction() as session:
+        row = session.get_one(Instance, UUID(uuid))
+        row.seed_heard_at = now() - timedelta(seconds=READ_MARGIN_S)
+    # A restart begins it anew too.
+    stop(cloud, uuid, "restart")
+    assert instance_row(uuid).seed_heard_at is None
+    with transaction() as session:
+        row = session.get_one(Instance, UUID(uuid))
+        row.seed_heard_at = now() - timedelta(seconds=READ_MARGIN_S)
+    while look_now(uuid) == 0:
+        assert time.monotonic() < deadline
+        with transaction() as session:
+            row = session.get_one(Instance, UUID(uuid))
+            row.seed_heard_at = now() - timedelta(seconds=READ_MARGIN_S)
+    wait_until_idle()
+    assert not instance_row(uuid).seed_has_password
 
 
 @pytest.mark.usefixtures("worker")
@@ -203,9 +252,7 @@ def test_a_password_that_is_set_while_the_first_seed_is_taken_away_is_not_lost(
         scrub_seed(uuid)
     assert instance_row(uuid).seed_has_password
     assert seeds(uuid) == [cd(uuid)] == [f"seed-{uuid}-2.iso"]
-    with transaction() as session:
-        query = "SELECT count(*) FROM dbos.workflow_status WHERE name = 'instance.password_boot.v1'"
-        assert session.scalar(text(query)) == 1
+    assert instance_row(uuid).seed_look_at is not None
 
 
 def test_wrong_input(cloud: SimulatedCloud) -> None:

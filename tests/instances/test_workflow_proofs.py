@@ -12,9 +12,10 @@ from httpx import Response
 from passlib.hash import sha512_crypt
 from sqlalchemy import func, select
 
+from awan.engines.hypervisor import GuestSign
 from awan.engines.registry import sim_store
-from awan.instances.guest_workflows import begin_scrub
 from awan.instances.models import Instance
+from awan.instances.password_boots import note_sign
 from awan.instances.workflows import PASSWORD_PURPOSE
 from awan.kit.database import transaction
 from awan.kit.secrets import Secret, get_secret
@@ -354,7 +355,7 @@ def scrub_case(settings: Settings, cloud: SimulatedCloud) -> proofs.Case[World]:
         return world
 
     def begin(world: World) -> None:
-        assert begin_scrub(world.uuid)
+        assert note_sign(UUID(world.uuid), GuestSign.AGENT)
 
     def is_changed(world: World, wished: bool) -> bool:
         return instance_row(world.uuid).seed_has_password is not wished

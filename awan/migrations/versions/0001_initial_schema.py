@@ -894,6 +894,8 @@ def upgrade() -> None:
         sa.Column(
             "seed_has_password", sa.Boolean(), server_default=sa.text("false"), nullable=False
         ),
+        sa.Column("seed_look_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("seed_heard_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column(
             "hostname_is_pending", sa.Boolean(), server_default=sa.text("false"), nullable=False
         ),
@@ -974,6 +976,13 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_instance_image_id"), "instance", ["image_id"], unique=False)
     op.create_index(op.f("ix_instance_node_id"), "instance", ["node_id"], unique=False)
+    op.create_index(
+        op.f("ix_instance_seed_look_at"),
+        "instance",
+        ["seed_look_at"],
+        unique=False,
+        postgresql_where=sa.text("seed_has_password"),
+    )
     op.create_table(
         "locked_price",
         sa.Column("resource_id", sa.Uuid(), nullable=False),
@@ -1628,6 +1637,11 @@ def downgrade() -> None:
     op.drop_table("node_image")
     op.drop_table("metric_node")
     op.drop_table("locked_price")
+    op.drop_index(
+        op.f("ix_instance_seed_look_at"),
+        table_name="instance",
+        postgresql_where=sa.text("seed_has_password"),
+    )
     op.drop_index(op.f("ix_instance_node_id"), table_name="instance")
     op.drop_index(op.f("ix_instance_image_id"), table_name="instance")
     op.drop_index(op.f("ix_instance_account_id_observed_state"), table_name="instance")
