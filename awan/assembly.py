@@ -47,6 +47,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     awan.metrics.routes.router,
     awan.console.routes.router,
     awan.networks.routes.router,
+    awan.instances.routes.addresses_router,
     awan.credentials.routes.router,
     awan.catalogue.routes.router,
     awan.operations.routes.router,
@@ -77,6 +78,7 @@ WORKFLOW_MODULES = (
     "awan.instances.workflows",
     "awan.instances.guest_workflows",
     "awan.instances.capture_workflows",
+    "awan.instances.public_network_workflows",
     "awan.instances.recover",
     "awan.reconcile.workflows",
 )

@@ -104,6 +104,21 @@ class Instance(Base):
     deleted_at: Mapped[datetime | None]
 
 
+class PublicNetworkChange(Base):
+    """What a running operation does to the public address of an instance: from one (or none) to another (or none).
+
+    Until the operation has succeeded, cards and addresses are as before. Then, and when it has failed, this is gone.
+    """
+
+    __tablename__ = "public_network_change"
+    __table_args__ = (Index(None, "instance_id"),)
+
+    operation_id: Mapped[UUID] = mapped_column(primary_key=True)
+    instance_id: Mapped[UUID] = mapped_column(ForeignKey("instance.instance_id"), primary_key=True)
+    old_address_id: Mapped[UUID | None] = mapped_column(ForeignKey("address.address_id"))
+    new_address_id: Mapped[UUID | None] = mapped_column(ForeignKey("address.address_id"))
+
+
 class InstanceNote(Base):
     """What operators tell each other about an instance. Never shown to its owner."""
 

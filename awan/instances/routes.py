@@ -1,4 +1,4 @@
-"""`/instances`: operations 2, 3, 4, 9 to 13, 19, 22 and 48 of the public API, and what goes beyond it."""
+"""`/instances`: operations 2, 3, 4, 9 to 13, 16, 17, 19, 22, 48 and 60 of the public API, and what goes beyond it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from sqlalchemy.orm import Session
 from awan.accounts import Caller, authenticated, idempotent, once, replay
 from awan.accounts.idempotency import EarlierAnswer
 from awan.errors import Invalid
-from awan.instances import bulk, captures, guest, service
+from awan.instances import bulk, captures, guest, public_networks, service
 from awan.instances import create as creation
 from awan.instances.models import CaptureKind
 from awan.instances.present import show_detail, show_key, show_rows
 from awan.instances.rules import STATUSES, parse_label_filter, readable_serial
 from awan.instances.schemas import (
+    AddressAssignment,
     BulkAction,
     BulkResult,
     HostnameChange,
@@ -33,6 +34,7 @@ from awan.instances.schemas import (
     PasswordChange,
     PowerRequest,
     ProtectionChange,
+    PublicNetworkAssignment,
     RenamedInstance,
     SerialLogQuery,
 )
@@ -72,6 +74,7 @@ class TextResponse(Response):
 
 
 router = APIRouter(prefix="/instances", tags=["Instance"])
+addresses_router = APIRouter(prefix="/networks/public", tags=["Networks"])
 _check_path = in_path(ResourceKind.INSTANCE, "instance_uuid")
 
 
@@ -381,6 +384,99 @@ def rename_instance(
     return answer(
         "Hostname successfully updated",
         RenamedInstance(**dict(shown), applied=shown.hostname_applied if is_known else None),
+        status=status_of(ended),
+        operation=_operation(ended),
+    )
+
+
+@router.post(
+    "/{instance_uuid:uuid}/public-network",
+    response_model=Envelope[InstanceDetail],
+    responses={202: {"model": Envelope[InstanceDetail], "description": GOES_ON}},
+)
+def add_instance_public_network(
+    instance_uuid: UUID,
+    request: Request,
+    caller: Caller = Depends(authenticated("write")),
+    body: EmptyForm = Depends(form_body(EmptyForm, path_check=_check_path)),
+) -> Answer:
+    """Add public network instance: a new address, and a card for it; a running guest gets both while it runs."""
+    return _change_public_network(
+        request,
+        caller,
+        instance_uuid,
+        "Public Network Address successfully added to the instance",
+        lambda session: public_networks.add(session, caller, instance_uuid),
+    )
+
+
+@router.put(
+    "/{instance_uuid:uuid}/public-network",
+    response_model=Envelope[InstanceDetail],
+    responses={202: {"model": Envelope[InstanceDetail], "description": GOES_ON}},
+)
+def change_instance_public_network(
+    instance_uuid: UUID,
+    request: Request,
+    caller: Caller = Depends(authenticated("write")),
+    body: PublicNetworkAssignment = Depends(
+        form_body(PublicNetworkAssignment, path_check=_check_path)
+    ),
+) -> Answer:
+    """Change public network instance: another free address, or none. No reboot; the former address stays yours.
+
+    A running guest's card is taken and given back, so that it asks for its address.
+    """
+    wanted = body.public_network
+    return _change_public_network(
+        request,
+        caller,
+        instance_uuid,
+        f"Instance's Public Network successfully {'removed' if wanted is None else 'changed'}.",
+        lambda session: public_networks.change(session, caller, instance_uuid, wanted),
+    )
+
+
+def _change_public_network(
+    request: Request,
+    caller: Caller,
+    instance_id: UUID,
+    message: str,
+    change: Callable[[Session], Operation],
+) -> Answer:
+    ended = _quick(request, caller, instance_id, change)
+    with transaction() as session:
+        data = show_detail(session, service.get_kept_view(session, instance_id))
+    return answer(message, data, status=status_of(ended), operation=_operation(ended))
+
+
+@addresses_router.put(
+    "/{ip_uuid:uuid}/instance",
+    response_model=Envelope[list[str]],
+    responses={202: {"model": Envelope[list[str]], "description": GOES_ON}},
+)
+def change_address_instance(
+    ip_uuid: UUID,
+    request: Request,
+    caller: Caller = Depends(authenticated("write")),
+    body: AddressAssignment = Depends(
+        form_body(AddressAssignment, path_check=in_path(ResourceKind.PUBLIC_IP, "ip_uuid"))
+    ),
+) -> Answer:
+    """Change instance IP: to another instance, also from one that has it, while both run; empty: detached.
+
+    Between the two the address is unreachable for as long as the other guest takes to ask for it.
+    """
+    wanted = body.instance_id
+    ended = _quick(
+        request,
+        caller,
+        ip_uuid,
+        lambda session: public_networks.attach(session, caller, ip_uuid, wanted),
+    )
+    return answer(
+        f"Public network instance successfully {'removed' if wanted is None else 'changed'}.",
+        [],
         status=status_of(ended),
         operation=_operation(ended),
     )

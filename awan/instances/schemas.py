@@ -159,6 +159,26 @@ class HostnameChange(BaseModel):
     hostname: Hostname = Field(description="Hostname of instance: RFC 1123, unique in the account.")
 
 
+class PublicNetworkAssignment(BaseModel):
+    """Another public address, or none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    public_network: UUID | None = Field(
+        None, description="A free public network of the account; blank: the instance's is removed."
+    )
+
+
+class AddressAssignment(BaseModel):
+    """The instance that is to have an address, or none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    instance_id: UUID | None = Field(
+        description="UUID of an instance without public network; empty: the address is detached."
+    )
+
+
 class LabelsChange(BaseModel):
     """All labels that the instance shall have; those that are not named here are taken away."""
 

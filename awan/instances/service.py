@@ -269,7 +269,7 @@ def delete(session: Session, caller: Caller, instance_id: UUID, *, remove_ip: bo
     """Ends an instance, from every state; an operation that runs on it is asked to stop first.
 
     Charging ends now. With `remove_ip` its addresses go back too, else they stay the account's, unattached.
-    Raises: NotFound, Protected, Conflict (its deletion runs already).
+    Raises: NotFound, Protected, Conflict (its deletion runs already, or its address is on its way to another one).
     """
     resource, instance = lock_instance(session, caller, instance_id)
     if resource.is_protected:
@@ -287,12 +287,15 @@ def begin_deletion(
 ) -> Operation | None:
     """Ends a locked instance; an operation that runs on it is asked to stop first. None: it is being deleted already.
 
-    Charging ends now.
+    Charging ends now. Raises: Conflict while another instance's operation takes its address.
     """
     if resource.active_operation_id is not None:
         running = session.get_one(Operation, resource.active_operation_id)
         if running.kind == DELETE.kind:
             return None
+        if running.resource_id != instance.instance_id:
+            # It is another instance's, which takes this one's address: neither is cancelled for the other.
+            refuse_if_busy(session, resource)
         request_cancel(session, running.operation_id)
     instance.releases_ips = remove_ip
     operation = begin_change(

@@ -195,13 +195,18 @@ def undo_write_seed(target: Target) -> None:
 def make_ports(target: Target) -> None:
     """The instance's firewall exists, and its ports, in it and protected from their first instant."""
     it = read_situation(target.subject_id)
+    push_firewall(it)
+    for network, port in it.ports:
+        it.engines.fabric.ensure_public_network(network)
+        it.engines.fabric.ensure_port(port)
+
+
+def push_firewall(it: Situation) -> None:
+    """The instance's firewall is in the fabric, for ports to be in it; one that has ended is left alone."""
     if it.firewall is not None:
         it.engines.fabric.ensure_firewall(it.firewall)
         with transaction() as session:
             note_pushed(session, it.firewall_id, it.firewall.revision)
-    for network, port in it.ports:
-        it.engines.fabric.ensure_public_network(network)
-        it.engines.fabric.ensure_port(port)
 
 
 def undo_make_ports(target: Target) -> None:

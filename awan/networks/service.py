@@ -328,41 +328,156 @@ def create_public_nic(
     """
     if not _lock_owned(session, address) or address.state != AddressState.FREE:
         raise Invalid.field("public_network", "The selected public network is in use.")
+    refuse_if_address_busy(session, address)
     assert address.account_id is not None
     pool = session.get_one(Pool, address.pool_id)
     nic = Nic(
-        nic_id=derived_id(operation_id, "nic:public"),
+        nic_id=public_nic_id(operation_id),
         instance_id=instance_id,
         account_id=address.account_id,
         location_id=pool.location_id,
         role=NicRole.PUBLIC,
-        mac=derived_mac(derived_id(operation_id, "nic:public")),
+        mac=derived_mac(public_nic_id(operation_id)),
         operation_id=operation_id,
     )
     session.add(nic)
     session.flush()
     address.state = AddressState.ATTACHED
     address.nic_id = nic.nic_id
-    six = _ipv6_pool(session, pool)
-    if six is not None:
-        assert isinstance(six.cidr, IPv6Network)
-        inet = ipv6_of(six.cidr, nic.nic_id)
-        mark_stale(session, six.location_id, [inet])
-        session.add(
-            Address(
-                address_id=derived_id(nic.nic_id, "ipv6"),
-                pool_id=six.pool_id,
-                family=6,
-                inet=inet,
-                state=AddressState.ATTACHED,
-                account_id=address.account_id,
-                nic_id=nic.nic_id,
-                operation_id=operation_id,
-                allocated_at=now(),
-            )
-        )
+    _add_ipv6(session, nic, pool)
     session.flush()
     return nic
+
+
+def _add_ipv6(session: Session, nic: Nic, pool: Pool) -> None:
+    """The card's IPv6 address, where the location has a prefix on the network of the IPv4 pool."""
+    six = _ipv6_pool(session, pool)
+    if six is None:
+        return
+    assert isinstance(six.cidr, IPv6Network)
+    inet = ipv6_of(six.cidr, nic.nic_id)
+    mark_stale(session, six.location_id, [inet])
+    session.add(
+        Address(
+            address_id=derived_id(nic.nic_id, "ipv6"),
+            pool_id=six.pool_id,
+            family=6,
+            inet=inet,
+            state=AddressState.ATTACHED,
+            account_id=nic.account_id,
+            nic_id=nic.nic_id,
+            operation_id=nic.operation_id,
+            allocated_at=now(),
+        )
+    )
+
+
+def public_nic_id(create_operation_id: UUID) -> UUID:
+    """The one id that the public card of an instance has, whenever it has one: so its MAC and its IPv6 stay too.
+
+    Derived from the operation that created the instance. A guest knows the card again when it comes back.
+    """
+    return derived_id(create_operation_id, "nic:public")
+
+
+def public_port_spec(
+    session: Session,
+    address: Address,
+    *,
+    instance_id: UUID,
+    hostname: str,
+    operation_id: UUID,
+    firewall_id: UUID,
+) -> tuple[PublicNetworkSpec, PortSpec]:
+    """The port that the instance's public card has with this address, whether or not it has it now.
+
+    `operation_id`: the one that created the instance.
+    """
+    assert address.account_id is not None
+    assert isinstance(address.inet, IPv4Address)
+    nic_id = public_nic_id(operation_id)
+    network = network_spec(session, address.pool_id)
+    return network, PortSpec(
+        port_id=nic_id,
+        switch=network.switch,
+        mac=derived_mac(nic_id),
+        ipv4=address.inet,
+        ipv6=ipv6_of(network.ipv6_cidr, nic_id) if network.ipv6_cidr is not None else None,
+        hostname=hostname,
+        instance_id=instance_id,
+        account_id=address.account_id,
+        operation_id=operation_id,
+        firewall_id=firewall_id,
+    )
+
+
+def give_public_address(
+    session: Session,
+    *,
+    instance_id: UUID,
+    address: Address | None,
+    create_operation_id: UUID,
+    operation_id: UUID,
+    actor: str,
+) -> None:
+    """The instance has this public address from now on, or none. One that it had is free, and billed like any other.
+
+    The caller has locked the instance and both addresses. Its card is made, kept, or ended, with its IPv6 address.
+    """
+    nic_id = public_nic_id(create_operation_id)
+    nic = session.get(Nic, nic_id)
+    for old in session.scalars(
+        select(Address).where(Address.nic_id == nic_id).with_for_update()
+    ).all():
+        if old.family == 6:
+            mark_stale(session, session.get_one(Pool, old.pool_id).location_id, [old.inet])
+            session.delete(old)
+        elif address is None or old.address_id != address.address_id:
+            old.state, old.nic_id, old.operation_id = AddressState.FREE, None, None
+            bill_address(session, old, actor=actor, operation_id=operation_id)
+    session.flush()
+    if address is None:
+        if nic is not None:
+            nic.deleted_at = now()
+        session.flush()
+        return
+    assert address.account_id is not None
+    pool = session.get_one(Pool, address.pool_id)
+    if nic is None:
+        nic = Nic(
+            nic_id=nic_id,
+            instance_id=instance_id,
+            account_id=address.account_id,
+            location_id=pool.location_id,
+            role=NicRole.PUBLIC,
+            mac=derived_mac(nic_id),
+            operation_id=create_operation_id,
+        )
+        session.add(nic)
+    nic.deleted_at = None
+    session.flush()
+    address.state, address.nic_id = AddressState.ATTACHED, nic_id
+    bill_address(session, address, actor=actor, operation_id=operation_id)
+    _add_ipv6(session, nic, pool)
+    session.flush()
+
+
+def give_back_allocated(
+    session: Session, address: Address, *, actor: str, operation_id: UUID
+) -> None:
+    """An address that a failed operation had allocated, and still holds, goes back."""
+    assert address.account_id is not None
+    # Locks are taken in the same order everywhere: resource, instance, quota, node, address.
+    quotas.give_back(session, address.account_id, public_ips=1)
+    session.refresh(address, with_for_update=True)
+    _give_back(session, address, actor=actor, operation_id=operation_id)
+
+
+def refuse_if_address_busy(session: Session, address: Address) -> None:
+    """Raises: Conflict while an operation runs on a (locked) address, which may be about to attach it."""
+    assert address.resource_id is not None
+    resource = session.get_one(Resource, address.resource_id, populate_existing=True)
+    refuse_if_busy(session, resource)
 
 
 def release_nics(

@@ -24,7 +24,7 @@ from uuid import UUID
 
 import structlog
 from dbos import DBOS
-from sqlalchemy import func, select, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
@@ -405,15 +405,21 @@ def _end_in(
 ) -> bool:
     """False when the end is another worker's to write. Ended already: no effect."""
     target = turn.target
-    # The same order of locks as everywhere: the resource first, then its operation.
+    # The same order of locks as everywhere: the resources first, by their ids, then the operation.
     resource_id = session.scalar(
         select(Operation.resource_id).where(Operation.operation_id == target.operation_id)
     )
-    resource = (
-        session.get(Resource, resource_id, with_for_update=True)
-        if resource_id is not None
-        else None
-    )
+    held = session.scalars(
+        select(Resource)
+        .where(
+            or_(
+                Resource.resource_id == resource_id,
+                Resource.active_operation_id == target.operation_id,
+            )
+        )
+        .order_by(Resource.resource_id)
+        .with_for_update()
+    ).all()
     operation = session.get_one(Operation, target.operation_id, with_for_update=True)
     if OperationStatus(operation.status) in FINAL:
         return True
@@ -428,8 +434,9 @@ def _end_in(
         operation.error_type = ending.failure.type
         operation.error_message = ending.failure.message
         operation.error_detail = ending.failure.detail
-    if resource is not None and resource.active_operation_id == operation.operation_id:
-        resource.active_operation_id = None
+    for resource in held:
+        if resource.active_operation_id == operation.operation_id:
+            resource.active_operation_id = None
     _record(session, operation, operation.account_id, f"operation.{ending.status.value}", {})
     if ending.left_over:
         operation.alarmed_at = operation.alarmed_at or now()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
@@ -67,12 +68,14 @@ def begin(
     partition_key: UUID | None = None,
     queue_behind: bool = False,
     holds_resource: bool = True,
+    also: Sequence[Resource] = (),
 ) -> Operation:
     """Starts a plan when the caller's transaction commits; on rollback nothing of it exists.
 
-    The caller has locked the row of `resource` (FOR UPDATE). `operation_id` may be given so that other ids can be
-    derived from it beforehand. Operations of one `partition_key` (default: the subject) run one after the other in
-    the order of their transactions' start.
+    The caller has locked the row of `resource` (FOR UPDATE), and those of `also`, things that the operation holds
+    besides and on which nothing may run either: all in the order of their ids. `operation_id` may be given so that
+    other ids can be derived from it beforehand. Operations of one `partition_key` (default: the subject) run one after
+    the other in the order of their transactions' start.
     Without `holds_resource` it is about a part of the resource: it begins whatever runs on the whole, and does not
     keep anything from being begun there.
     Raises: Conflict (with Retry-After) when another operation runs on the resource, unless `queue_behind`.
@@ -81,6 +84,8 @@ def begin(
         raise ValueError(f"{plan.workflow} is not registered")
     if resource is not None and holds_resource and not queue_behind:
         refuse_if_busy(session, resource)
+    for other in also:
+        refuse_if_busy(session, other)
     account_id = None if caller.is_operator else caller.account_id
     operation = Operation(
         operation_id=operation_id or new_id(),
@@ -99,6 +104,8 @@ def begin(
     session.add(operation)
     if resource is not None and holds_resource:
         resource.active_operation_id = operation.operation_id
+    for other in also:
+        other.active_operation_id = operation.operation_id
     session.flush()
     record(
         session,

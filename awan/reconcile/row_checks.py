@@ -63,6 +63,9 @@ BILLED = """
             AND address.state IN ('free', 'attached')
             AND NOT coalesce(
                 address.operation_id = instance.create_operation_id AND instance.ready_at IS NULL, false)
+            AND NOT EXISTS (
+                SELECT FROM operation WHERE operation.operation_id = address.operation_id
+                    AND operation.status IN ('queued', 'running'))
     )
 """
 # Spans with what came before them on the same component of the same resource.

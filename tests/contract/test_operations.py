@@ -82,6 +82,10 @@ def test_every_operation_answers_as_the_contract_says(cloud: SimulatedCloud, wal
     walk(19, 200, password, instance_uuid=uuid)
     walk(22, 200, {"hostname": "web-2"}, instance_uuid=uuid)
     walk_firewall(walk, uuid)
+    had = walk(4, 200, instance_uuid=uuid).json()["data"]["public_network"]["uuid"]
+    walk(60, 200, {"instance_id": ""}, ip_uuid=had)
+    walk(16, 200, instance_uuid=uuid)
+    walk(17, 200, {"public_network": had}, instance_uuid=uuid)
     walk(11, 202, instance_uuid=uuid)
     walk(10, 202, instance_uuid=uuid)
     walk(12, 202, instance_uuid=uuid)

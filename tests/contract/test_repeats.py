@@ -82,6 +82,10 @@ class World:
             self.make(f"/instances/{uuid}/stop", {"force": True})
         return uuid
 
+    def private(self) -> str:
+        """An instance without a public address."""
+        return str(self.cloud.create_running(use_public_ip=False)["uuid"])
+
     def ready(self) -> str:
         """An instance whose first boot is over."""
         return create_ready(self.cloud)
@@ -278,6 +282,17 @@ CALLS: dict[str, Callable[[World], Pair]] = {
     ),
     "DELETE /instances/{instance_uuid}/firewall/ipsets/{ipset_id}/cidrs/{iplist_id}": lambda w: (
         w.both("/instances/{}", w.entry)
+    ),
+    "POST /instances/{instance_uuid}/public-network": lambda w: w.both(
+        "/instances/{}/public-network", w.private
+    ),
+    "PUT /instances/{instance_uuid}/public-network": lambda w: w.either(
+        f"/instances/{w.private()}/public-network",
+        *({"public_network": w.address()} for _ in range(2)),
+    ),
+    "PUT /networks/public/{ip_uuid}/instance": lambda w: w.either(
+        f"/networks/public/{w.address()}/instance",
+        *({"instance_id": w.private()} for _ in range(2)),
     ),
     "POST /networks/public": lambda w: w.either(
         "/networks/public", {"location_id": w.cloud.location_id}, {"location_id": 2**40}

@@ -41,6 +41,7 @@ OWNED_IN_FIELDS = {
     "ssh_keys": ("ssh_key", UNKNOWN_ID),
     "public_network": ("address", UNKNOWN_UUID),
     "uuids": ("instance", UNKNOWN_UUID),
+    "instance_id": ("instance", UNKNOWN_UUID),
 }
 # Filters and positions: a foreign one finds what an unknown one finds.
 FILTERS = {
@@ -230,6 +231,7 @@ def test_attached_addresses_are_as_foreign_as_free_ones(tenants: Tenants) -> Non
 def test_a_foreign_id_in_a_field_is_as_unknown_as_any(
     tenants: Tenants, document: dict[str, Any]
 ) -> None:
+    own = own_things(tenants)
     before, walked = contents(), set()
     for method, path, operation in customer_routes(document):
         for name, (where, schema) in fields_of(document, operation).items():
@@ -242,14 +244,15 @@ def test_a_foreign_id_in_a_field_is_as_unknown_as_any(
             if where == "query":
                 answers = [
                     tenants.intruder.http.request(
-                        method, path, params={**ENDLESS.get(path, {}), name: value}
+                        method, path.format(**own), params={**ENDLESS.get(path, {}), name: value}
                     )
                     for value in values
                 ]
             else:
                 bodies = [body_with(tenants, path, name, value) for value in values]
                 answers = [
-                    tenants.intruder.http.request(method, path, json=body) for body in bodies
+                    tenants.intruder.http.request(method, path.format(**own), json=body)
+                    for body in bodies
                 ]
             expected = 422 if name in OWNED_IN_FIELDS else 200
             assert answers[0].status_code == expected, f"{method} {path} {name}: {answers[0].text}"
@@ -264,11 +267,21 @@ def test_a_foreign_id_in_a_field_is_as_unknown_as_any(
     assert changed(before) == {}
 
 
+def own_things(tenants: Tenants) -> dict[str, str]:
+    """Things of the intruder's own, to name in paths beside foreign ids in fields."""
+    http, cloud = tenants.intruder.http, tenants.cloud
+    instance = http.post("/instances", json=cloud.order(use_public_ip=False)).json()["data"]
+    address = http.post("/networks/public", json={"location_id": cloud.location_id}).json()["data"]
+    return {"instance_uuid": instance["uuid"], "ip_uuid": address["uuid"]}
+
+
 def body_with(tenants: Tenants, path: str, name: str, value: str) -> dict[str, Any]:
     """A body that is right but for the id in one of its fields."""
     given = [value] if name in LISTS else value
     if path == "/instances/actions":
         return {"action": "stop", name: given}
+    if path in ("/instances/{instance_uuid}/public-network", "/networks/public/{ip_uuid}/instance"):
+        return {name: given}
     assert path == "/instances", f"{path}: how is {name} given?"
     return tenants.cloud.order(hostname="x", **{name: given})
 

@@ -8,6 +8,7 @@ from ipaddress import ip_interface
 
 import pytest
 
+from lab.layout import NAMESERVER_PORT
 from tests.support import lab_inspection
 from tests.support.console_viewer import ask, open_viewer
 from tests.support.lab_cloud import LabCloud
@@ -115,6 +116,7 @@ def test_only_documented_ports_listen(cloud: LabCloud) -> None:
         if address.startswith(f"10.77.{cloud.info.slot}.") or port == cloud.plane.address[1]
     ]
     assert sorted(ours) == [
+        (cloud.lab.layout.mgmt_ip, NAMESERVER_PORT),
         (cloud.lab.layout.mgmt_ip, NORTHBOUND_PORT),
         (cloud.lab.layout.mgmt_ip, SOUTHBOUND_PORT),
         cloud.plane.address,

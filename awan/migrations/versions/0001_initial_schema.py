@@ -1408,6 +1408,37 @@ def upgrade() -> None:
         sa.UniqueConstraint("firewall_id", "name", name=op.f("uq_ipset_firewall_id_name")),
     )
     op.create_table(
+        "public_network_change",
+        sa.Column("operation_id", sa.Uuid(), nullable=False),
+        sa.Column("instance_id", sa.Uuid(), nullable=False),
+        sa.Column("old_address_id", sa.Uuid(), nullable=True),
+        sa.Column("new_address_id", sa.Uuid(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["instance_id"],
+            ["instance.instance_id"],
+            name=op.f("fk_public_network_change_instance_id"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["new_address_id"],
+            ["address.address_id"],
+            name=op.f("fk_public_network_change_new_address_id"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["old_address_id"],
+            ["address.address_id"],
+            name=op.f("fk_public_network_change_old_address_id"),
+        ),
+        sa.PrimaryKeyConstraint(
+            "operation_id", "instance_id", name=op.f("pk_public_network_change")
+        ),
+    )
+    op.create_index(
+        op.f("ix_public_network_change_instance_id"),
+        "public_network_change",
+        ["instance_id"],
+        unique=False,
+    )
+    op.create_table(
         "webhook_delivery",
         sa.Column("delivery_id", sa.Uuid(), nullable=False),
         sa.Column("endpoint_id", sa.Uuid(), nullable=False),
@@ -1590,6 +1621,8 @@ def downgrade() -> None:
     )
     op.drop_index(op.f("ix_webhook_delivery_created_at"), table_name="webhook_delivery")
     op.drop_table("webhook_delivery")
+    op.drop_index(op.f("ix_public_network_change_instance_id"), table_name="public_network_change")
+    op.drop_table("public_network_change")
     op.drop_table("ipset")
     op.drop_table("instance_ssh_key")
     op.drop_index(op.f("ix_instance_note_instance_id_note_id"), table_name="instance_note")
