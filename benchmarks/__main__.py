@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import api_scale, boot, consoles, control_plane, entry_points, events, metrics
+from benchmarks import (
+    api_scale,
+    boot,
+    consoles,
+    control_plane,
+    entry_points,
+    events,
+    firewall,
+    metrics,
+)
 
 BENCHMARKS = {
     "boot": boot.run,
@@ -13,6 +22,7 @@ BENCHMARKS = {
     "metrics": metrics.run,
     "consoles": consoles.run,
     "events": events.run,
+    "firewall": firewall.run,
     "entry_points": entry_points.run,
 }
 

@@ -44,11 +44,33 @@ def test_guests_of_two_customers(cloud: LabCloud) -> None:
     for target in (two, two_six, cloud.info.public_v4_gateway, cloud.info.public_v6_gateway):
         assert ping(cloud, one, target), target
 
+    check_a_closed_firewall(cloud, created[1]["uuid"], guarded=two, peer=one)
     check_nobody_can_borrow_an_address(cloud, liar=three, victim=one, listener=two)
     viewers = [open_viewer(ask(cloud.client, row["uuid"]))[0] for row in created[:2]]
     with viewers[0], viewers[1]:
         check_management_is_out_of_reach(cloud, guest=one, peer=two)
     cloud.assert_green()
+
+
+def check_a_closed_firewall(cloud: LabCloud, uuid: str, *, guarded: str, peer: str) -> None:
+    """Behind DROP a guest is reached by what its rules name alone, and reaches everybody itself."""
+    path = f"/instances/{uuid}/firewall"
+
+    def change(method: str, below: str = "", **body: object) -> None:
+        answer = cloud.client.request(method, f"{path}{below}", json=body)
+        assert answer.is_success, answer.text
+        assert cloud.wait(answer.json()["operation"]["uuid"])["status"] == "succeeded"
+        assert cloud.client.get(path).json()["data"]["sync_status"] == "applied"
+
+    words = {"description": "", "use_ipset": False, "source_ipset": 0, "action": "ACCEPT"}
+    change("POST", "/rules", protocol="tcp", destination_port=22, **words)
+    change("PUT", action="DROP")
+    assert not ping(cloud, peer, guarded, count=2)
+    assert ping(cloud, guarded, peer, count=2)
+    assert ping(cloud, guarded, cloud.info.public_v6_gateway, count=2)
+    change("POST", "/rules", protocol="icmp", destination_port=0, source=peer, **words)
+    assert ping(cloud, peer, guarded, count=2)
+    change("PUT", action="ACCEPT")
 
 
 def check_nobody_can_borrow_an_address(
