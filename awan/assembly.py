@@ -18,8 +18,11 @@ import awan.event_stream.routes
 import awan.firewall.routes
 import awan.fleet.routes
 import awan.instances.admin_routes
+import awan.instances.network_routes
 import awan.instances.routes
+import awan.metrics.graph_routes
 import awan.metrics.routes
+import awan.networks.private_routes
 import awan.networks.routes
 import awan.operations.routes
 import awan.reconcile.routes
@@ -48,6 +51,9 @@ ROUTERS: tuple[APIRouter, ...] = (
     awan.console.routes.router,
     awan.networks.routes.router,
     awan.instances.routes.addresses_router,
+    awan.networks.private_routes.router,
+    awan.instances.network_routes.router,
+    awan.metrics.graph_routes.router,
     awan.credentials.routes.router,
     awan.catalogue.routes.router,
     awan.operations.routes.router,
@@ -74,8 +80,10 @@ WORKFLOW_MODULES = (
     "awan.firewall.workflows",
     "awan.fleet.workflows",
     "awan.networks.workflows",
+    "awan.networks.private_workflows",
     "awan.volumes.image_removal",
     "awan.instances.workflows",
+    "awan.instances.private_workflows",
     "awan.instances.guest_workflows",
     "awan.instances.capture_workflows",
     "awan.instances.public_network_workflows",

@@ -33,6 +33,9 @@ from awan.kit.ids import new_id
 from awan.kit.secrets import put_secret
 from awan.ledger import lock_prices
 from awan.networks import Address, allocate, create_public_nic, find_owned_address
+from awan.networks.models import PrivateNetwork, PrivateNetworkState
+from awan.networks.private_networks import INVALID as INVALID_VSWITCH
+from awan.networks.private_networks import create_private_nic, find_network
 from awan.operations import Operation, begin
 from awan.resources import Resource, ResourceKind, create
 from awan.volumes import create_root_volume
@@ -67,6 +70,7 @@ class Order:
     items: tuple[PricedItem, ...]
     ssh_keys: Sequence[SshKey]
     address: Address | None
+    network: PrivateNetwork | None
 
 
 def create_instance(
@@ -120,6 +124,11 @@ def create_instance(
         engine=volumes_driver(session, request.location_id),
         operation_id=operation_id,
     )
+    if order.network is not None:
+        # Before the address: whoever changes a gateway locks the network first as well.
+        create_private_nic(
+            session, instance_id=instance_id, network=order.network, operation_id=operation_id
+        )
     if request.use_public_ip:
         address = order.address or allocate(
             session, caller, request.location_id, operation_id=operation_id
@@ -161,6 +170,7 @@ def check_order(session: Session, caller: Caller, request: InstanceCreate) -> Or
     keys = _check_ssh_keys(session, caller, request, problems)
     _check_hostname(session, caller, request, problems)
     address = _check_address(session, caller, request, problems)
+    network = _check_vswitch(session, caller, request, problems)
     prices = current_prices(session, request.tier_id, caller.currency) if tier is not None else {}
     if tier is not None and not is_priced(prices, dedicated=cpu_mode == CpuMode.DEDICATED):
         problems.add("tier_id", "The selected tier is not sold in the account's currency.")
@@ -176,7 +186,7 @@ def check_order(session: Session, caller: Caller, request: InstanceCreate) -> Or
         storage_gib=request.storage,
         license_monthly_minor=template.license_monthly_minor,
     )
-    return Order(tier, template, image, cpu_mode, items, keys, address)
+    return Order(tier, template, image, cpu_mode, items, keys, address, network)
 
 
 def _offered_tier(
@@ -277,6 +287,20 @@ def _check_address(
         problems.add("public_network", "The selected public_network is invalid.")
         return None
     return address
+
+
+def _check_vswitch(
+    session: Session, caller: Caller, request: InstanceCreate, problems: Problems
+) -> PrivateNetwork | None:
+    if request.vswitch is None:
+        return None
+    network = find_network(
+        session, caller.account_id, request.vswitch, location_id=request.location_id
+    )
+    if network is None or network.state != PrivateNetworkState.ACTIVE:
+        problems.add("vswitch", INVALID_VSWITCH)
+        return None
+    return network
 
 
 def _insert_resource(

@@ -24,6 +24,7 @@ from awan.instances.schemas import (
     InstanceDetail,
     InstanceRow,
     LocationDetail,
+    PrivateNetworkOfInstance,
     PublicNetworkDetail,
     TemplateDetail,
     TierDetail,
@@ -34,6 +35,7 @@ from awan.kit.money import display_hourly, u720_to_minor
 from awan.ledger import locked_prices
 from awan.networks import Address, public_addresses
 from awan.networks.names import name_of
+from awan.networks.private_networks import members_of
 from awan.operations import summary
 from awan.settings import get_settings
 
@@ -73,6 +75,15 @@ def show_detail(session: Session, view: InstanceView) -> InstanceDetail:
         public_network=_public_network(
             addresses, all_zones(session).get(view.location.location_id)
         ),
+        private_networks=[
+            PrivateNetworkOfInstance(
+                uuid=member.network.resource_id,
+                name=member.network_name,
+                ip_address=str(member.nic.private_ip),
+                mac_address=member.nic.mac,
+            )
+            for member in members_of(session, instance_ids=[instance.instance_id])
+        ],
         ssh_keys=[show_key(key) for key in installed_keys(session, instance.instance_id)],
         labels=view.resource.labels,
         is_protected=view.resource.is_protected,

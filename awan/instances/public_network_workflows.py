@@ -10,7 +10,7 @@ A running guest that gets another address has its card taken and given back: the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from sqlalchemy import delete, select
@@ -22,7 +22,13 @@ from awan.engines.hypervisor import NicSpec, Power
 from awan.errors import EngineUnavailable
 from awan.events import record
 from awan.instances.models import DesiredState, Instance, PublicNetworkChange
-from awan.instances.workflows import PORT_UP_TIMEOUT_S, Situation, push_firewall, read_situation
+from awan.instances.workflows import (
+    PORT_UP_TIMEOUT_S,
+    Situation,
+    nic_specs,
+    push_firewall,
+    read_situation,
+)
 from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.networks import Address
@@ -54,8 +60,7 @@ class Change:
     def nics(self, public: Port | None) -> tuple[NicSpec, ...]:
         """All cards of the instance, with this public one."""
         others = [port for port in self.it.ports if port[1].port_id != self.port_id]
-        ports = [public, *others] if public is not None else others
-        return tuple(NicSpec(port.port_id, port.mac, network.mtu) for network, port in ports)
+        return nic_specs([public, *others] if public is not None else others)
 
 
 def _changes(target: Target) -> list[Change]:
@@ -98,6 +103,10 @@ def _put_port(change: Change, port: Port | None) -> None:
         push_firewall(change.it)
         fabric.ensure_public_network(port[0])
         fabric.ensure_port(port[1])
+    for _, other in change.it.ports:
+        if other.port_id != change.port_id:
+            # The public card, where there is one, is the way out.
+            fabric.ensure_port(replace(other, is_routed=port is None))
 
 
 def _put_card(change: Change, public: Port | None) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from awan.accounts import Caller, authenticated, idempotent, once, replay
 from awan.accounts.idempotency import EarlierAnswer
 from awan.errors import Invalid
-from awan.instances import bulk, captures, guest, public_networks, service
+from awan.instances import bulk, captures, guest, private_cards, public_networks, service
 from awan.instances import create as creation
 from awan.instances.models import CaptureKind
 from awan.instances.present import show_detail, show_key, show_rows
@@ -33,6 +33,7 @@ from awan.instances.schemas import (
     OptionsQuery,
     PasswordChange,
     PowerRequest,
+    PrivateNetworkChange,
     ProtectionChange,
     PublicNetworkAssignment,
     RenamedInstance,
@@ -58,6 +59,7 @@ from awan.resources import ResourceKind, in_path
 CONSOLE_ONLY = "The instance has no network: it can be reached by the console only."
 
 NOTHING_BEGUN = "Nothing was begun; each result has its error."
+DETACHED = "Instance successfully detached from Private Network"
 GOES_ON = "The change was accepted and takes longer: follow its operation."
 
 
@@ -141,7 +143,7 @@ def create_instance(
                 data,
                 status=202,
                 operation=_operation(operation),
-                warnings=None if body.use_public_ip else [CONSOLE_ONLY],
+                warnings=None if body.use_public_ip or body.vswitch else [CONSOLE_ONLY],
             ),
             instance.instance_id,
         )
@@ -503,6 +505,76 @@ def _quick(
     begun = once(request, caller, begin, again)
     assert begun.operation is not None
     return wait_for_success(begun.operation.uuid)
+
+
+@router.put(
+    "/{instance_uuid:uuid}/private-network",
+    response_model=Envelope[InstanceDetail],
+    responses={202: {"model": Envelope[InstanceDetail], "description": GOES_ON}},
+)
+def change_private_network(
+    instance_uuid: UUID,
+    request: Request,
+    caller: Caller = Depends(authenticated("write")),
+    body: PrivateNetworkChange = Depends(form_body(PrivateNetworkChange, path_check=_check_path)),
+) -> Answer:
+    """Update private network instance: attaches it to one more private network, also while it runs.
+
+    An empty `vswitch` detaches it from all of them. A guest that does not let go of its card is 409.
+    """
+    vswitch = body.vswitch
+    if vswitch is None:
+        return _network_change(
+            request,
+            caller,
+            instance_uuid,
+            DETACHED,
+            lambda session: private_cards.detach(session, caller, instance_uuid, None),
+        )
+    return _network_change(
+        request,
+        caller,
+        instance_uuid,
+        "Instance successfully attached to Private Network",
+        lambda session: private_cards.attach(
+            session, caller, instance_uuid, vswitch, body.private_ip
+        ),
+    )
+
+
+@router.delete(
+    "/{instance_uuid:uuid}/private-network/{vswitch_uuid}",
+    response_model=Envelope[InstanceDetail],
+    responses={202: {"model": Envelope[InstanceDetail], "description": GOES_ON}},
+)
+def leave_private_network(
+    instance_uuid: UUID,
+    vswitch_uuid: str,
+    request: Request,
+    caller: Caller = Depends(authenticated("write")),
+    body: EmptyForm = Depends(form_body(EmptyForm, path_check=_check_path)),
+) -> Answer:
+    """Detach an instance from one of its private networks, also while it runs."""
+    return _network_change(
+        request,
+        caller,
+        instance_uuid,
+        DETACHED,
+        lambda session: private_cards.detach(session, caller, instance_uuid, vswitch_uuid),
+    )
+
+
+def _network_change(
+    request: Request,
+    caller: Caller,
+    instance_id: UUID,
+    message: str,
+    change: Callable[[Session], Operation],
+) -> Answer:
+    ended = _quick(request, caller, instance_id, change)
+    with transaction() as session:
+        data = show_detail(session, service.get_kept_view(session, instance_id))
+    return answer(message, data, status=status_of(ended), operation=_operation(ended))
 
 
 @router.put("/{instance_uuid:uuid}/labels", response_model=Envelope[InstanceDetail])

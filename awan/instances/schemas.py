@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
 from typing import Annotated, Literal, Self
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from awan.instances.rules import (
 from awan.kit.http import OperationView, Timestamp
 from awan.kit.pagination import LIMIT_DEFAULT, LIMIT_MAX, PageInfo
 
+VswitchReference = Annotated[str, Field(min_length=1, max_length=36)]
 BULK_MAX = 100
 """Instances of one bulk action."""
 
@@ -32,12 +34,6 @@ def _check_memory(memory: int) -> int:
     if memory > MEMORY_GIB_PLAUSIBLE:
         raise ValueError("The memory is in GiB: 1 means 1 GiB.")
     return memory
-
-
-def _no_vswitch(vswitch: str | None) -> str | None:
-    if vswitch is not None:
-        raise ValueError("Private networks are not offered in this version.")
-    return vswitch
 
 
 def _no_backup(include_backup: bool | None) -> bool | None:
@@ -82,8 +78,8 @@ class InstanceCreate(BaseModel):
     use_public_ip: bool = Field(description="Whether the instance gets a public address.")
     use_shared_cpu: bool | None = Field(None, description="Shared CPUs; the default where offered.")
     use_dedicated_cpu: bool | None = Field(None, description="Dedicated CPUs.")
-    vswitch: Annotated[str | None, AfterValidator(_no_vswitch)] = Field(
-        None, description="Private network; not offered in this version."
+    vswitch: VswitchReference | None = Field(
+        None, description="Vswitch of instance: uuid or id of a private network of the location."
     )
     ssh_keys: list[Annotated[int, Field(ge=1)]] | None = Field(
         None, max_length=SSH_KEYS_MAX, description="Ids of the account's SSH keys."
@@ -94,6 +90,19 @@ class InstanceCreate(BaseModel):
     public_network: UUID | None = Field(None, description="Uuid of a free public address to use.")
     user_data: str | None = Field(
         None, max_length=16384, repr=False, description="cloud-init user data, up to 16 KiB."
+    )
+
+
+class PrivateNetworkChange(BaseModel):
+    """A private network to be attached to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    vswitch: VswitchReference | None = Field(
+        description="UUID of vswitch; empty: the instance is detached from all its private networks."
+    )
+    private_ip: IPv4Address | None = Field(
+        None, description="Its address in the network; else the lowest that is free."
     )
 
 
@@ -402,6 +411,15 @@ class InstalledKey(BaseModel):
     deleted: bool
 
 
+class PrivateNetworkOfInstance(BaseModel):
+    """A private network that an instance is in, and its card there."""
+
+    uuid: UUID
+    name: str
+    ip_address: str
+    mac_address: str
+
+
 class InstanceDetail(InstanceRow):
     """An instance, whole. Never its password, nor the hypervisor's name."""
 
@@ -414,6 +432,7 @@ class InstanceDetail(InstanceRow):
     template_detail: TemplateDetail
     cost_detail: CostDetail
     public_network: PublicNetworkDetail | None
+    private_networks: list[PrivateNetworkOfInstance]
     ssh_keys: list[InstalledKey]
     labels: dict[str, str]
     is_protected: bool = Field(description="Whether its deletion is refused.")

@@ -34,7 +34,7 @@ from awan.instances.workflows import DELETE, RESTART, START, STOP
 from awan.kit.clock import now
 from awan.kit.pagination import PageRequest
 from awan.ledger import close_spans
-from awan.networks import Nic
+from awan.networks import Nic, NicRole
 from awan.operations import Operation, Plan, begin, request_cancel
 from awan.operations.models import OperationStatus
 from awan.operations.service import refuse_if_busy
@@ -207,7 +207,11 @@ def without_public_network(
 ) -> Sequence[RowMapping]:
     """The account's instances of a location that have no public address. Raises: Invalid (location)."""
     check_location(session, location_id)
-    has_nic = exists().where(Nic.instance_id == Instance.instance_id, Nic.deleted_at.is_(None))
+    has_nic = exists().where(
+        Nic.instance_id == Instance.instance_id,
+        Nic.role == NicRole.PUBLIC,
+        Nic.deleted_at.is_(None),
+    )
     return (
         session.execute(
             select(Instance.instance_id, Instance.hostname, _status_column().label("status"))
@@ -226,6 +230,18 @@ def without_public_network(
         .mappings()
         .all()
     )
+
+
+def statuses_of(session: Session, instance_ids: Sequence[UUID]) -> dict[UUID, str]:
+    """Instance id -> its status as the API shows it."""
+    rows = session.execute(
+        select(Instance.instance_id, _status_column())
+        .join(Resource, Resource.resource_id == Instance.instance_id)
+        .outerjoin(Operation, Operation.operation_id == Resource.active_operation_id)
+        .outerjoin(Node, Node.node_id == Instance.node_id)
+        .where(Instance.instance_id.in_(instance_ids))
+    )
+    return {instance_id: str(status).title() for instance_id, status in rows}
 
 
 def start(session: Session, caller: Caller, instance_id: UUID) -> Operation:
@@ -348,6 +364,8 @@ def begin_change(
     *,
     force: bool = False,
     queue_behind: bool = False,
+    operation_id: UUID | None = None,
+    data: dict[str, object] | None = None,
 ) -> Operation:
     """Begins an operation on a locked instance: what is wanted from now on, and the event. Raises: Conflict (busy)."""
     operation = begin(
@@ -358,6 +376,7 @@ def begin_change(
         resource_kind=ResourceKind.INSTANCE,
         subject_id=instance.instance_id,
         queue_behind=queue_behind,
+        operation_id=operation_id,
     )
     instance.desired_state = desired
     instance.stop_is_forced = force
@@ -369,7 +388,7 @@ def begin_change(
         account_id=resource.account_id,
         resource_id=resource.resource_id,
         operation_id=operation.operation_id,
-        data={"force": force} if force else None,
+        data=data or ({"force": force} if force else None),
     )
     session.flush()
     return operation

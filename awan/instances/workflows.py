@@ -13,7 +13,7 @@ Names are derived from the instance and the operation that created it, so each s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -25,7 +25,7 @@ from awan.accounts import quotas
 from awan.catalogue import engines, image_source
 from awan.catalogue.models import TemplateImage, Tier
 from awan.credentials import SshKey
-from awan.engines.fabric import PortSpec, PublicNetworkSpec
+from awan.engines.fabric import PortSpec
 from awan.engines.fabric.firewall import FirewallSpec
 from awan.engines.hypervisor import (
     DiskSpec,
@@ -64,8 +64,9 @@ from awan.kit.database import transaction
 from awan.kit.ids import derived_id
 from awan.kit.secrets import delete_secret, get_secret
 from awan.ledger import close_spans, open_spans
-from awan.networks import port_specs, public_addresses, release_nics
+from awan.networks import ensure_network, port_specs, public_addresses, release_nics
 from awan.networks.models import Nic
+from awan.networks.ports import NetworkSpec
 from awan.operations import (
     ControlPlane,
     Failure,
@@ -119,7 +120,7 @@ class Situation:
     engines: LocationEngines
     image: ImageSource
     root: Volume | None
-    ports: list[tuple[PublicNetworkSpec, PortSpec]]
+    ports: list[tuple[NetworkSpec, PortSpec]]
     firewall_id: UUID
     firewall: FirewallSpec | None
     pushed_revision: int
@@ -197,7 +198,7 @@ def make_ports(target: Target) -> None:
     it = read_situation(target.subject_id)
     push_firewall(it)
     for network, port in it.ports:
-        it.engines.fabric.ensure_public_network(network)
+        ensure_network(it.engines.fabric, network)
         it.engines.fabric.ensure_port(port)
 
 
@@ -412,8 +413,13 @@ def _domain_spec(it: Situation, threads: NodeThreads, root: VolumeHandle) -> Dom
                 path=seed.path, format="raw", target=SEED_TARGET, serial="seed", device="cdrom"
             ),
         ),
-        nics=tuple(NicSpec(port.port_id, port.mac, network.mtu) for network, port in it.ports),
+        nics=nic_specs(it.ports),
     )
+
+
+def nic_specs(ports: Sequence[tuple[NetworkSpec, PortSpec]]) -> tuple[NicSpec, ...]:
+    """The network cards of a domain with these ports."""
+    return tuple(NicSpec(port.port_id, port.mac, network.mtu) for network, port in ports)
 
 
 def settle_late_step(target: Target) -> None:

@@ -1,13 +1,13 @@
 """Networks: address pools, public addresses, and the network cards of instances."""
 
-from awan.networks.models import Address, Nic
+from awan.networks.models import Address, Nic, NicRole
+from awan.networks.ports import ensure_network, port_specs
 from awan.networks.service import (
     allocate,
     bill_address,
     create_public_nic,
     find_owned_address,
     nics_of,
-    port_specs,
     public_addresses,
     release_nics,
 )
@@ -15,9 +15,11 @@ from awan.networks.service import (
 __all__ = [
     "Address",
     "Nic",
+    "NicRole",
     "allocate",
     "bill_address",
     "create_public_nic",
+    "ensure_network",
     "find_owned_address",
     "nics_of",
     "port_specs",

@@ -7,7 +7,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import ARRAY, CIDR, INET
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -15,11 +15,15 @@ from awan.kit.database import Base, hold_to_moves, one_of
 
 
 class AddressState(StrEnum):
-    """`available` in the pool; `free` = owned and unused; `quarantine` = released, not yet for another tenant."""
+    """`available` in the pool; `free` = owned and unused; `quarantine` = released, not yet for another tenant.
+
+    `attached` to a card, or the `gateway` of a private network.
+    """
 
     AVAILABLE = "available"
     FREE = "free"
     ATTACHED = "attached"
+    GATEWAY = "gateway"
     QUARANTINE = "quarantine"
     RESERVED = "reserved"
 
@@ -28,7 +32,10 @@ ADDRESS_MOVES: dict[AddressState, frozenset[AddressState]] = {
     AddressState.AVAILABLE: frozenset(
         {AddressState.FREE, AddressState.ATTACHED, AddressState.RESERVED}
     ),
-    AddressState.FREE: frozenset({AddressState.ATTACHED, AddressState.QUARANTINE}),
+    AddressState.FREE: frozenset(
+        {AddressState.ATTACHED, AddressState.GATEWAY, AddressState.QUARANTINE}
+    ),
+    AddressState.GATEWAY: frozenset({AddressState.FREE}),
     AddressState.ATTACHED: frozenset({AddressState.FREE, AddressState.QUARANTINE}),
     AddressState.QUARANTINE: frozenset(
         {AddressState.AVAILABLE, AddressState.FREE, AddressState.ATTACHED}
@@ -41,6 +48,18 @@ class NicRole(StrEnum):
     """Which side a card is on."""
 
     PUBLIC = "public"
+    PRIVATE = "private"
+
+
+class PrivateNetworkState(StrEnum):
+    """`error`: not made, or its gateway could not be changed; the reason is stored."""
+
+    CREATING = "creating"
+    ACTIVE = "active"
+    UPDATING = "updating"
+    DELETING = "deleting"
+    ERROR = "error"
+    DELETED = "deleted"
 
 
 class Pool(Base):
@@ -61,12 +80,58 @@ class Pool(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
 
 
+class PrivateNetwork(Base):
+    """A private network ("vswitch"); `resource_id` is its uuid, and its name is the resource's.
+
+    `made_at`: since when the fabric has it. `gateway_address_id` is the public address of its gateway. While that is
+    changed, `next_gateway_address_id` is the one to be (none: no gateway) if `is_changing_gateway`; afterwards one that
+    the fabric may still hold, which is given free once it does not.
+    """
+
+    __tablename__ = "private_network"
+    __table_args__ = (
+        one_of("state", PrivateNetworkState),
+        Index(None, "account_id", "location_id"),
+        Index(None, "location_id"),
+    )
+
+    network_id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    resource_id: Mapped[UUID] = mapped_column(ForeignKey("resource.resource_id"), unique=True)
+    account_id: Mapped[UUID] = mapped_column(ForeignKey("account.account_id"))
+    location_id: Mapped[int] = mapped_column(ForeignKey("location.location_id"))
+    cidr: Mapped[IPv4Network] = mapped_column(CIDR)
+    state: Mapped[str] = mapped_column(server_default="creating")
+    status_reason: Mapped[str | None]
+    made_at: Mapped[datetime | None]
+    # No foreign keys: addresses refer to cards, and cards to networks. The audit looks.
+    gateway_address_id: Mapped[UUID | None]
+    next_gateway_address_id: Mapped[UUID | None]
+    is_changing_gateway: Mapped[bool] = mapped_column(server_default=text("false"))
+    created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    deleted_at: Mapped[datetime | None]
+
+
 class Nic(Base):
-    """A network card of an instance; its uuid is the port's name in the fabric."""
+    """A network card of an instance; its uuid is the port's name in the fabric.
+
+    A private one has its one address here, unique in its network; `is_leaving` while it is being taken away.
+    """
 
     __tablename__ = "nic"
     __table_args__ = (
         one_of("role", NicRole),
+        CheckConstraint(
+            "(role = 'private') = (network_id IS NOT NULL)"
+            " AND (role = 'private') = (private_ip IS NOT NULL)",
+            name="private",
+        ),
+        Index(
+            "uq_nic_private_ip",
+            "network_id",
+            "private_ip",
+            unique=True,
+            postgresql_where=text("deleted_at IS NULL"),
+        ),
         Index(None, "instance_id"),
         Index(None, "location_id"),
     )
@@ -77,6 +142,9 @@ class Nic(Base):
     location_id: Mapped[int] = mapped_column(ForeignKey("location.location_id"))
     role: Mapped[str]
     mac: Mapped[str] = mapped_column(unique=True)
+    network_id: Mapped[int | None] = mapped_column(ForeignKey("private_network.network_id"))
+    private_ip: Mapped[IPv4Address | None] = mapped_column(INET)
+    is_leaving: Mapped[bool] = mapped_column(server_default=text("false"))
     operation_id: Mapped[UUID]
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     deleted_at: Mapped[datetime | None]

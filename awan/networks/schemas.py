@@ -60,6 +60,13 @@ class HostOfAddress(BaseModel):
     hostname: str
 
 
+class VswitchOfAddress(BaseModel):
+    """The private network whose gateway has the address."""
+
+    uuid: UUID
+    name: str
+
+
 class PublicAddressView(BaseModel):
     """A public address of the account."""
 
@@ -71,6 +78,7 @@ class PublicAddressView(BaseModel):
     rdns: str | None = Field(description="Its reverse name; null where the location has none.")
     location: NamedLocation
     instance: HostOfAddress | None
+    vswitch: VswitchOfAddress | None
     status: str
     price_per_hour: str
     price_per_month: int
@@ -95,6 +103,9 @@ class PublicAddressView(BaseModel):
             rdns=name_of(address, zones),
             location=NamedLocation(id=location.location_id, name=location.name),
             instance=host,
+            vswitch=VswitchOfAddress(uuid=row["network_id"], name=row["network_name"])
+            if row["network_id"] is not None
+            else None,
             status=address.state,
             price_per_hour=display_hourly(monthly_minor, currency),
             price_per_month=monthly_minor,

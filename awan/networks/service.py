@@ -24,7 +24,7 @@ from awan.kit.clock import now
 from awan.kit.ids import derived_id, derived_mac, new_id
 from awan.kit.pagination import PageRequest
 from awan.ledger import close_spans, lock_prices, open_spans
-from awan.networks.models import Address, AddressState, Nic, NicRole, Pool
+from awan.networks.models import Address, AddressState, Nic, NicRole, Pool, PrivateNetwork
 from awan.networks.names import mark_pool_stale, mark_stale
 from awan.networks.rules import ipv6_of, parse_gateway, parse_prefix, switch_name, usable_addresses
 from awan.operations.service import refuse_if_busy
@@ -277,15 +277,18 @@ def release_address(session: Session, caller: Caller, resource_id: UUID) -> None
     resource = lock_owned(session, caller, ResourceKind.PUBLIC_IP, resource_id)
     quotas.give_back(session, caller.account_id, public_ips=1)
     address = find_owned_address(session, caller.account_id, resource_id)
-    if address is None or not _lock_owned(session, address):
+    if address is None or not lock_owned_address(session, address):
         raise NotFound("Public network not found.")
     if address.state != AddressState.FREE:
-        raise Conflict("The address is attached to an instance; detach it first.")
+        what = "the gateway of a private network"
+        if address.state == AddressState.ATTACHED:
+            what = "attached to an instance"
+        raise Conflict(f"The address is {what}; detach it first.")
     refuse_if_busy(session, resource)
     _give_back(session, address, actor=caller.actor, operation_id=None)
 
 
-def _lock_owned(session: Session, address: Address) -> bool:
+def lock_owned_address(session: Session, address: Address) -> bool:
     """Locks the row and reads it anew; whether it still belongs to whom it belonged to before."""
     owner = address.account_id, address.resource_id
     session.refresh(address, with_for_update=True)
@@ -326,7 +329,7 @@ def create_public_nic(
 
     Raises: Invalid when the address is in use.
     """
-    if not _lock_owned(session, address) or address.state != AddressState.FREE:
+    if not lock_owned_address(session, address) or address.state != AddressState.FREE:
         raise Invalid.field("public_network", "The selected public network is in use.")
     refuse_if_address_busy(session, address)
     assert address.account_id is not None
@@ -516,25 +519,27 @@ def release_nics(
 
 
 def nics_of(session: Session, instance_id: UUID) -> Sequence[Nic]:
-    """The live cards of an instance."""
+    """The cards of an instance that it shall have, the public one first, then in the order in which they came."""
     return session.scalars(
         select(Nic)
-        .where(Nic.instance_id == instance_id, Nic.deleted_at.is_(None))
-        .order_by(Nic.created_at)
+        .where(Nic.instance_id == instance_id, Nic.deleted_at.is_(None), Nic.is_leaving.is_(False))
+        .order_by(Nic.role.desc(), Nic.created_at, Nic.nic_id)
     ).all()
 
 
-def port_specs(
+def public_port_specs(
     session: Session,
-    instance_id: UUID,
+    nics: Sequence[Nic],
     *,
     hostname: str,
     operation_id: UUID,
     firewall_id: UUID,
 ) -> list[tuple[PublicNetworkSpec, PortSpec]]:
-    """The ports that the fabric must have for an instance, each with the network it is on."""
+    """The ports that the fabric must have for the public ones of an instance's cards, each with its network."""
     specs = []
-    for nic in nics_of(session, instance_id):
+    for nic in nics:
+        if nic.role != NicRole.PUBLIC:
+            continue
         four, six = _addresses(session, nic.nic_id)
         assert four is not None
         specs.append(
@@ -549,7 +554,7 @@ def port_specs(
                     if six is not None and isinstance(six.inet, IPv6Address)
                     else None,
                     hostname=hostname,
-                    instance_id=instance_id,
+                    instance_id=nic.instance_id,
                     account_id=nic.account_id,
                     operation_id=operation_id,
                     firewall_id=firewall_id,
@@ -620,6 +625,8 @@ def get_released_row(session: Session, account_id: UUID, resource_id: UUID) -> R
                 Resource.created_at,
                 null().label("instance_id"),
                 null().label("hostname"),
+                null().label("network_id"),
+                null().label("network_name"),
             )
             .join(Pool, Pool.pool_id == Address.pool_id)
             .join(Location, Location.location_id == Pool.location_id)
@@ -641,6 +648,11 @@ def get_released_row(session: Session, account_id: UUID, resource_id: UUID) -> R
 
 def _owned(account_id: UUID) -> Any:
     host = select(Resource).where(Resource.resource_id == Nic.instance_id).correlate(Nic)
+    vswitch = (
+        select(Resource)
+        .where(Resource.resource_id == PrivateNetwork.resource_id)
+        .correlate(PrivateNetwork)
+    )
     return (
         select(
             Address,
@@ -650,10 +662,19 @@ def _owned(account_id: UUID) -> Any:
             Address.allocated_at.label("created_at"),
             Nic.instance_id,
             host.with_only_columns(Resource.name).scalar_subquery().label("hostname"),
+            PrivateNetwork.resource_id.label("network_id"),
+            vswitch.with_only_columns(Resource.name).scalar_subquery().label("network_name"),
         )
         .join(Pool, Pool.pool_id == Address.pool_id)
         .join(Location, Location.location_id == Pool.location_id)
         .outerjoin(Nic, Nic.nic_id == Address.nic_id)
+        .outerjoin(
+            PrivateNetwork,
+            or_(
+                PrivateNetwork.gateway_address_id == Address.address_id,
+                PrivateNetwork.next_gateway_address_id == Address.address_id,
+            ),
+        )
         .where(Address.account_id == account_id, Address.family == 4)
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from awan.kit.database import transaction
 from awan.reconcile.expected import Expectations, look_first
 from awan.reconcile.findings import Finding
+from awan.reconcile.private_networks import compare_networks
 from awan.reconcile.reading import Seen, one_snapshot, open_sites, read
 from awan.reconcile.row_checks import check_rows
 from awan.reconcile.rules import (
@@ -55,6 +56,9 @@ def _compare(expected: ExpectedLocation, seen: Seen) -> Iterator[Finding]:
             yield from compare_files(expected, node, seen.files[node.node_id])
     if seen.ports is not None:
         yield from compare_ports(expected, seen.ports)
+    if seen.networks is not None:
+        networks, unsettled = expected.networks, expected.unsettled.switches
+        yield from compare_networks(expected.code, networks, unsettled, seen.networks)
     if seen.names is not None and expected.names_zone is not None:
         yield from compare_names(expected, seen.names)
     if seen.firewalls is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from uuid import UUID
@@ -30,6 +30,7 @@ from awan.networks.names import stale_addresses
 from awan.networks.rules import ipv6_of, records_of, switch_name
 from awan.networks.service import network_spec
 from awan.reconcile.findings import Finding, FindingKind
+from awan.reconcile.private_networks import expected_networks, expected_private_ports
 from awan.reconcile.rules import (
     ExpectedFirewall,
     ExpectedInstance,
@@ -143,10 +144,17 @@ class Expectations:
         settled = {row.instance_id: row for row in rows if self._is_settled(row)}
         unsettled = [row for row in rows if row.instance_id not in settled]
         half_made = {row for row in settled.values() if row.observed_state not in POWERS}
-        ports = self._ports(location.location_id, settled, nodes)
+        ports = [
+            *self._ports(location.location_id, settled, nodes),
+            *expected_private_ports(session, location.location_id, settled, nodes),
+        ]
+        networks, open_switches = expected_networks(session, location.location_id, self._touched)
         port_ids: dict[UUID, set[UUID]] = {}
+        guarded: dict[UUID, set[UUID]] = {}
         for port in ports:
             port_ids.setdefault(port.spec.instance_id, set()).add(port.spec.port_id)
+            if port.spec.firewall_id is not None:
+                guarded.setdefault(port.spec.instance_id, set()).add(port.spec.port_id)
         volumes = self._volumes(location.location_id, settled)
         zones = all_zones(session).get(location.location_id)
         watched = self._watched_screens()
@@ -170,8 +178,11 @@ class Expectations:
             ports=ports,
             names=self._names(location.location_id),
             names_zone=zones.forward if zones is not None else None,
-            firewalls=self._firewalls(settled, port_ids),
-            unsettled=self._unsettled(location.location_id, unsettled, half_made),
+            firewalls=self._firewalls(settled, guarded),
+            networks=networks,
+            unsettled=replace(
+                self._unsettled(location.location_id, unsettled, half_made), switches=open_switches
+            ),
         )
 
     def lost_first_boots(self) -> list[Finding]:

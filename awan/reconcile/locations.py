@@ -36,6 +36,7 @@ from awan.reconcile.expected import Expectations, look_first
 from awan.reconcile.findings import Finding, FindingKind
 from awan.reconcile.models import StrayKind
 from awan.reconcile.power import Verdict
+from awan.reconcile.private_networks import compare_networks, put_back_private_networks
 from awan.reconcile.quarantine import Scope, Stray, update_quarantine
 from awan.reconcile.reading import Seen, Site, one_snapshot, open_sites, read
 from awan.reconcile.repairs import act, known_of
@@ -54,6 +55,7 @@ STRAYS = {
     FindingKind.FIREWALL_STRAY: StrayKind.FIREWALL,
     FindingKind.FILE_STRAY: StrayKind.FILE,
     FindingKind.NAME_STRAY: StrayKind.NAME,
+    FindingKind.NETWORK_STRAY: StrayKind.NETWORK,
 }
 NETWORK_FAULTS = (
     FindingKind.PORT_MISSING,
@@ -88,6 +90,7 @@ def check_location(location_id: int, *, with_files: bool = True) -> None:
         return
     _put_back_networks(sites[0])
     _apply_pending(location_id)
+    put_back_private_networks(location_id)
     (site, seen) = read(sites, with_files=with_files, with_chassis=False)[0]
     with one_snapshot() as session:
         expected = Expectations(session, first).of_location(
@@ -202,6 +205,10 @@ def _compare(expected: ExpectedLocation, seen: Seen) -> Iterator[Found]:
             yield from (Found(node.node_id, it) for it in files)
     if seen.ports is not None:
         yield from (Found(None, it) for it in compare_ports(expected, seen.ports))
+    if seen.networks is not None:
+        networks, unsettled = expected.networks, expected.unsettled.switches
+        compared = compare_networks(expected.code, networks, unsettled, seen.networks)
+        yield from (Found(None, it) for it in compared)
     if seen.names is not None and expected.names_zone is not None:
         yield from (Found(None, it) for it in compare_names(expected, seen.names))
     if seen.firewalls is not None:
@@ -226,6 +233,8 @@ def _scopes(seen: Seen) -> set[Scope]:
     scopes |= {Scope(StrayKind.FILE, node_id) for node_id in seen.files}
     if seen.ports is not None:
         scopes.add(Scope(StrayKind.PORT, None))
+    if seen.networks is not None:
+        scopes.add(Scope(StrayKind.NETWORK, None))
     if seen.names is not None:
         scopes.add(Scope(StrayKind.NAME, None))
     if seen.firewalls is not None:

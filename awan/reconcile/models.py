@@ -20,6 +20,7 @@ class StrayKind(StrEnum):
     FIREWALL = "firewall"
     FILE = "file"
     NAME = "name"
+    NETWORK = "network"
 
 
 class WatchLease(Base):
@@ -35,7 +36,7 @@ class WatchLease(Base):
 class Quarantined(Base):
     """Something on an engine that no row explains: reported and left alone. Over when it is not seen any more.
 
-    `subject` is its uuid or name; `node_id` is null for a port or a name, which belong to the location.
+    `subject` is its uuid or name; `node_id` is null for a port, a name or a network, which belong to the location.
     """
 
     __tablename__ = "quarantined"

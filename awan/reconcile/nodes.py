@@ -40,6 +40,7 @@ from awan.kit.database import transaction
 from awan.operations import ControlPlane, Operation, begin
 from awan.operations.models import FINAL
 from awan.reconcile.power import Circumstances, Verdict, judge
+from awan.reconcile.private_networks import put_back_private_networks
 from awan.reconcile.repairs import Known, act, find_known, known_on
 from awan.settings import get_settings
 
@@ -186,15 +187,24 @@ class NodeWatch:
         if time.monotonic() - self._silent_since < silence_s:
             return
         with transaction() as session:
-            if note_silence(session, self.node_id, silence_s, str(err)):
+            has_changed = note_silence(session, self.node_id, silence_s, str(err))
+            if has_changed:
                 _tell_owners(session, self.node_id, "instance.unreachable")
                 log.error("node is unreachable", node=str(self.node_id), alarm=True)
+            location_id = session.get_one(Node, self.node_id).location_id
+        if has_changed:
+            # Of two nodes, the one that is left takes no gateway over by itself: it has to be told.
+            put_back_private_networks(location_id)
 
     def _note_answer(self) -> None:
         with transaction() as session:
-            if note_answer(session, self.node_id):
+            has_changed = note_answer(session, self.node_id)
+            if has_changed:
                 _tell_owners(session, self.node_id, "instance.reachable")
                 log.warning("node is reachable again", node=str(self.node_id))
+            location_id = session.get_one(Node, self.node_id).location_id
+        if has_changed:
+            put_back_private_networks(location_id)
 
 
 def _tell_owners(session: Session, node_id: UUID, kind: str) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from awan.catalogue import engines
 from awan.catalogue.models import Location
-from awan.engines.fabric import ChassisFacts, PortFacts
+from awan.engines.fabric import ChassisFacts, PortFacts, PrivateNetworkFacts
 from awan.engines.fabric.firewall import FirewallFacts
 from awan.engines.hypervisor import DomainFacts
 from awan.engines.nameserver import RecordKey
@@ -40,6 +40,7 @@ class Seen:
     domains: dict[UUID, list[DomainFacts]] = field(default_factory=dict)
     files: dict[UUID, list[VolumeFacts]] = field(default_factory=dict)
     ports: list[PortFacts] | None = None
+    networks: list[PrivateNetworkFacts] | None = None
     names: dict[RecordKey, tuple[str, ...]] | None = None
     firewalls: Sequence[FirewallFacts] | None = None
     findings: list[Finding] = field(default_factory=list)
@@ -128,6 +129,7 @@ def _begin_reading(
     ]
     ports = readers.submit(opened.fabric.list_ports)
     firewalls = readers.submit(opened.fabric.list_firewalls)
+    networks = readers.submit(opened.fabric.list_private_networks)
     chassis = readers.submit(opened.fabric.list_chassis) if with_chassis else None
     names = (
         readers.submit(opened.nameserver.list_records)
@@ -149,6 +151,8 @@ def _begin_reading(
                 seen.files[node.node_id] = found_files
         silence = _silence(FindingKind.FABRIC_SILENT, code, code, "The fabric")
         seen.ports = _result(ports, seen, silence)
+        if seen.ports is not None:
+            seen.networks = _result(networks, seen, silence)
         if names is not None:
             no_names = _silence(FindingKind.NAMESERVER_SILENT, code, code, "The nameserver")
             seen.names = _result(names, seen, no_names)

@@ -45,6 +45,8 @@ QUOTA_COUNTS = {
     "storage_gib": "SELECT account_id, sum(storage_gib) FROM instance WHERE holds_quota GROUP BY 1",
     "public_ips": "SELECT account_id, count(*) FROM address"
     " WHERE family = 4 AND account_id IS NOT NULL GROUP BY 1",
+    "private_networks": "SELECT account_id, count(*) FROM private_network"
+    " WHERE deleted_at IS NULL GROUP BY 1",
     "ssh_keys": "SELECT account_id, count(*) FROM ssh_key WHERE deleted_at IS NULL GROUP BY 1",
 }
 NOTHING_COUNTED = "SELECT CAST(NULL AS uuid), CAST(0 AS bigint) WHERE false"
@@ -60,7 +62,7 @@ BILLED = """
         LEFT JOIN nic ON nic.nic_id = address.nic_id
         LEFT JOIN instance ON instance.instance_id = nic.instance_id
         WHERE address.family = 4 AND address.resource_id IS NOT NULL
-            AND address.state IN ('free', 'attached')
+            AND address.state IN ('free', 'attached', 'gateway')
             AND NOT coalesce(
                 address.operation_id = instance.create_operation_id AND instance.ready_at IS NULL, false)
             AND NOT EXISTS (
@@ -114,6 +116,10 @@ RESOURCES = (
             WHEN 'instance' THEN EXISTS (
                 SELECT FROM instance WHERE instance_id = resource_id AND deleted_at IS NULL
                     AND instance.account_id = named.account_id)
+            WHEN 'private_network' THEN EXISTS (
+                SELECT FROM private_network AS network
+                WHERE network.resource_id = named.resource_id AND network.deleted_at IS NULL
+                    AND network.account_id = named.account_id)
             WHEN 'public_ip' THEN EXISTS (
                 SELECT FROM address WHERE address.resource_id = named.resource_id
                     AND address.account_id = named.account_id)
@@ -200,13 +206,14 @@ ADDRESSES = (
         FindingKind.NIC_ADDRESSES,
         """
         SELECT nic.nic_id AS subject, code AS location, nic.instance_id AS instance,
-            'one IPv4 address, at most one IPv6' AS expected,
+            'one IPv4 address and at most one IPv6, if it is public' AS expected,
             format('%s and %s', count(*) FILTER (WHERE family = 4),
                 count(*) FILTER (WHERE family = 6)) AS found
         FROM nic JOIN location USING (location_id) LEFT JOIN address USING (nic_id)
         WHERE nic.deleted_at IS NULL
         GROUP BY nic.nic_id, code
-        HAVING count(*) FILTER (WHERE family = 4) <> 1 OR count(*) FILTER (WHERE family = 6) > 1
+        HAVING count(*) FILTER (WHERE family = 4) <> CASE nic.role WHEN 'public' THEN 1 ELSE 0 END
+            OR count(*) FILTER (WHERE family = 6) > CASE nic.role WHEN 'public' THEN 1 ELSE 0 END
         """,
         "The card {subject} of instance {instance} has {found} addresses (IPv4 and IPv6).",
     ),
@@ -240,10 +247,16 @@ ADDRESSES = (
                 nic.nic_id IS NOT NULL AND nic.deleted_at IS NULL
                 AND nic.account_id IS NOT DISTINCT FROM address.account_id
             WHEN address.state = 'free' THEN address.nic_id IS NULL AND address.account_id IS NOT NULL
+            WHEN address.state = 'gateway' THEN
+                address.nic_id IS NULL AND EXISTS (
+                    SELECT FROM private_network AS network
+                    WHERE address_id IN (gateway_address_id, next_gateway_address_id)
+                        AND network.deleted_at IS NULL
+                        AND network.account_id = address.account_id)
             ELSE address.nic_id IS NULL AND address.account_id IS NULL
             END
             OR NOT CASE
-            WHEN address.family = 4 AND address.state IN ('attached', 'free') THEN
+            WHEN address.family = 4 AND address.state IN ('attached', 'free', 'gateway') THEN
                 resource.resource_id IS NOT NULL AND resource.deleted_at IS NULL
                 AND resource.kind = 'public_ip'
                 AND resource.account_id IS NOT DISTINCT FROM address.account_id
@@ -251,6 +264,36 @@ ADDRESSES = (
             END
         """,
         "The address {inet} ({subject}) is {expected}, but has {found}, or these disagree on the owner.",
+    ),
+)
+
+NETWORKS = (
+    RowCheck(
+        FindingKind.NETWORK_GATEWAY,
+        """
+        SELECT network.resource_id AS subject, code AS location, host(inet) AS inet,
+            'gateway, of one network' AS expected,
+            format('%s, of %s', address.state, count(*) OVER (PARTITION BY address_id)) AS found
+        FROM private_network AS network JOIN location USING (location_id)
+        JOIN address ON address_id IN (gateway_address_id, next_gateway_address_id)
+        WHERE network.deleted_at IS NULL AND (address.state <> 'gateway' OR (
+            SELECT count(*) FROM private_network AS other
+            WHERE address_id IN (other.gateway_address_id, other.next_gateway_address_id)) > 1)
+        """,
+        "The private network {subject} has the gateway {inet}, whose address is {found}.",
+    ),
+    RowCheck(
+        FindingKind.NETWORK_CARD,
+        """
+        SELECT nic_id AS subject, code AS location, network.resource_id AS network,
+            'a live network of its owner' AS expected, network.state AS found
+        FROM nic JOIN private_network AS network USING (network_id)
+        JOIN location ON location.location_id = nic.location_id
+        WHERE nic.deleted_at IS NULL AND (network.deleted_at IS NOT NULL
+            OR network.account_id <> nic.account_id
+            OR network.location_id <> nic.location_id OR NOT private_ip << cidr)
+        """,
+        "The card {subject} is in the private network {network}, which is {found}, another account's, or elsewhere.",
     ),
 )
 
@@ -495,6 +538,7 @@ CONSOLES = (
 CHECKS: tuple[RowCheck, ...] = (
     *RESOURCES,
     *ADDRESSES,
+    *NETWORKS,
     *COUNTERS,
     *SPANS,
     *CONSOLES,

@@ -99,6 +99,7 @@ class Unsettled:
     volume_ids: Collection[UUID] = frozenset()
     port_ids: Collection[UUID] = frozenset()
     image_sha256s: Collection[str] = frozenset()
+    switches: Collection[str] = frozenset()
     addresses: Collection[IPv4Address | IPv6Address] = frozenset()
     firewall_ids: Collection[UUID] = frozenset()
 
@@ -123,6 +124,7 @@ class ExpectedLocation:
     names: Mapping[RecordKey, ExpectedName] = field(default_factory=dict)
     names_zone: str | None = None
     firewalls: Sequence[ExpectedFirewall] = ()
+    networks: Mapping[str, str | None] = field(default_factory=dict)
     unsettled: Unsettled = field(default_factory=Unsettled)
     looked_at: datetime = field(default_factory=now)
 
@@ -366,7 +368,11 @@ def _compare_port(
         # A port without any security has its own finding.
         ("port security", spec.security_line, _listed(facts.port_security) or spec.security_line),
         ("membership", "a tenant's", "a tenant's" if facts.is_confined else "none"),
-        ("firewall", str(spec.firewall_id), _listed(map(str, facts.firewall_ids)) or "none"),
+        (
+            "firewall",
+            str(spec.firewall_id or "none"),
+            _listed(map(str, facts.firewall_ids)) or "none",
+        ),
     ]
     if missing := set(port.dhcp_families) - set(facts.dhcp_families):
         wished_families, seen_families = (

@@ -16,6 +16,7 @@ class ResourceKind(StrEnum):
     """What can be owned."""
 
     INSTANCE = "instance"
+    PRIVATE_NETWORK = "private_network"
     PUBLIC_IP = "public_ip"
     SSH_KEY = "ssh_key"
     WEBHOOK = "webhook"
@@ -43,6 +44,14 @@ class Resource(Base):
             "name",
             unique=True,
             postgresql_where=text("kind = 'ssh_key' AND deleted_at IS NULL"),
+        ),
+        Index(
+            "uq_resource_live_private_network_name",
+            "account_id",
+            "location_id",
+            "name",
+            unique=True,
+            postgresql_where=text("kind = 'private_network' AND deleted_at IS NULL"),
         ),
         Index(
             "ix_resource_live",

@@ -17,6 +17,7 @@ from awan.resources.models import Resource, ResourceKind
 
 TITLES = {
     ResourceKind.INSTANCE: "Instance",
+    ResourceKind.PRIVATE_NETWORK: "Private network",
     ResourceKind.PUBLIC_IP: "Public network",
     ResourceKind.SSH_KEY: "SSH key",
     ResourceKind.WEBHOOK: "Webhook",
@@ -37,7 +38,7 @@ def create(
     """Writes the ownership row, before the thing's own row, under the same uuid.
 
     Raises: Invalid on the field `name_field` when the account already has a live thing of that kind and name (only
-    for kinds whose names are unique: instances, whatever the case, and SSH keys).
+    for kinds whose names are unique: instances, whatever the case, SSH keys, and private networks of a location).
     """
     row: Resource | None = session.scalar(
         insert(Resource)

@@ -50,6 +50,27 @@ def walk(cloud: SimulatedCloud, worker: InProcessWorker) -> Walk:
     return call
 
 
+def _walk_private_networks(cloud: SimulatedCloud, walk: Walk, instance: str) -> None:
+    where = {"location_id": cloud.location_id}
+    network = walk(52, 202, query={"name": "backend", **where}).json()["data"]
+    assert [row["uuid"] for row in walk(49, 200).json()["data"]] == [network["uuid"]]
+    assert walk(56, 200, query=where).json()["data"][0]["name"] == "backend"
+    attached = cloud.customer.http.put(
+        f"/instances/{instance}/private-network", data={"vswitch": network["uuid"]}
+    )
+    assert attached.status_code == 200, attached.text
+    of_network = {"vswitch_uuid": network["uuid"]}
+    assert walk(50, 200, **of_network).json()["data"]["instances"][0]["uuid"] == instance
+    assert walk(51, 200, **of_network).json()["data"]["used"] == 1
+    address = cloud.customer.http.post("/networks/public", data=where).json()["data"]
+    choices = walk(55, 200, query={**where, **of_network}).json()["data"]
+    assert [row["uuid"] for row in choices] == [address["uuid"]]
+    shown = walk(53, 200, {"public_gateway": address["uuid"]}, **of_network).json()["data"]
+    assert shown["public_gateway"]["ip_address"] == address["ip_address"]
+    assert len(walk(54, 200, **of_network).json()["data"]["nodes"]) == 4
+    walk(15, 200, {"vswitch": ""}, instance_uuid=instance)
+
+
 def test_every_operation_answers_as_the_contract_says(cloud: SimulatedCloud, walk: Walk) -> None:
     where = {"location_id": cloud.location_id}
     walk(1, 200)
@@ -77,6 +98,7 @@ def test_every_operation_answers_as_the_contract_says(cloud: SimulatedCloud, wal
     assert walk(7, 200, instance_uuid=uuid).json()["data"]["protocol"] == "rfb"
     assert [row["id"] for row in walk(48, 200, instance_uuid=uuid).json()["data"]] == [key["id"]]
     assert walk(13, 200, query=where).json()["data"] == []
+    _walk_private_networks(cloud, walk, uuid)
     wait_until_booted(uuid)
     password = {"password": "Brave-Donkey-8", "password_confirmation": "Brave-Donkey-8"}
     walk(19, 200, password, instance_uuid=uuid)

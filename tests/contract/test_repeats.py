@@ -135,6 +135,22 @@ class World:
         path = f"{self.ipset()}/cidrs"
         return f"{path}/{self.make(f'/instances/{path}', _entry('10.0.0.3'))['uuid']}"
 
+    def network(self) -> str:
+        """A private network."""
+        return str(self.make("/networks/private", self.network_body())["uuid"])
+
+    def network_body(self) -> dict[str, Any]:
+        """A private network to make."""
+        return {"name": self.name(), "location_id": self.cloud.location_id}
+
+    def member(self) -> str:
+        """An instance in a private network, and the network, as a path below the instances."""
+        instance, network = self.instance(), self.network()
+        call = Call(f"/instances/{instance}/private-network", {"vswitch": network})
+        assert self.send("PUT", call).is_success
+        wait_until_idle()
+        return f"{instance}/private-network/{network}"
+
     def ssh_key(self, number: int) -> str:
         """An SSH key of the customer."""
         made = self.make("/ssh-keys", {"title": self.name(), "key": ED25519_KEYS[number]})
@@ -294,6 +310,20 @@ CALLS: dict[str, Callable[[World], Pair]] = {
         f"/networks/public/{w.address()}/instance",
         *({"instance_id": w.private()} for _ in range(2)),
     ),
+    "PUT /instances/{instance_uuid}/private-network": lambda w: w.twice(
+        f"/instances/{w.instance()}/private-network", lambda: {"vswitch": w.network()}
+    ),
+    "DELETE /instances/{instance_uuid}/private-network/{vswitch_uuid}": lambda w: w.both(
+        "/instances/{}", w.member
+    ),
+    "POST /networks/private": lambda w: w.twice("/networks/private", w.network_body),
+    "PUT /networks/private/{vswitch_uuid}": lambda w: w.twice(
+        f"/networks/private/{w.network()}", lambda: {"name": w.name()}
+    ),
+    "PUT /networks/private/{vswitch_uuid}/gateway": lambda w: w.twice(
+        f"/networks/private/{w.network()}/gateway", lambda: {"public_gateway": w.address()}
+    ),
+    "DELETE /networks/private/{vswitch_uuid}": lambda w: w.both("/networks/private/{}", w.network),
     "POST /networks/public": lambda w: w.either(
         "/networks/public", {"location_id": w.cloud.location_id}, {"location_id": 2**40}
     ),
@@ -500,6 +530,7 @@ def settled(tables: dict[str, Any], side: str) -> dict[str, Any]:
 ENDS: dict[str, str] = {
     "POST /instances": "/instances/{}",
     "POST /networks/public": "/networks/public/{}",
+    "POST /networks/private": "/networks/private/{}",
     "POST /ssh-keys": "/ssh-keys/{}",
     "POST /api-keys": "/api-keys/{}",
     "POST /admin/instances/{instance_uuid}/notes": "{made_at}/{}",

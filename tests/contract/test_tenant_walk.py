@@ -26,6 +26,7 @@ UNKNOWN_UUID, UNKNOWN_ID, UNKNOWN_KEY = str(uuid4()), str(2**40), "0" * 16
 OWNED_IN_PATH = {
     "instance_uuid": ("instance", UNKNOWN_UUID),
     "ip_uuid": ("address", UNKNOWN_UUID),
+    "vswitch_uuid": ("private_network", UNKNOWN_UUID),
     "ssh_id": ("ssh_key", UNKNOWN_ID),
     "key_id": ("api_key", UNKNOWN_KEY),
     "webhook_uuid": ("webhook", UNKNOWN_UUID),
@@ -40,6 +41,9 @@ SHARED_IN_PATH = {"tier_id"}
 OWNED_IN_FIELDS = {
     "ssh_keys": ("ssh_key", UNKNOWN_ID),
     "public_network": ("address", UNKNOWN_UUID),
+    "public_gateway": ("address", UNKNOWN_UUID),
+    "vswitch": ("private_network", UNKNOWN_UUID),
+    "vswitch_uuid": ("private_network", UNKNOWN_UUID),
     "uuids": ("instance", UNKNOWN_UUID),
     "instance_id": ("instance", UNKNOWN_UUID),
 }
@@ -50,9 +54,9 @@ FILTERS = {
     "before": ("event", "1"),
 }
 # Names that look like ids and name nothing of an account.
-SHARED_FIELDS = {"location_id", "tier_id", "template_id", "location", "vswitch", "kind"}
+SHARED_FIELDS = {"location_id", "tier_id", "template_id", "location", "kind"}
 LOOKS_LIKE_AN_ID = re.compile(
-    r"(^|_)(id|ids|uuid|uuids|key|keys|network|networks|resource|before)$"
+    r"(^|_)(id|ids|uuid|uuids|key|keys|network|networks|resource|before|vswitch)$"
 )
 NO_IDS = {"key"}  # the text of an SSH key
 LISTS = {"ssh_keys", "uuids"}
@@ -80,6 +84,8 @@ def tenants(cloud: SimulatedCloud) -> Tenants:
     http = found.owner.http
     created = cloud.create(hostname="owners-machine")
     address = http.post("/networks/public", json={"location_id": cloud.location_id})
+    network = {"name": "owners-network", "location_id": cloud.location_id}
+    private = http.post("/networks/private", json=network)
     key = http.post("/ssh-keys", json={"title": "owners-laptop", "key": ED25519_KEYS[0]})
     api_key = http.post("/api-keys", json={"name": "owners-script"})
     webhook = http.post("/webhooks", json={"url": "https://owners-receiver.example"})
@@ -105,6 +111,7 @@ def tenants(cloud: SimulatedCloud) -> Tenants:
         "operation": created["operation"]["uuid"],
         "attached_address": created["data"]["public_network"]["uuid"],
         "address": address.json()["data"]["uuid"],
+        "private_network": private.json()["data"]["uuid"],
         "ssh_key": str(key.json()["data"]["id"]),
         "api_key": api_key.json()["data"]["id"],
         "webhook": webhook.json()["data"]["uuid"],
@@ -231,9 +238,12 @@ def test_attached_addresses_are_as_foreign_as_free_ones(tenants: Tenants) -> Non
 def test_a_foreign_id_in_a_field_is_as_unknown_as_any(
     tenants: Tenants, document: dict[str, Any]
 ) -> None:
-    own = own_things(tenants)
+    own = intruders_own(tenants)
     before, walked = contents(), set()
     for method, path, operation in customer_routes(document):
+        url = path
+        for name, uuid in own.items():
+            url = url.replace(f"{{{name}}}", uuid)
         for name, (where, schema) in fields_of(document, operation).items():
             if not is_an_id(name, schema) or name in SHARED_FIELDS | NO_IDS:
                 continue
@@ -244,16 +254,15 @@ def test_a_foreign_id_in_a_field_is_as_unknown_as_any(
             if where == "query":
                 answers = [
                     tenants.intruder.http.request(
-                        method, path.format(**own), params={**ENDLESS.get(path, {}), name: value}
+                        method,
+                        url,
+                        params={**ENDLESS.get(path, {}), **where_of(tenants, path), name: value},
                     )
                     for value in values
                 ]
             else:
                 bodies = [body_with(tenants, path, name, value) for value in values]
-                answers = [
-                    tenants.intruder.http.request(method, path.format(**own), json=body)
-                    for body in bodies
-                ]
+                answers = [tenants.intruder.http.request(method, url, json=body) for body in bodies]
             expected = 422 if name in OWNED_IN_FIELDS else 200
             assert answers[0].status_code == expected, f"{method} {path} {name}: {answers[0].text}"
             if (
@@ -267,12 +276,25 @@ def test_a_foreign_id_in_a_field_is_as_unknown_as_any(
     assert changed(before) == {}
 
 
-def own_things(tenants: Tenants) -> dict[str, str]:
-    """Things of the intruder's own, to name in paths beside foreign ids in fields."""
-    http, cloud = tenants.intruder.http, tenants.cloud
-    instance = http.post("/instances", json=cloud.order(use_public_ip=False)).json()["data"]
-    address = http.post("/networks/public", json={"location_id": cloud.location_id}).json()["data"]
-    return {"instance_uuid": instance["uuid"], "ip_uuid": address["uuid"]}
+def where_of(tenants: Tenants, path: str) -> dict[str, int]:
+    """What a query must say besides."""
+    return {"location_id": tenants.cloud.location_id} if path.endswith("/gateways") else {}
+
+
+def intruders_own(tenants: Tenants) -> dict[str, str]:
+    """Things of the intruder, by the names that paths have for them."""
+    body = {"name": "intruders-network", "location_id": tenants.cloud.location_id}
+    network = tenants.intruder.http.post("/networks/private", json=body)
+    address = tenants.intruder.http.post(
+        "/networks/public", json={"location_id": tenants.cloud.location_id}
+    )
+    return {
+        "ip_uuid": address.json()["data"]["uuid"],
+        "vswitch_uuid": network.json()["data"]["uuid"],
+        "instance_uuid": tenants.cloud.create(tenants.intruder, use_public_ip=False)["data"][
+            "uuid"
+        ],
+    }
 
 
 def body_with(tenants: Tenants, path: str, name: str, value: str) -> dict[str, Any]:
@@ -280,7 +302,12 @@ def body_with(tenants: Tenants, path: str, name: str, value: str) -> dict[str, A
     given = [value] if name in LISTS else value
     if path == "/instances/actions":
         return {"action": "stop", name: given}
-    if path in ("/instances/{instance_uuid}/public-network", "/networks/public/{ip_uuid}/instance"):
+    if path in (
+        "/networks/private/{vswitch_uuid}/gateway",
+        "/instances/{instance_uuid}/private-network",
+        "/instances/{instance_uuid}/public-network",
+        "/networks/public/{ip_uuid}/instance",
+    ):
         return {name: given}
     assert path == "/instances", f"{path}: how is {name} given?"
     return tenants.cloud.order(hostname="x", **{name: given})
@@ -293,11 +320,12 @@ def is_an_id(name: str, schema: dict[str, Any]) -> bool:
 
 def test_lists_show_nothing_of_others(tenants: Tenants, document: dict[str, Any]) -> None:
     walked = 0
+    own = intruders_own(tenants)
     for method, path, operation in customer_routes(document):
         if method != "GET" or (path_names(path) and path_names(path) != ["tier_id"]):
             continue
         query = {
-            parameter["name"]: tenants.cloud.location_id
+            parameter["name"]: own.get(parameter["name"], tenants.cloud.location_id)
             for parameter in operation.get("parameters", [])
             if parameter["in"] == "query" and parameter["required"]
         }

@@ -18,8 +18,8 @@ from tests.support.in_process_worker import InProcessWorker
 from tests.support.simulated_cloud import Customer, SimulatedCloud
 
 VIEW = {
-    "uuid", "ip_address", "version", "gateway", "prefix", "rdns", "location", "instance", "status", "price_per_hour",
-    "price_per_month", "created_at",
+    "uuid", "ip_address", "version", "gateway", "prefix", "rdns", "location", "instance", "vswitch", "status",
+    "price_per_hour", "price_per_month", "created_at",
 }  # fmt: skip
 
 

@@ -530,7 +530,55 @@ OPERATIONS = [
         found={Kind.WORKFLOW_WITHOUT_OPERATION: "create"},
     ),
 ]
-FAULTS = [*ENGINES, *COUNTERS, *ROWS, *MONEY, *OPERATIONS]
+NEW_SWITCH = "private-00000000-0000-4000-8000-000000000001"
+NEW_NETWORK = (
+    "INSERT INTO resource (resource_id, kind, account_id, location_id, name)"
+    " VALUES (:new, 'private_network', :account, CAST(:location AS bigint), 'backend')",
+    "INSERT INTO private_network (resource_id, account_id, location_id, cidr, state, made_at)"
+    " VALUES (:new, :account, CAST(:location AS bigint), '10.20.0.0/24', 'active', now())",
+    "UPDATE quota SET private_networks_used = 1 WHERE account_id = :account",
+)
+NEW_SWITCH_ROW = "INSERT INTO sim.fabric_network VALUES (:location, 'private-' || :new, '{\"is_private\": true}')"
+NETWORKS = [
+    fault("private network that is whole", *NEW_NETWORK, NEW_SWITCH_ROW, found={}),
+    fault("missing private network", *NEW_NETWORK, found={Kind.NETWORK_MISSING: NEW_SWITCH}),
+    fault("stray private network", NEW_SWITCH_ROW, found={Kind.NETWORK_STRAY: NEW_SWITCH}),
+    fault(
+        "private network with a gateway of its own making",
+        *NEW_NETWORK,
+        NEW_SWITCH_ROW,
+        "INSERT INTO sim.fabric_gateway VALUES (:location, 'private-' || :new,"
+        ' \'{"public_ip": "198.51.100.9", "chassis": ["n1"]}\')',
+        found={Kind.NETWORK_GATEWAY: NEW_SWITCH},
+    ),
+    fault(
+        "gateway whose address is free",
+        *NEW_NETWORK,
+        NEW_SWITCH_ROW,
+        "UPDATE private_network SET next_gateway_address_id ="
+        " (SELECT address_id FROM address WHERE resource_id = :free)",
+        found={Kind.NETWORK_GATEWAY: "new"},
+    ),
+    fault(
+        "address of a gateway that is none",
+        "UPDATE address SET state = 'gateway' WHERE resource_id = :free",
+        found={Kind.ADDRESS_STATE: ""},
+    ),
+    fault(
+        "card outside of its network's prefix",
+        *NEW_NETWORK,
+        NEW_SWITCH_ROW,
+        "INSERT INTO nic (nic_id, instance_id, account_id, location_id, role, mac, network_id,"
+        " private_ip, operation_id) SELECT :create, :running, :account, location_id, 'private',"
+        " '52:00:00:00:00:07', network_id, '10.21.0.5', :create FROM private_network",
+        found={
+            Kind.NETWORK_CARD: "create",
+            Kind.PORT_MISSING: "create",
+            Kind.DOMAIN_CARDS: "running",
+        },
+    ),
+]
+FAULTS = [*ENGINES, *COUNTERS, *ROWS, *MONEY, *OPERATIONS, *NETWORKS]
 
 
 def test_a_cloud_at_rest_is_green(world: World) -> None:

@@ -14,6 +14,8 @@ from enum import StrEnum
 from typing import Literal, Protocol
 from uuid import UUID
 
+from awan.errors import EngineUnavailable
+
 NODE_CALL_TIMEOUT_S = 30.0
 GIVE_UP_INTERVAL_S = 0.5
 NIC_RELEASE_TIMEOUT_S = 10.0
@@ -30,6 +32,10 @@ PAUSED_BUSY = "busy"
 """The `detail` of a domain that the node itself has paused for a moment, as it does while it starts one."""
 SEEN_AFTER_RECONNECT = "seen_after_reconnect"
 """The `detail` of an event that the engine made up from what it found after events may have been missed."""
+
+
+class CardHeld(EngineUnavailable):
+    """A guest does not let go of a network card; it may do so later."""
 
 
 def never() -> bool:
@@ -353,7 +359,7 @@ class Hypervisor(Protocol):
         """The domain has exactly these network cards, live and in its definition. Cards that stay are not touched.
 
         A card is taken from a running guest with the guest's help: until it lets go, the card goes on working.
-        Raises EngineUnavailable when the guest still holds one after `NIC_RELEASE_TIMEOUT_S` (it is booting, or has
+        Raises CardHeld when the guest still holds one after `NIC_RELEASE_TIMEOUT_S` (it is booting, or has
         no system): then the other cards are right already, and the definition is for the next start.
         Raises EngineRejected when the domain is absent, or has no room for so many cards.
         """

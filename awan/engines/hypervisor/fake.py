@@ -27,6 +27,7 @@ from awan.engines.hypervisor import (
     NODE_CALL_TIMEOUT_S,
     UNEXPLAINED,
     AgentAnswer,
+    CardHeld,
     ConsoleEndpoint,
     DiskCounters,
     DomainCounters,
@@ -383,7 +384,7 @@ class FakeHypervisor:
             )
             if held:
                 what = f"take network cards from {instance_id} on {node.name}"
-                raise EngineUnavailable(ENGINE, what, f"the guest does not let go of {held}")
+                raise CardHeld(ENGINE, what, f"the guest does not let go of {held}")
 
     def unlock_console(
         self, node: NodeEndpoint, instance_id: UUID, *, password: str, valid_s: float

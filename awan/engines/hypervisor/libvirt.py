@@ -45,6 +45,7 @@ from awan.engines.hypervisor import (
     SEEN_AFTER_RECONNECT,
     UNEXPLAINED,
     AgentAnswer,
+    CardHeld,
     ConsoleEndpoint,
     DiskCounters,
     DomainCounters,
@@ -573,7 +574,7 @@ class LibvirtHypervisor:
                 if left_s <= 0:
                     what = f"take network cards from {instance_id} on {node.name}"
                     words = f"the guest does not let go of {', '.join(held)}"
-                    raise EngineUnavailable(ENGINE, what, words)
+                    raise CardHeld(ENGINE, what, words)
                 changed.wait(min(left_s, NIC_RELEASE_LOOK_S))
 
     def unlock_console(

@@ -387,34 +387,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("location_id", "kind", name=op.f("pk_location_engine")),
     )
     op.create_table(
-        "nic",
-        sa.Column("nic_id", sa.Uuid(), nullable=False),
-        sa.Column("instance_id", sa.Uuid(), nullable=False),
-        sa.Column("account_id", sa.Uuid(), nullable=False),
-        sa.Column("location_id", sa.BigInteger(), nullable=False),
-        sa.Column("role", sa.Text(), nullable=False),
-        sa.Column("mac", sa.Text(), nullable=False),
-        sa.Column("operation_id", sa.Uuid(), nullable=False),
-        sa.Column(
-            "created_at",
-            sa.DateTime(timezone=True),
-            server_default=sa.text("now()"),
-            nullable=False,
-        ),
-        sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
-        sa.CheckConstraint("role IN ('public')", name=op.f("ck_nic_role")),
-        sa.ForeignKeyConstraint(
-            ["account_id"], ["account.account_id"], name=op.f("fk_nic_account_id")
-        ),
-        sa.ForeignKeyConstraint(
-            ["location_id"], ["location.location_id"], name=op.f("fk_nic_location_id")
-        ),
-        sa.PrimaryKeyConstraint("nic_id", name=op.f("pk_nic")),
-        sa.UniqueConstraint("mac", name=op.f("uq_nic_mac")),
-    )
-    op.create_index(op.f("ix_nic_instance_id"), "nic", ["instance_id"], unique=False)
-    op.create_index(op.f("ix_nic_location_id"), "nic", ["location_id"], unique=False)
-    op.create_table(
         "node",
         sa.Column("node_id", sa.Uuid(), nullable=False),
         sa.Column("location_id", sa.BigInteger(), nullable=False),
@@ -651,7 +623,8 @@ def upgrade() -> None:
         ),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "kind IN ('instance', 'public_ip', 'ssh_key', 'webhook')", name=op.f("ck_resource_kind")
+            "kind IN ('instance', 'private_network', 'public_ip', 'ssh_key', 'webhook')",
+            name=op.f("ck_resource_kind"),
         ),
         sa.ForeignKeyConstraint(
             ["account_id"], ["account.account_id"], name=op.f("fk_resource_account_id")
@@ -677,6 +650,13 @@ def upgrade() -> None:
         ["account_id", sa.literal_column("lower(name)")],
         unique=True,
         postgresql_where=sa.text("kind = 'instance' AND deleted_at IS NULL"),
+    )
+    op.create_index(
+        "uq_resource_live_private_network_name",
+        "resource",
+        ["account_id", "location_id", "name"],
+        unique=True,
+        postgresql_where=sa.text("kind = 'private_network' AND deleted_at IS NULL"),
     )
     op.create_index(
         "uq_resource_live_ssh_key_name",
@@ -757,48 +737,6 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("tier_id", "location_id", name=op.f("pk_tier_location")),
     )
-    op.create_table(
-        "address",
-        sa.Column("address_id", sa.Uuid(), nullable=False),
-        sa.Column("pool_id", sa.BigInteger(), nullable=False),
-        sa.Column("family", sa.BigInteger(), nullable=False),
-        sa.Column("inet", postgresql.INET(), nullable=False),
-        sa.Column("state", sa.Text(), server_default="available", nullable=False),
-        sa.Column("resource_id", sa.Uuid(), nullable=True),
-        sa.Column("account_id", sa.Uuid(), nullable=True),
-        sa.Column("nic_id", sa.Uuid(), nullable=True),
-        sa.Column("operation_id", sa.Uuid(), nullable=True),
-        sa.Column("previous_account_id", sa.Uuid(), nullable=True),
-        sa.Column("quarantined_until", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("allocated_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("rdns", sa.Text(), nullable=True),
-        sa.Column("new_rdns", sa.Text(), nullable=True),
-        sa.CheckConstraint(
-            "state IN ('available', 'free', 'attached', 'quarantine', 'reserved')",
-            name=op.f("ck_address_state"),
-        ),
-        sa.ForeignKeyConstraint(
-            ["account_id"], ["account.account_id"], name=op.f("fk_address_account_id")
-        ),
-        sa.ForeignKeyConstraint(["nic_id"], ["nic.nic_id"], name=op.f("fk_address_nic_id")),
-        sa.ForeignKeyConstraint(["pool_id"], ["pool.pool_id"], name=op.f("fk_address_pool_id")),
-        sa.ForeignKeyConstraint(
-            ["resource_id"], ["resource.resource_id"], name=op.f("fk_address_resource_id")
-        ),
-        sa.PrimaryKeyConstraint("address_id", name=op.f("pk_address")),
-        sa.UniqueConstraint("pool_id", "inet", name=op.f("uq_address_pool_id_inet")),
-    )
-    op.create_index(
-        op.f("ix_address_account_id_state"), "address", ["account_id", "state"], unique=False
-    )
-    op.create_index(
-        "ix_address_available",
-        "address",
-        ["pool_id", "inet"],
-        unique=False,
-        postgresql_where=sa.text("state = 'available'"),
-    )
-    op.create_index(op.f("ix_address_nic_id"), "address", ["nic_id"], unique=False)
     op.create_table(
         "audit_run",
         sa.Column("audit_id", sa.Uuid(), nullable=False),
@@ -1075,6 +1013,53 @@ def upgrade() -> None:
     op.create_index(op.f("ix_placement_account_id"), "placement", ["account_id"], unique=False)
     op.create_index(op.f("ix_placement_node_id"), "placement", ["node_id"], unique=False)
     op.create_table(
+        "private_network",
+        sa.Column("network_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("resource_id", sa.Uuid(), nullable=False),
+        sa.Column("account_id", sa.Uuid(), nullable=False),
+        sa.Column("location_id", sa.BigInteger(), nullable=False),
+        sa.Column("cidr", postgresql.CIDR(), nullable=False),
+        sa.Column("state", sa.Text(), server_default="creating", nullable=False),
+        sa.Column("status_reason", sa.Text(), nullable=True),
+        sa.Column("made_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("gateway_address_id", sa.Uuid(), nullable=True),
+        sa.Column("next_gateway_address_id", sa.Uuid(), nullable=True),
+        sa.Column(
+            "is_changing_gateway", sa.Boolean(), server_default=sa.text("false"), nullable=False
+        ),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint(
+            "state IN ('creating', 'active', 'updating', 'deleting', 'error', 'deleted')",
+            name=op.f("ck_private_network_state"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["account_id"], ["account.account_id"], name=op.f("fk_private_network_account_id")
+        ),
+        sa.ForeignKeyConstraint(
+            ["location_id"], ["location.location_id"], name=op.f("fk_private_network_location_id")
+        ),
+        sa.ForeignKeyConstraint(
+            ["resource_id"], ["resource.resource_id"], name=op.f("fk_private_network_resource_id")
+        ),
+        sa.PrimaryKeyConstraint("network_id", name=op.f("pk_private_network")),
+        sa.UniqueConstraint("resource_id", name=op.f("uq_private_network_resource_id")),
+    )
+    op.create_index(
+        op.f("ix_private_network_account_id_location_id"),
+        "private_network",
+        ["account_id", "location_id"],
+        unique=False,
+    )
+    op.create_index(
+        op.f("ix_private_network_location_id"), "private_network", ["location_id"], unique=False
+    )
+    op.create_table(
         "quarantined",
         sa.Column("quarantined_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("location_id", sa.BigInteger(), nullable=False),
@@ -1090,7 +1075,7 @@ def upgrade() -> None:
         ),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "kind IN ('domain', 'port', 'firewall', 'file', 'name')",
+            "kind IN ('domain', 'port', 'firewall', 'file', 'name', 'network')",
             name=op.f("ck_quarantined_kind"),
         ),
         sa.ForeignKeyConstraint(
@@ -1408,35 +1393,49 @@ def upgrade() -> None:
         sa.UniqueConstraint("firewall_id", "name", name=op.f("uq_ipset_firewall_id_name")),
     )
     op.create_table(
-        "public_network_change",
-        sa.Column("operation_id", sa.Uuid(), nullable=False),
+        "nic",
+        sa.Column("nic_id", sa.Uuid(), nullable=False),
         sa.Column("instance_id", sa.Uuid(), nullable=False),
-        sa.Column("old_address_id", sa.Uuid(), nullable=True),
-        sa.Column("new_address_id", sa.Uuid(), nullable=True),
+        sa.Column("account_id", sa.Uuid(), nullable=False),
+        sa.Column("location_id", sa.BigInteger(), nullable=False),
+        sa.Column("role", sa.Text(), nullable=False),
+        sa.Column("mac", sa.Text(), nullable=False),
+        sa.Column("network_id", sa.BigInteger(), nullable=True),
+        sa.Column("private_ip", postgresql.INET(), nullable=True),
+        sa.Column("is_leaving", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("operation_id", sa.Uuid(), nullable=False),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint(
+            "(role = 'private') = (network_id IS NOT NULL) AND (role = 'private') = (private_ip IS NOT NULL)",
+            name=op.f("ck_nic_private"),
+        ),
+        sa.CheckConstraint("role IN ('public', 'private')", name=op.f("ck_nic_role")),
         sa.ForeignKeyConstraint(
-            ["instance_id"],
-            ["instance.instance_id"],
-            name=op.f("fk_public_network_change_instance_id"),
+            ["account_id"], ["account.account_id"], name=op.f("fk_nic_account_id")
         ),
         sa.ForeignKeyConstraint(
-            ["new_address_id"],
-            ["address.address_id"],
-            name=op.f("fk_public_network_change_new_address_id"),
+            ["location_id"], ["location.location_id"], name=op.f("fk_nic_location_id")
         ),
         sa.ForeignKeyConstraint(
-            ["old_address_id"],
-            ["address.address_id"],
-            name=op.f("fk_public_network_change_old_address_id"),
+            ["network_id"], ["private_network.network_id"], name=op.f("fk_nic_network_id")
         ),
-        sa.PrimaryKeyConstraint(
-            "operation_id", "instance_id", name=op.f("pk_public_network_change")
-        ),
+        sa.PrimaryKeyConstraint("nic_id", name=op.f("pk_nic")),
+        sa.UniqueConstraint("mac", name=op.f("uq_nic_mac")),
     )
+    op.create_index(op.f("ix_nic_instance_id"), "nic", ["instance_id"], unique=False)
+    op.create_index(op.f("ix_nic_location_id"), "nic", ["location_id"], unique=False)
     op.create_index(
-        op.f("ix_public_network_change_instance_id"),
-        "public_network_change",
-        ["instance_id"],
-        unique=False,
+        "uq_nic_private_ip",
+        "nic",
+        ["network_id", "private_ip"],
+        unique=True,
+        postgresql_where=sa.text("deleted_at IS NULL"),
     )
     op.create_table(
         "webhook_delivery",
@@ -1509,6 +1508,48 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("lease_id IS NOT NULL"),
     )
+    op.create_table(
+        "address",
+        sa.Column("address_id", sa.Uuid(), nullable=False),
+        sa.Column("pool_id", sa.BigInteger(), nullable=False),
+        sa.Column("family", sa.BigInteger(), nullable=False),
+        sa.Column("inet", postgresql.INET(), nullable=False),
+        sa.Column("state", sa.Text(), server_default="available", nullable=False),
+        sa.Column("resource_id", sa.Uuid(), nullable=True),
+        sa.Column("account_id", sa.Uuid(), nullable=True),
+        sa.Column("nic_id", sa.Uuid(), nullable=True),
+        sa.Column("operation_id", sa.Uuid(), nullable=True),
+        sa.Column("previous_account_id", sa.Uuid(), nullable=True),
+        sa.Column("quarantined_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("allocated_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("rdns", sa.Text(), nullable=True),
+        sa.Column("new_rdns", sa.Text(), nullable=True),
+        sa.CheckConstraint(
+            "state IN ('available', 'free', 'attached', 'gateway', 'quarantine', 'reserved')",
+            name=op.f("ck_address_state"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["account_id"], ["account.account_id"], name=op.f("fk_address_account_id")
+        ),
+        sa.ForeignKeyConstraint(["nic_id"], ["nic.nic_id"], name=op.f("fk_address_nic_id")),
+        sa.ForeignKeyConstraint(["pool_id"], ["pool.pool_id"], name=op.f("fk_address_pool_id")),
+        sa.ForeignKeyConstraint(
+            ["resource_id"], ["resource.resource_id"], name=op.f("fk_address_resource_id")
+        ),
+        sa.PrimaryKeyConstraint("address_id", name=op.f("pk_address")),
+        sa.UniqueConstraint("pool_id", "inet", name=op.f("uq_address_pool_id_inet")),
+    )
+    op.create_index(
+        op.f("ix_address_account_id_state"), "address", ["account_id", "state"], unique=False
+    )
+    op.create_index(
+        "ix_address_available",
+        "address",
+        ["pool_id", "inet"],
+        unique=False,
+        postgresql_where=sa.text("state = 'available'"),
+    )
+    op.create_index(op.f("ix_address_nic_id"), "address", ["nic_id"], unique=False)
     op.create_table(
         "firewall_rule",
         sa.Column("rule_id", sa.Uuid(), nullable=False),
@@ -1593,18 +1634,59 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_webhook_attempt_delivery_id"), "webhook_attempt", ["delivery_id"], unique=False
     )
+    op.create_table(
+        "public_network_change",
+        sa.Column("operation_id", sa.Uuid(), nullable=False),
+        sa.Column("instance_id", sa.Uuid(), nullable=False),
+        sa.Column("old_address_id", sa.Uuid(), nullable=True),
+        sa.Column("new_address_id", sa.Uuid(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["instance_id"],
+            ["instance.instance_id"],
+            name=op.f("fk_public_network_change_instance_id"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["new_address_id"],
+            ["address.address_id"],
+            name=op.f("fk_public_network_change_new_address_id"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["old_address_id"],
+            ["address.address_id"],
+            name=op.f("fk_public_network_change_old_address_id"),
+        ),
+        sa.PrimaryKeyConstraint(
+            "operation_id", "instance_id", name=op.f("pk_public_network_change")
+        ),
+    )
+    op.create_index(
+        op.f("ix_public_network_change_instance_id"),
+        "public_network_change",
+        ["instance_id"],
+        unique=False,
+    )
     # ### end Alembic commands ###
 
 
 def downgrade() -> None:
     """Back to the revision before."""
     # ### commands auto generated by Alembic - please adjust! ###
+    op.drop_index(op.f("ix_public_network_change_instance_id"), table_name="public_network_change")
+    op.drop_table("public_network_change")
     op.drop_index(op.f("ix_webhook_attempt_delivery_id"), table_name="webhook_attempt")
     op.drop_table("webhook_attempt")
     op.drop_table("ipset_entry")
     op.drop_index(op.f("ix_firewall_rule_ipset_id"), table_name="firewall_rule")
     op.drop_index(op.f("ix_firewall_rule_firewall_id_position"), table_name="firewall_rule")
     op.drop_table("firewall_rule")
+    op.drop_index(op.f("ix_address_nic_id"), table_name="address")
+    op.drop_index(
+        "ix_address_available",
+        table_name="address",
+        postgresql_where=sa.text("state = 'available'"),
+    )
+    op.drop_index(op.f("ix_address_account_id_state"), table_name="address")
+    op.drop_table("address")
     op.drop_index(
         "ix_webhook_delivery_leased",
         table_name="webhook_delivery",
@@ -1621,8 +1703,12 @@ def downgrade() -> None:
     )
     op.drop_index(op.f("ix_webhook_delivery_created_at"), table_name="webhook_delivery")
     op.drop_table("webhook_delivery")
-    op.drop_index(op.f("ix_public_network_change_instance_id"), table_name="public_network_change")
-    op.drop_table("public_network_change")
+    op.drop_index(
+        "uq_nic_private_ip", table_name="nic", postgresql_where=sa.text("deleted_at IS NULL")
+    )
+    op.drop_index(op.f("ix_nic_location_id"), table_name="nic")
+    op.drop_index(op.f("ix_nic_instance_id"), table_name="nic")
+    op.drop_table("nic")
     op.drop_table("ipset")
     op.drop_table("instance_ssh_key")
     op.drop_index(op.f("ix_instance_note_instance_id_note_id"), table_name="instance_note")
@@ -1662,6 +1748,9 @@ def downgrade() -> None:
         postgresql_where=sa.text("ended_at IS NULL"),
     )
     op.drop_table("quarantined")
+    op.drop_index(op.f("ix_private_network_location_id"), table_name="private_network")
+    op.drop_index(op.f("ix_private_network_account_id_location_id"), table_name="private_network")
+    op.drop_table("private_network")
     op.drop_index(op.f("ix_placement_node_id"), table_name="placement")
     op.drop_index(op.f("ix_placement_account_id"), table_name="placement")
     op.drop_table("placement")
@@ -1687,14 +1776,6 @@ def downgrade() -> None:
     op.drop_table("firewall")
     op.drop_index(op.f("ix_audit_run_created_at"), table_name="audit_run")
     op.drop_table("audit_run")
-    op.drop_index(op.f("ix_address_nic_id"), table_name="address")
-    op.drop_index(
-        "ix_address_available",
-        table_name="address",
-        postgresql_where=sa.text("state = 'available'"),
-    )
-    op.drop_index(op.f("ix_address_account_id_state"), table_name="address")
-    op.drop_table("address")
     op.drop_table("tier_location")
     op.drop_index(
         op.f("ix_template_image_template_id_state_created_at"), table_name="template_image"
@@ -1707,6 +1788,11 @@ def downgrade() -> None:
         "uq_resource_live_ssh_key_name",
         table_name="resource",
         postgresql_where=sa.text("kind = 'ssh_key' AND deleted_at IS NULL"),
+    )
+    op.drop_index(
+        "uq_resource_live_private_network_name",
+        table_name="resource",
+        postgresql_where=sa.text("kind = 'private_network' AND deleted_at IS NULL"),
     )
     op.drop_index(
         "uq_resource_live_instance_name",
@@ -1736,9 +1822,6 @@ def downgrade() -> None:
     op.drop_index("uq_node_host", table_name="node", postgresql_where=sa.text("state <> 'removed'"))
     op.drop_index(op.f("ix_node_location_id_state"), table_name="node")
     op.drop_table("node")
-    op.drop_index(op.f("ix_nic_location_id"), table_name="nic")
-    op.drop_index(op.f("ix_nic_instance_id"), table_name="nic")
-    op.drop_table("nic")
     op.drop_table("location_engine")
     op.drop_index(op.f("ix_idempotency_key_created_at"), table_name="idempotency_key")
     op.drop_table("idempotency_key")
