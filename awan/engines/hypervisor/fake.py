@@ -29,8 +29,6 @@ from awan.engines.hypervisor import (
     AgentAnswer,
     CardHeld,
     ConsoleEndpoint,
-    DiskCounters,
-    DomainCounters,
     DomainEvent,
     DomainFacts,
     DomainSpec,
@@ -48,99 +46,26 @@ from awan.engines.hypervisor.domain_xml import (
     check_console_password,
     check_nics,
     check_spec,
-    domain_name,
-    printable_title,
 )
+from awan.engines.hypervisor.fake_rows import ENGINE, as_json, counters_of, facts_of, with_media
 from awan.engines.hypervisor.fake_screen import FakeScreens, Guest
 from awan.engines.hypervisor.fake_serial import BOOT_LINES, FakeSerialLogs
+from awan.engines.hypervisor.fake_tables import (
+    CLOCK_DDL,
+    CONSOLE_DDL,
+    COUNTERS_DDL,
+    DOMAIN_DDL,
+    FACTS_QUERY,
+    GUEST_DDL,
+    NODE_DDL,
+)
 from awan.engines.hypervisor.pixmap import encode_png
 from awan.engines.sim import SimStore
 from awan.errors import EngineRejected, EngineUnavailable
 from awan.kit.clock import now
 
-ENGINE = "hypervisor"
-
-DOMAIN_DDL: LiteralString = """
-    CREATE TABLE IF NOT EXISTS sim.domain (
-        location        text NOT NULL,
-        node_id         uuid NOT NULL,
-        uuid            uuid NOT NULL,
-        power           text NOT NULL DEFAULT 'stopped'
-                        CHECK (power IN ('running', 'paused', 'stopped', 'crashed')),
-        detail          text NOT NULL DEFAULT 'unknown',
-        is_persistent   boolean NOT NULL DEFAULT true,
-        config          jsonb NOT NULL,
-        live            jsonb,
-        started_at      timestamptz,
-        sign            text NOT NULL DEFAULT 'agent' CHECK (sign IN ('agent', 'traffic', 'none')),
-        hears_power     boolean NOT NULL DEFAULT true,
-        holds_nics      boolean NOT NULL DEFAULT false,
-        PRIMARY KEY (location, node_id, uuid)
-    )"""
-# What is set inside a guest, which outlives its domain's power. A password is known by the digest of its hash.
-GUEST_DDL: LiteralString = """
-    CREATE TABLE IF NOT EXISTS sim.guest (
-        location        text NOT NULL,
-        node_id         uuid NOT NULL,
-        uuid            uuid NOT NULL,
-        username        text,
-        password_digest text,
-        hostname        text,
-        resets          integer NOT NULL DEFAULT 0,
-        is_obedient     boolean NOT NULL DEFAULT true,
-        PRIMARY KEY (location, node_id, uuid)
-    )"""
 SCREEN_WIDTH, SCREEN_HEIGHT = 64, 48
-NODE_DDL: LiteralString = """
-    CREATE TABLE IF NOT EXISTS sim.hypervisor_node (
-        location        text NOT NULL,
-        node_id         uuid NOT NULL,
-        is_available    boolean NOT NULL,
-        PRIMARY KEY (location, node_id)
-    )"""
-CLOCK_DDL: LiteralString = """
-    CREATE TABLE IF NOT EXISTS sim.hypervisor_clock (
-        location        text NOT NULL,
-        node_id         uuid NOT NULL,
-        stands_at       timestamptz NOT NULL,
-        PRIMARY KEY (location, node_id)
-    )"""
-# Of the run that is going on: forgotten when the domain starts anew.
-COUNTERS_DDL: LiteralString = """
-    CREATE TABLE IF NOT EXISTS sim.domain_counters (
-        location        text NOT NULL,
-        node_id         uuid NOT NULL,
-        uuid            uuid NOT NULL,
-        counters        jsonb NOT NULL DEFAULT '{}',
-        qemu_answers    boolean NOT NULL DEFAULT true,
-        PRIMARY KEY (location, node_id, uuid)
-    )"""
 
-# What a guest uses a second as long as no test says otherwise.
-STEADY_LOAD = {
-    "cpu_time_ns": 50_000_000,
-    "net_in_bytes": 2_000,
-    "net_out_bytes": 1_000,
-    "disk_read_bytes": 4_096,
-    "disk_written_bytes": 8_192,
-}
-STEADY_DISK_USED_BYTES = 1024**3
-CONSOLE_DDL: LiteralString = """
-    CREATE TABLE IF NOT EXISTS sim.console (
-        location        text NOT NULL,
-        node_id         uuid NOT NULL,
-        uuid            uuid NOT NULL,
-        started_at      timestamptz NOT NULL,
-        password        text,
-        valid_until     timestamptz NOT NULL,
-        PRIMARY KEY (location, node_id, uuid)
-    )"""
-
-# A domain that was started anew is locked again.
-FACTS_QUERY: LiteralString = """
-    SELECT domain.*, CASE WHEN console.password IS NOT NULL THEN valid_until END AS unlocked_until
-    FROM sim.domain LEFT JOIN sim.console USING (location, node_id, uuid, started_at)
-    WHERE domain.location = %s AND domain.node_id = %s"""
 
 _listeners_lock = threading.Lock()
 _listeners: dict[tuple[str, UUID], list[Callable[[DomainEvent], None]]] = {}
@@ -208,7 +133,7 @@ class FakeHypervisor:
                 "INSERT INTO sim.domain (location, node_id, uuid, config) VALUES (%s, %s, %s, %s)"
                 " ON CONFLICT (location, node_id, uuid)"
                 " DO UPDATE SET config = excluded.config, is_persistent = true",
-                [*self._key(node, spec.instance_id), Jsonb(_as_json(spec))],
+                [*self._key(node, spec.instance_id), Jsonb(as_json(spec))],
             )
 
     def ensure_shared_threads(self, node: NodeEndpoint, threads: tuple[int, ...]) -> None:
@@ -265,7 +190,7 @@ class FakeHypervisor:
                 FACTS_QUERY + " AND domain.uuid = %s",
                 [self._location, node.node_id, instance_id],
             )
-            return _read_facts(row) if row is not None else None
+            return facts_of(row) if row is not None else None
 
     def list_domains(
         self, node: NodeEndpoint, *, timeout_s: float = NODE_CALL_TIMEOUT_S
@@ -274,7 +199,7 @@ class FakeHypervisor:
             rows = self._store.fetch_all(
                 FACTS_QUERY + " ORDER BY domain.uuid", [self._location, node.node_id]
             )
-            return [_read_facts(row) for row in rows]
+            return [facts_of(row) for row in rows]
 
     def read_counters(self, node: NodeEndpoint) -> NodeCounters:
         with self._call(node, "read_counters", node.name):
@@ -287,7 +212,7 @@ class FakeHypervisor:
                 [self._location, node.node_id],
             )
             read_at = rows[0]["read_at"] if rows else now()
-            return NodeCounters(read_at, tuple(_read_counters(row, read_at) for row in rows))
+            return NodeCounters(read_at, tuple(counters_of(row, read_at) for row in rows))
 
     def guest_sign(self, node: NodeEndpoint, instance_id: UUID) -> GuestSign:
         with self._call(node, "guest_sign", instance_id):
@@ -351,8 +276,8 @@ class FakeHypervisor:
     ) -> None:
         with self._call(node, "ensure_media", instance_id):
             row = self._require(node, instance_id, "change media")
-            config = _with_media(row["config"], target, path)
-            live = _with_media(row["live"], target, path) if row["live"] is not None else None
+            config = with_media(row["config"], target, path)
+            live = with_media(row["live"], target, path) if row["live"] is not None else None
             if path is not None:
                 self._require_files(node, [path], "change media")
             self._store.execute(
@@ -504,8 +429,10 @@ class FakeHypervisor:
         self._serial.append(instance_id, content)
 
     def set_counters(self, node: NodeEndpoint, instance_id: UUID, **counters: int) -> None:
-        """The running domain's counters stand at these values (names as in `STEADY_LOAD`, also `disk_used_bytes`
-        and `memory_used_bytes`) until they are set again or it starts anew."""
+        """The running domain's counters stand at these values until they are set again or it starts anew.
+
+        Names are those of `fake_rows.STEADY_LOAD`, also `disk_used_bytes` and `memory_used_bytes`.
+        """
         self._store.execute(
             "INSERT INTO sim.domain_counters (location, node_id, uuid, counters)"
             " VALUES (%s, %s, %s, %s) ON CONFLICT (location, node_id, uuid)"
@@ -713,71 +640,3 @@ class FakeHypervisor:
         event = DomainEvent(node.node_id, instance_id, power, detail, now())
         for listener in listeners:
             listener(event)
-
-
-def _as_json(spec: DomainSpec) -> dict[str, Any]:
-    return {
-        "instance_id": str(spec.instance_id),
-        "operation_id": str(spec.operation_id),
-        "account_id": str(spec.account_id),
-        "title": printable_title(spec.title),
-        "vcpus": spec.vcpus,
-        "memory_mib": spec.memory_mib,
-        "dedicated": spec.dedicated,
-        "threads": list(spec.threads),
-        "disks": [
-            {"target": disk.target, "path": disk.path, "device": disk.device} for disk in spec.disks
-        ],
-        "port_ids": [str(nic.port_id) for nic in spec.nics],
-    }
-
-
-def _with_media(definition: dict[str, Any], target: int, path: str | None) -> dict[str, Any]:
-    """The definition with another image in the CD drive at `target`."""
-    drives = {disk["target"] for disk in definition["disks"] if disk["device"] == "cdrom"}
-    if target not in drives:
-        words = f"the domain has no CD drive at target {target}"
-        raise EngineRejected(ENGINE, "change media", words)
-    disks = [
-        {**disk, "path": path} if disk["target"] == target else disk for disk in definition["disks"]
-    ]
-    return {**definition, "disks": disks}
-
-
-def _read_counters(row: dict[str, Any], read_at: datetime) -> DomainCounters:
-    running_s = max(0.0, (read_at - row["started_at"]).total_seconds())
-    values = {name: int(load * running_s) for name, load in STEADY_LOAD.items()}
-    values["disk_used_bytes"] = STEADY_DISK_USED_BYTES
-    values["memory_used_bytes"] = row["live"]["memory_mib"] * 1024**2 // 4
-    values |= row["counters"]
-    answers = row["qemu_answers"]
-    return DomainCounters(
-        domain_uuid=row["uuid"],
-        run_id=int(row["started_at"].timestamp() * 1_000_000),
-        cpu_time_ns=values["cpu_time_ns"],
-        net_in_bytes=values["net_in_bytes"],
-        net_out_bytes=values["net_out_bytes"],
-        disks=DiskCounters(
-            values["disk_read_bytes"], values["disk_written_bytes"], values["disk_used_bytes"]
-        )
-        if answers
-        else None,
-        memory_used_bytes=values["memory_used_bytes"] if answers else None,
-    )
-
-
-def _read_facts(row: dict[str, Any]) -> DomainFacts:
-    definition = row["live"] if row["live"] is not None else row["config"]
-    return DomainFacts(
-        domain_uuid=row["uuid"],
-        name=domain_name(row["uuid"]),
-        power=Power(row["power"]),
-        instance_id=UUID(definition["instance_id"]),
-        operation_id=UUID(definition["operation_id"]),
-        disk_paths=tuple(disk["path"] for disk in definition["disks"] if disk["path"]),
-        port_ids=tuple(UUID(port) for port in definition["port_ids"]),
-        threads=tuple(definition["threads"]),
-        detail=row["detail"] if row["power"] != Power.RUNNING else "",
-        is_persistent=row["is_persistent"],
-        unlocked_until=row["unlocked_until"],
-    )

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from awan.engines.hypervisor import DiskCounters, DomainCounters
-from awan.engines.hypervisor.libvirt import read_domain_counters
+from awan.engines.hypervisor.libvirt_counters import read_domain_counters
 
 DOMAIN = uuid4()
 STATS: dict[str, Any] = {
