@@ -29,7 +29,7 @@ pytestmark = pytest.mark.lab
 CIDR = IPv4Network("10.20.0.0/24")
 SETTLE_S = 0.5
 PING_INTERVAL_S = 0.1
-WATCHED_S = 10
+WATCHED_S = 6
 
 
 class Private:
@@ -161,7 +161,7 @@ def test_the_way_out_and_back(private: Private, capsys: pytest.CaptureFixture[st
     for member in (a, b):
         assert until_reached(member, outside)
     with watched(private, f"icmp and src host {gateway.public_ip}") as seen:
-        assert b.ping(outside)
+        assert until_reached(b, outside)
     assert len(seen) > 0
     # It answers at its address, where the provider's network looks for it.
     ping = ["ping", "-c", "3", "-i", "0.2", "-W", "2", str(gateway.public_ip)]
@@ -171,11 +171,11 @@ def test_the_way_out_and_back(private: Private, capsys: pytest.CaptureFixture[st
     # A neighbour with a public address of its own is reached, and sees the gateway's.
     neighbour = private.location.add_tenant(2, 60)
     neighbour.configure()
-    assert a.ping(neighbour.spec.ipv4)
+    assert until_reached(a, neighbour.spec.ipv4)
     check_nothing_inside_is_reached(private, a)
     moved = private.add_gateway(network, 151)
     with watched(private, f"icmp and src host {moved.public_ip}") as seen:
-        assert a.ping(outside)
+        assert until_reached(a, outside)
     assert len(seen) > 0
     private.location.fabric.ensure_gateway_absent(network.switch)
     assert all(private.location.fabric.wait_applied(node) for node in moved.chassis)
@@ -189,12 +189,13 @@ def check_nothing_inside_is_reached(private: Private, member: Tenant) -> None:
     with watched(
         private, "dst net 10.0.0.0/8 or dst net 172.16.0.0/12 or dst net 192.168.0.0/16"
     ) as seen:
-        for address in inside:
-            assert not member.ping(address, count=1)
-        for port in (16509, 16514, 6641, 6642, 5432, 22):
-            probe = ["timeout", "1", "busybox", "nc", "-w", "1", inside[0], str(port)]
-            member.run(*probe, check=False)
-        member.ping("192.168.1.1", count=1)
+        probes = [f"ping -c 1 -W 1 {address}" for address in (*inside, "192.168.1.1")]
+        probes += [
+            f"timeout 1 busybox nc -w 1 {inside[0]} {port}"
+            for port in (16509, 16514, 6641, 6642, 5432, 22)
+        ]
+        said = member.run("sh", "-c", " & ".join(probes) + " & wait", check=False)
+        assert "bytes from" not in said
     assert seen == []
 
 
@@ -262,12 +263,12 @@ def test_the_gateways_node_dies(private: Private, capsys: pytest.CaptureFixture[
 
 
 def until_reached(member: Tenant, target: IPv4Address) -> bool:
-    """Whether the target answers within ten seconds, and from then on."""
+    """Whether the target answers within ten seconds: paths are learned by the first packets, which may be lost."""
     deadline = time.monotonic() + 10
     while not member.ping(target, count=1):
         if time.monotonic() > deadline:
             return False
-    return member.ping(target)
+    return True
 
 
 def gap_of(member: Tenant, target: IPv4Address, event: Any) -> float:
