@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy.orm import Session
 
@@ -23,6 +24,7 @@ from awan.instances.schemas import (
     InstalledKey,
     InstanceDetail,
     InstanceRow,
+    LeftOver,
     LocationDetail,
     PrivateNetworkOfInstance,
     PublicNetworkDetail,
@@ -32,11 +34,12 @@ from awan.instances.schemas import (
 from awan.instances.service import InstanceView, installed_keys
 from awan.kit.http import OperationView
 from awan.kit.money import display_hourly, u720_to_minor
-from awan.ledger import locked_prices
+from awan.ledger import locked_prices, monthly_prices
 from awan.networks import Address, public_addresses
 from awan.networks.names import name_of
 from awan.networks.private_networks import members_of
 from awan.operations import summary
+from awan.resources import ResourceKind
 from awan.settings import get_settings
 
 
@@ -91,6 +94,23 @@ def show_detail(session: Session, view: InstanceView) -> InstanceDetail:
         ready_at=instance.ready_at,
         updated_at=instance.updated_at,
     )
+
+
+def show_left_over(session: Session, instance_id: UUID, *, remove_ip: bool) -> list[LeftOver]:
+    """What a deletion of the instance would leave, as it is now."""
+    rows = public_addresses(session, [instance_id]).get(instance_id, [])
+    kept = {row.resource_id: row for row in rows if row.resource_id is not None and not remove_ip}
+    prices = monthly_prices(session, list(kept))
+    return [
+        LeftOver(
+            kind=ResourceKind.PUBLIC_IP,
+            uuid=uuid,
+            name=str(row.inet),
+            price_per_month=prices[uuid][0],
+            price_per_hour=display_hourly(*prices[uuid]),
+        )
+        for uuid, row in kept.items()
+    ]
 
 
 def show_key(key: SshKey) -> InstalledKey:

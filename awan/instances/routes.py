@@ -14,7 +14,7 @@ from awan.errors import Invalid
 from awan.instances import bulk, captures, guest, private_cards, public_networks, service
 from awan.instances import create as creation
 from awan.instances.models import CaptureKind
-from awan.instances.present import show_detail, show_key, show_rows
+from awan.instances.present import show_detail, show_key, show_left_over, show_rows
 from awan.instances.rules import STATUSES, parse_label_filter, readable_serial
 from awan.instances.schemas import (
     AddressAssignment,
@@ -29,6 +29,8 @@ from awan.instances.schemas import (
     InstanceOption,
     InstancePage,
     LabelsChange,
+    LeftOver,
+    LeftOverQuery,
     ListQuery,
     OptionsQuery,
     PasswordChange,
@@ -206,6 +208,19 @@ def get_instance(instance_uuid: UUID, caller: Caller = Depends(authenticated("re
     with transaction() as session:
         data = show_detail(session, service.get_view(session, caller, instance_uuid))
     return answer("Virtual machine details", data)
+
+
+@router.get("/{instance_uuid:uuid}/left-over", response_model=Envelope[list[LeftOver]])
+def list_left_over(
+    instance_uuid: UUID,
+    caller: Caller = Depends(authenticated("read")),
+    query: LeftOverQuery = Depends(query_of(LeftOverQuery)),
+) -> Answer:
+    """What a deletion would leave: things that stay yours, and are billed on. Nothing is changed."""
+    with transaction() as session:
+        service.get_view(session, caller, instance_uuid)
+        data = show_left_over(session, instance_uuid, remove_ip=query.remove_ip)
+    return answer("Left over after deletion", data)
 
 
 @router.delete("/{instance_uuid:uuid}", status_code=202, response_model=Envelope[list[str]])

@@ -178,6 +178,24 @@ class PublicNetworkAssignment(BaseModel):
     )
 
 
+class LeftOverQuery(BaseModel):
+    """How the instance would be deleted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    remove_ip: bool = Field(False, description="As in the deletion: whether its address goes too.")
+
+
+class LeftOver(BaseModel):
+    """Something that stays the account's, and is billed, after a deletion."""
+
+    kind: str = Field(description="`public_ip`.")
+    uuid: UUID
+    name: str
+    price_per_month: int
+    price_per_hour: str
+
+
 class AddressAssignment(BaseModel):
     """The instance that is to have an address, or none."""
 

@@ -232,6 +232,26 @@ def test_an_address_of_a_guest_that_never_came_up_is_billed_once_it_moves(
 
 
 @pytest.mark.usefixtures("worker")
+def test_what_a_deletion_leaves_is_told_before(owner: Owner) -> None:
+    made = owner.create(ready=False)
+    path = f"/instances/{made['uuid']}/left-over"
+    public = made["public_network"]
+    (told,) = owner.http.get(path).json()["data"]
+    assert (told["kind"], told["uuid"], told["name"]) == (
+        "public_ip",
+        public["uuid"],
+        public["ip_address"],
+    )
+    assert (told["price_per_month"], told["price_per_hour"]) == (15000, "20.83")
+    assert owner.http.get(path, params={"remove_ip": "true"}).json()["data"] == []
+    assert owner.cloud.new_customer().http.get(path).status_code == 404
+    kept = {"remove_ip": False, "remove_block_storage": False}
+    gone = owner.http.request("DELETE", f"/instances/{made['uuid']}", json=kept).json()
+    owner.cloud.wait(gone["operation"]["uuid"])
+    assert list(owner.addresses()) == [told["uuid"]]
+
+
+@pytest.mark.usefixtures("worker")
 def test_what_cannot_be_done_is_refused(owner: Owner) -> None:
     made, other = owner.create(), owner.create()
     lone = owner.create(public=False)
