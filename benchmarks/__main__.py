@@ -9,10 +9,12 @@ from benchmarks import (
     boot,
     consoles,
     control_plane,
+    creates,
     entry_points,
     events,
     firewall,
     metrics,
+    recovery,
 )
 
 BENCHMARKS = {
@@ -23,6 +25,8 @@ BENCHMARKS = {
     "consoles": consoles.run,
     "events": events.run,
     "firewall": firewall.run,
+    "recovery": recovery.run,
+    "creates": creates.run,
     "entry_points": entry_points.run,
 }
 

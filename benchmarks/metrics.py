@@ -22,6 +22,7 @@ import httpx
 import psycopg
 
 from awan.runtime.control_plane import ControlPlane
+from benchmarks.processor import cpu_of_tree
 from benchmarks.report import Row, percentile, publish, spread
 from lab.http_api import Api
 from lab.seed_catalogue import (
@@ -40,7 +41,6 @@ ROUNDS, INTERVAL_S = 13, 10.0
 CHART_CALLS = 1_000
 PERIODS = ("hour", "day", "week", "month", "year")
 FAKE = {"node_threads": 4096, "node_memory_mib": 64 * 1024**2, "node_disk_gib": 4 * 1024**2}
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def run(*, record: bool) -> None:
@@ -218,7 +218,7 @@ def _time_rounds(connection: Any, instances: list[UUID]) -> list[Row]:
     wall: list[float] = []
     cpu_s = server_s = 0.0
     for number in range(ROUNDS):
-        began, own, server = time.monotonic(), time.process_time(), _cpu_of_tree(server_pid)
+        began, own, server = time.monotonic(), time.process_time(), cpu_of_tree(server_pid)
         connection.execute("UPDATE metric_node SET due_at = now()")
         claims = collector.claim_due()
         assert len(claims) == 1
@@ -229,7 +229,7 @@ def _time_rounds(connection: Any, instances: list[UUID]) -> list[Row]:
         if number:  # the first one opens connections and knows no earlier counters
             wall.append(round_s)
             cpu_s += time.process_time() - own - made_s
-            server_s += _cpu_of_tree(server_pid) - server
+            server_s += cpu_of_tree(server_pid) - server
         time.sleep(max(0.0, INTERVAL_S - (time.monotonic() - began)))
     stored = connection.execute("SELECT count(*) FROM metric_point WHERE step_s = 60").fetchone()[0]
     assert stored >= DOMAINS, "no minute was completed"
@@ -260,23 +260,6 @@ def _time_making(simulated: _Connection) -> float:
 def _postmaster(connection: Any) -> int:
     pid = connection.info.backend_pid
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def _cpu_of_tree(pid: int) -> float:
-    """Processor time of a process and its children, also those that have ended."""
-    total = 0
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
-            continue
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(entry.name) == pid:
-            total += sum(int(ticks) for ticks in fields[11:15])
-        elif int(fields[1]) == pid:
-            total += int(fields[11]) + int(fields[12])
-    return total / TICKS_PER_S
 
 
 def _fill_year(connection: Any) -> list[Row]:

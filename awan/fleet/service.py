@@ -260,6 +260,15 @@ def forget_copies(session: Session, node_id: UUID, sha256: str) -> None:
 
 def note_answer(session: Session, node_id: UUID) -> bool:
     """The node has just answered. Whether it counted as unreachable until now; then its instances are known again."""
+    usual = (
+        update(Node)
+        .where(Node.node_id == node_id, Node.health == NodeHealth.REACHABLE)
+        .values(seen_at=func.clock_timestamp())
+        .returning(Node.node_id)
+        .execution_options(synchronize_session=False)
+    )
+    if session.scalar(usual) is not None:
+        return False
     node = session.get_one(Node, node_id, with_for_update=True, populate_existing=True)
     node.seen_at = _database_time(session)
     if node.health == NodeHealth.REACHABLE:

@@ -6,6 +6,7 @@ Services take a `Session` and never commit. Routes, workflow steps and the CLI o
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -13,6 +14,7 @@ from enum import StrEnum
 from typing import Any, ClassVar, TypeVar
 from uuid import UUID
 
+import psycopg
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
@@ -25,8 +27,15 @@ from sqlalchemy import (
     event,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    InvalidatePoolError,
+    OperationalError,
+)
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
 from awan.errors import Unavailable
 from awan.settings import get_settings
@@ -92,13 +101,17 @@ def sqlalchemy_url(database_url: str) -> str:
 IDLE_TRANSACTION_MAX_S = 20
 IDLE_TRANSACTION_ENDED = "25P03"
 
+# A connection that has rested for longer is asked whether it still lives before it is used. One that was lost within
+# this time fails once, with which the pool gives up all that it has.
+REST_MAX_S = 1.0
+
 _lock = threading.Lock()
 _engine: Engine | None = None
 _sessions: sessionmaker[Session] | None = None
 
 
 def get_engine() -> Engine:
-    """The process's engine: one pool, connections checked before use, statements bounded to 30 s.
+    """The process's engine: one pool, connections that rested checked before use, statements bounded to 30 s.
 
     A transaction in which nothing happens for `IDLE_TRANSACTION_MAX_S` is ended by the server.
     """
@@ -111,7 +124,6 @@ def get_engine() -> Engine:
                 pool_size=settings.database_pool_size,
                 max_overflow=settings.database_pool_size,
                 pool_timeout=10,
-                pool_pre_ping=True,
                 # An error must not carry values of rows into a log.
                 hide_parameters=True,
                 connect_args={
@@ -131,6 +143,31 @@ def dispose_engine() -> None:
         if _engine is not None:
             _engine.dispose()
         _engine = _sessions = None
+
+
+@event.listens_for(Pool, "checkin")
+def _note_rest(_connection: object, entry: ConnectionPoolEntry) -> None:
+    entry.info["rests_since"] = time.monotonic()
+
+
+@event.listens_for(Pool, "checkout")
+def _ask_rested(connection: object, entry: ConnectionPoolEntry, _proxy: object) -> None:
+    """As `pool_pre_ping`, without a round trip for each transaction of a busy process.
+
+    Raises: InvalidatePoolError, with which the pool gives up the connections it has and opens another.
+    """
+    rests_since = entry.info.get("rests_since")
+    if rests_since is None or time.monotonic() - rests_since < REST_MAX_S:
+        return
+    assert isinstance(connection, psycopg.Connection)
+    try:
+        connection.autocommit = True
+        try:
+            connection.execute("")
+        finally:
+            connection.autocommit = False
+    except psycopg.Error as err:
+        raise InvalidatePoolError(str(err)) from err
 
 
 @contextmanager

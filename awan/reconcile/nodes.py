@@ -104,13 +104,16 @@ class NodeWatch:
         for domain_uuid in dict.fromkeys(event.domain_uuid for event in events):
             self._look_at(domain_uuid)
 
-    def look(self) -> None:
-        """Compares all domains of the node with its instances. What the engine raises is taken for silence."""
+    def look(self, reached: Reached | None = None) -> None:
+        """Compares all domains of the node with its instances. What the engine raises is taken for silence.
+
+        `reached`: where the node has just been found.
+        """
         with transaction() as session:
             known = known_on(session, self.node_id)
         asked_at = time.monotonic()
         try:
-            reached = self.reach()
+            reached = reached or self.reach()
             found = reached.hypervisor.list_domains(
                 reached.node, timeout_s=get_settings().node_check_timeout_s
             )

@@ -127,8 +127,7 @@ class NodeWatcher(Watcher):
             self._watch.handle(events)
             return
         self._next_look_at = time.monotonic() + get_settings().node_check_interval_s
-        self._listen()
-        self._watch.look()
+        self._watch.look(self._listen())
         if self._watch.is_silent:
             self._next_look_at = time.monotonic() + SILENT_INTERVAL_S
 
@@ -145,18 +144,22 @@ class NodeWatcher(Watcher):
                 found.append(self._events.get_nowait())
         return [event for event in found if event is not None]
 
-    def _listen(self) -> None:
-        """Subscribes to the node where it is now; an address or an engine that was changed is followed."""
+    def _listen(self) -> Reached | None:
+        """Subscribes to the node where it is now, and says where; an address or an engine that was changed is followed.
+
+        None when the engines cannot be opened.
+        """
         try:
             reached = self._watch.reach()
         except EngineError:
-            return
+            return None
         if self._subscribed is not None:
             if self._subscribed[0] == reached:
-                return
+                return reached
             self._subscribed[1].cancel()
         subscription = reached.hypervisor.subscribe(reached.node, self._events.put)
         self._subscribed = (reached, subscription)
+        return reached
 
 
 class LocationWatcher(Watcher):
