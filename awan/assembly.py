@@ -30,6 +30,7 @@ import awan.volumes.routes
 import awan.webhooks.routes
 from awan.accounts import forget_old_answers
 from awan.console.service import end_lost
+from awan.firewall.trial import end_trials
 from awan.instances.captures import forget_captures
 from awan.instances.password_boots import LOOK_INTERVAL_S, scrub_booted
 from awan.kit.database import transaction
@@ -116,6 +117,7 @@ WORKER_TASKS: tuple[tuple[str, float, Callable[[], object]], ...] = (
     ("instances.forget_captures", 60.0, forget_captures),
     ("instances.scrub_booted", LOOK_INTERVAL_S, scrub_booted),
     ("webhooks.deliver", 1.0, deliver_due),
+    ("firewall.end_trials", 1.0, end_trials),
     ("webhooks.forget_old", 3600.0, forget_old),
     ("metrics.keep", metrics_history.KEEP_INTERVAL_S, metrics_history.keep),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, text
@@ -106,4 +107,15 @@ class Rule(Base):
     action: Mapped[str]
     description: Mapped[str]
     is_enabled: Mapped[bool] = mapped_column(server_default=text("true"))
+    created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+
+
+class FirewallTrial(Base):
+    """While it is there, what was changed goes back to `before` at `ends_at`."""
+
+    __tablename__ = "firewall_trial"
+
+    firewall_id: Mapped[UUID] = mapped_column(ForeignKey("firewall.firewall_id"), primary_key=True)
+    before: Mapped[dict[str, Any]]
+    ends_at: Mapped[datetime] = mapped_column(index=True)
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))

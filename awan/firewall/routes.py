@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from awan.accounts import Caller, authenticated, idempotent, replay
 from awan.accounts.idempotency import EarlierAnswer
 from awan.errors import NotFound
-from awan.firewall import service
+from awan.firewall import service, trial
 from awan.firewall.models import Firewall
 from awan.firewall.rules import RULE_TYPES
 from awan.firewall.schemas import (
@@ -33,6 +33,7 @@ from awan.firewall.schemas import (
     RuleTypeView,
     RuleUpdate,
     RuleView,
+    TrialBegin,
 )
 from awan.kit.database import transaction
 from awan.kit.http import (
@@ -89,6 +90,60 @@ def update_policy(
             _policy(session, firewall),
             operation=_operation(operation),
         )
+        return call.keep(given, instance_uuid)
+
+
+@router.post(
+    "/{instance_uuid:uuid}/firewall/trial", status_code=201, response_model=Envelope[PolicyView]
+)
+def begin_trial(
+    instance_uuid: UUID,
+    request: Request,
+    caller: Caller = Depends(authenticated("write")),
+    body: TrialBegin = Depends(form_body(TrialBegin, path_check=_check_path)),
+) -> Answer:
+    """Begin a trial: whatever is changed at the firewall from now on goes back by itself, unless it is confirmed."""
+    with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            return _again(session, caller, call.earlier, instance_uuid, _policy)
+        trial.begin_trial(session, caller, instance_uuid, body.seconds)
+        data = _policy(session, service.find_firewall(session, caller, instance_uuid))
+        return call.keep(answer("Firewall trial begun", data, status=201), instance_uuid)
+
+
+@router.post("/{instance_uuid:uuid}/firewall/trial/confirm", response_model=Envelope[PolicyView])
+def confirm_trial(
+    instance_uuid: UUID,
+    request: Request,
+    caller: Caller = Depends(authenticated("write")),
+    _: EmptyForm = Depends(form_body(EmptyForm, path_check=_check_path)),
+) -> Answer:
+    """Confirm a trial: what was changed stays."""
+    with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            return _again(session, caller, call.earlier, instance_uuid, _policy)
+        trial.confirm_trial(session, caller, instance_uuid)
+        data = _policy(session, service.find_firewall(session, caller, instance_uuid))
+        return call.keep(answer("Firewall trial confirmed", data), instance_uuid)
+
+
+@router.delete("/{instance_uuid:uuid}/firewall/trial", response_model=Envelope[PolicyView])
+def revert_trial(
+    instance_uuid: UUID,
+    request: Request,
+    caller: Caller = Depends(authenticated("write")),
+    _: EmptyForm = Depends(form_body(EmptyForm, path_check=_check_path)),
+) -> Answer:
+    """Take a trial back: what was changed goes back now."""
+    with transaction() as session:
+        call = idempotent(session, caller, request)
+        if call.earlier:
+            return _again(session, caller, call.earlier, instance_uuid, _policy)
+        operation = trial.revert_trial(session, caller, instance_uuid)
+        data = _policy(session, service.find_firewall(session, caller, instance_uuid))
+        given = answer("Firewall trial taken back", data, operation=_operation(operation))
         return call.keep(given, instance_uuid)
 
 
@@ -400,7 +455,7 @@ def delete_entry(
 
 def _policy(session: Session, firewall: Firewall) -> PolicyView:
     count = service.count_rules(session, firewall.firewall_id, only_enabled=True)
-    return PolicyView.of(firewall, count)
+    return PolicyView.of(firewall, count, trial.find_trial(session, firewall.firewall_id))
 
 
 def _rule(session: Session, caller: Caller, instance_uuid: UUID, rule_id: UUID) -> RuleView:

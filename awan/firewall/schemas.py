@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from awan.engines.fabric.firewall import Direction, RuleAction, RuleProtocol
-from awan.firewall.models import Firewall, Ipset, IpsetEntry, Rule
+from awan.firewall.models import Firewall, FirewallTrial, Ipset, IpsetEntry, Rule
 from awan.firewall.rules import (
     ALL_PORTS,
     DESCRIPTION_MAX,
@@ -98,18 +98,28 @@ class PolicyView(BaseModel):
     direction: Direction
     outbound_action: RuleAction
     enabled_rules: int
+    trial_ends_at: Timestamp | None
     sync_status: SyncStatus
 
     @classmethod
-    def of(cls, firewall: Firewall, enabled_rules: int) -> PolicyView:
+    def of(cls, firewall: Firewall, enabled_rules: int, trial: FirewallTrial | None) -> PolicyView:
         """The row as the API shows it."""
         return cls(
             action=RuleAction(firewall.policy),
             direction=Direction.IN,
             outbound_action=RuleAction(firewall.outbound_policy),
             enabled_rules=enabled_rules,
+            trial_ends_at=trial.ends_at if trial is not None else None,
             sync_status=sync_status(firewall),
         )
+
+
+class TrialBegin(BaseModel):
+    """How long changes count unless they are confirmed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seconds: int = Field(60, ge=10, le=3600, description="Time to confirm, in seconds.")
 
 
 class RuleTypeView(BaseModel):

@@ -17,7 +17,7 @@ from awan.accounts import Caller
 from awan.engines.fabric.firewall import Direction, RuleAction, RuleProtocol
 from awan.errors import Conflict, Invalid, NotFound, QuotaExceeded
 from awan.events import record
-from awan.firewall.models import Firewall, Ipset, IpsetEntry, Rule
+from awan.firewall.models import Firewall, FirewallTrial, Ipset, IpsetEntry, Rule
 from awan.firewall.rules import ENTRIES_MAX, IPSETS_MAX, RULES_MAX, RuleValues, check_protocol
 from awan.firewall.workflows import APPLY
 from awan.kit.clock import now
@@ -57,11 +57,13 @@ def retire_firewall(session: Session, instance_id: UUID, requester: Requester) -
 
     Where it was ever changed, a push of it may be under way: one more operation sees to it that nothing stays.
     """
-    firewall = _lock_firewall(session, instance_id)
+    firewall = lock_firewall(session, instance_id)
     if firewall.deleted_at is not None:
         return
     firewall.deleted_at = now()
     ids = select(Ipset.ipset_id).where(Ipset.firewall_id == firewall.firewall_id)
+    trial = FirewallTrial.firewall_id == firewall.firewall_id
+    session.execute(delete(FirewallTrial).where(trial))
     session.execute(delete(Rule).where(Rule.firewall_id == firewall.firewall_id))
     session.execute(delete(IpsetEntry).where(IpsetEntry.ipset_id.in_(ids)))
     session.execute(delete(Ipset).where(Ipset.firewall_id == firewall.firewall_id))
@@ -80,7 +82,7 @@ def find_firewall(session: Session, caller: Caller, instance_id: UUID) -> Firewa
 def request_apply(session: Session, requester: Requester, instance_id: UUID) -> Operation | None:
     """Brings a firewall to the fabric that is not there yet, unless something is about to; for the control plane."""
     resource = lock(session, instance_id)
-    firewall = _lock_firewall(session, instance_id)
+    firewall = lock_firewall(session, instance_id)
     if resource is None or firewall.deleted_at is not None:
         return None
     if firewall.applied_revision >= firewall.wanted_revision:
@@ -98,12 +100,12 @@ def set_policy(
     outbound_policy: RuleAction | None,
 ) -> tuple[Firewall, Operation]:
     """What happens to packets that no rule is about; outbound stays as it is when None. Raises: NotFound."""
-    resource, firewall = _lock_owned(session, caller, instance_id)
+    resource, firewall = lock_owned_firewall(session, caller, instance_id)
     firewall.policy = policy
     if outbound_policy is not None:
         firewall.outbound_policy = outbound_policy
     said = {"policy": firewall.policy, "outbound_policy": firewall.outbound_policy}
-    return firewall, _change(session, caller, resource, firewall, "policy_changed", said)
+    return firewall, change(session, caller, resource, firewall, "policy_changed", said)
 
 
 def count_rules(session: Session, firewall_id: UUID, *, only_enabled: bool = False) -> int:
@@ -144,7 +146,7 @@ def add_rule(
     position: int | None = None,
 ) -> tuple[Rule, Operation]:
     """A rule behind all others, or at a position. Raises: NotFound, Invalid, QuotaExceeded."""
-    resource, firewall = _lock_owned(session, caller, instance_id)
+    resource, firewall = lock_owned_firewall(session, caller, instance_id)
     _check_values(session, firewall, values)
     _refuse_same(session, firewall, values)
     count = count_rules(session, firewall.firewall_id)
@@ -156,7 +158,7 @@ def add_rule(
     if position is not None:
         _move(session, rule, position, count + 1)
     said = {"rule": str(rule.rule_id)}
-    return rule, _change(session, caller, resource, firewall, "rule_created", said)
+    return rule, change(session, caller, resource, firewall, "rule_created", said)
 
 
 def update_rule(
@@ -172,7 +174,7 @@ def update_rule(
     description: str,
 ) -> tuple[Rule, Operation]:
     """What a rule is about and does; its source and direction stay. Raises: NotFound, Invalid."""
-    resource, firewall = _lock_owned(session, caller, instance_id)
+    resource, firewall = lock_owned_firewall(session, caller, instance_id)
     rule, _ = get_rule(session, firewall, rule_id)
     values = RuleValues(
         Direction(rule.direction), protocol, ports, icmp_type, rule.ipset_id, rule.peer, action
@@ -183,44 +185,44 @@ def update_rule(
     rule.port_first, rule.port_last = ports or (None, None)
     rule.icmp_type = icmp_type
     said = {"rule": str(rule_id)}
-    return rule, _change(session, caller, resource, firewall, "rule_changed", said)
+    return rule, change(session, caller, resource, firewall, "rule_changed", said)
 
 
 def enable_rule(
     session: Session, caller: Caller, instance_id: UUID, rule_id: UUID, *, is_enabled: bool
 ) -> tuple[Rule, Operation | None]:
     """Has a rule count or not; as it is already: no effect. Raises: NotFound."""
-    resource, firewall = _lock_owned(session, caller, instance_id)
+    resource, firewall = lock_owned_firewall(session, caller, instance_id)
     rule, _ = get_rule(session, firewall, rule_id)
     if rule.is_enabled == is_enabled:
         return rule, None
     rule.is_enabled = is_enabled
     kind = "rule_enabled" if is_enabled else "rule_disabled"
-    return rule, _change(session, caller, resource, firewall, kind, {"rule": str(rule_id)})
+    return rule, change(session, caller, resource, firewall, kind, {"rule": str(rule_id)})
 
 
 def move_rule(
     session: Session, caller: Caller, instance_id: UUID, rule_id: UUID, position: int
 ) -> tuple[Rule, Operation | None]:
     """Gives a rule another place; those between move by one. There already: no effect. Raises: NotFound, Invalid."""
-    resource, firewall = _lock_owned(session, caller, instance_id)
+    resource, firewall = lock_owned_firewall(session, caller, instance_id)
     rule, _ = get_rule(session, firewall, rule_id)
     if rule.position == position:
         return rule, None
     _move(session, rule, position, count_rules(session, firewall.firewall_id))
     said = {"rule": str(rule_id), "position": position}
-    return rule, _change(session, caller, resource, firewall, "rule_moved", said)
+    return rule, change(session, caller, resource, firewall, "rule_moved", said)
 
 
 def delete_rule(session: Session, caller: Caller, instance_id: UUID, rule_id: UUID) -> Operation:
     """Removes a rule; those behind it move up. Raises: NotFound."""
-    resource, firewall = _lock_owned(session, caller, instance_id)
+    resource, firewall = lock_owned_firewall(session, caller, instance_id)
     rule, _ = get_rule(session, firewall, rule_id)
     _shift(session, firewall.firewall_id, rule.position + 1, None, -1)
     session.delete(rule)
     session.flush()
     said = {"rule": str(rule_id)}
-    return _change(session, caller, resource, firewall, "rule_deleted", said)
+    return change(session, caller, resource, firewall, "rule_deleted", said)
 
 
 def replace_rules(
@@ -233,7 +235,7 @@ def replace_rules(
 
     Raises: NotFound, Invalid naming the rule, QuotaExceeded.
     """
-    resource, firewall = _lock_owned(session, caller, instance_id)
+    resource, firewall = lock_owned_firewall(session, caller, instance_id)
     if len(rules) > RULES_MAX:
         raise QuotaExceeded(f"A firewall has at most {RULES_MAX} rules.")
     ids = set(_ipset_ids(session, firewall))
@@ -254,7 +256,7 @@ def replace_rules(
         session.add(rule)
     session.flush()
     said = {"rules": len(rules)}
-    return _change(session, caller, resource, firewall, "rules_replaced", said)
+    return change(session, caller, resource, firewall, "rules_replaced", said)
 
 
 def list_ipsets(
@@ -306,7 +308,7 @@ def create_ipset(
 
     Raises: NotFound, Invalid when the name is taken, QuotaExceeded.
     """
-    _, firewall = _lock_owned(session, caller, instance_id)
+    _, firewall = lock_owned_firewall(session, caller, instance_id)
     names = session.scalars(
         select(Ipset.name).where(Ipset.firewall_id == firewall.firewall_id)
     ).all()
@@ -317,20 +319,22 @@ def create_ipset(
     row = Ipset(firewall_id=firewall.firewall_id, name=name, description=description)
     session.add(row)
     session.flush()
-    _record(session, caller, firewall, "ipset_created", {"ipset": row.ipset_id}, None)
+    note(session, caller, firewall, "ipset_created", {"ipset": row.ipset_id}, None)
     return row
 
 
 def delete_ipset(session: Session, caller: Caller, instance_id: UUID, ipset_id: int) -> None:
-    """Removes a set with its entries. Raises: NotFound, Conflict while a rule refers to it."""
-    _, firewall = _lock_owned(session, caller, instance_id)
+    """Removes a set with its entries. Raises: NotFound, Conflict while a rule or a trial may need it."""
+    _, firewall = lock_owned_firewall(session, caller, instance_id)
     row = get_ipset(session, firewall, ipset_id)
+    if session.get(FirewallTrial, firewall.firewall_id) is not None:
+        raise Conflict("A trial is running, and may need the IPSet again: confirm it first.")
     if count := rules_by_ipset(session, [ipset_id]).get(ipset_id, 0):
         raise Conflict(f"The IPSet is used by {count} {'rule' if count == 1 else 'rules'}.")
     session.execute(delete(IpsetEntry).where(IpsetEntry.ipset_id == ipset_id))
     session.delete(row)
     session.flush()
-    _record(session, caller, firewall, "ipset_deleted", {"ipset": ipset_id}, None)
+    note(session, caller, firewall, "ipset_deleted", {"ipset": ipset_id}, None)
 
 
 def add_entry(
@@ -342,7 +346,7 @@ def add_entry(
     description: str,
 ) -> tuple[IpsetEntry, Operation]:
     """A prefix more in a set. Raises: NotFound, Invalid when it is in it already, QuotaExceeded."""
-    resource, firewall = _lock_owned(session, caller, instance_id)
+    resource, firewall = lock_owned_firewall(session, caller, instance_id)
     get_ipset(session, firewall, ipset_id)
     present = [row.cidr for row in entries_of(session, [ipset_id])[ipset_id]]
     if cidr in present:
@@ -353,7 +357,7 @@ def add_entry(
     session.add(row)
     session.flush()
     said = {"ipset": ipset_id, "cidr": str(cidr)}
-    return row, _change(session, caller, resource, firewall, "ipset_entry_created", said)
+    return row, change(session, caller, resource, firewall, "ipset_entry_created", said)
 
 
 def get_entry(session: Session, firewall: Firewall, ipset_id: int, entry_id: UUID) -> IpsetEntry:
@@ -369,27 +373,31 @@ def delete_entry(
     session: Session, caller: Caller, instance_id: UUID, ipset_id: int, entry_id: UUID
 ) -> Operation:
     """A prefix less in a set; the last one may go, and an empty set matches nothing. Raises: NotFound."""
-    resource, firewall = _lock_owned(session, caller, instance_id)
+    resource, firewall = lock_owned_firewall(session, caller, instance_id)
     row = get_entry(session, firewall, ipset_id, entry_id)
     session.delete(row)
     session.flush()
     said = {"ipset": ipset_id, "cidr": str(row.cidr)}
-    return _change(session, caller, resource, firewall, "ipset_entry_deleted", said)
+    return change(session, caller, resource, firewall, "ipset_entry_deleted", said)
 
 
-def _lock_owned(session: Session, caller: Caller, instance_id: UUID) -> tuple[Resource, Firewall]:
+def lock_owned_firewall(
+    session: Session, caller: Caller, instance_id: UUID
+) -> tuple[Resource, Firewall]:
+    """The firewall of the caller's instance and the instance's resource, both locked. Raises: NotFound."""
     resource = lock_owned(session, caller, ResourceKind.INSTANCE, instance_id)
-    return resource, _lock_firewall(session, instance_id)
+    return resource, lock_firewall(session, instance_id)
 
 
-def _lock_firewall(session: Session, instance_id: UUID) -> Firewall:
+def lock_firewall(session: Session, instance_id: UUID) -> Firewall:
+    """An instance's firewall, locked and read fresh; the resource is locked already."""
     firewall_id = firewall_id_of(instance_id)
     return session.get_one(Firewall, firewall_id, with_for_update=True, populate_existing=True)
 
 
-def _change(
+def change(
     session: Session,
-    caller: Caller,
+    requester: Requester,
     resource: Resource,
     firewall: Firewall,
     kind: str,
@@ -401,8 +409,8 @@ def _change(
     operation = _unfinished(session, firewall)
     if operation is None or operation.status != OperationStatus.QUEUED:
         # One that runs may have read the firewall before this change.
-        operation = _begin_apply(session, caller, resource, firewall)
-    _record(session, caller, firewall, kind, data, operation)
+        operation = _begin_apply(session, requester, resource, firewall)
+    note(session, requester, firewall, kind, data, operation)
     return operation
 
 
@@ -440,18 +448,19 @@ def _begin_apply(
     return operation
 
 
-def _record(
+def note(
     session: Session,
-    caller: Caller,
+    requester: Requester,
     firewall: Firewall,
     kind: str,
     data: Mapping[str, object],
     operation: Operation | None,
 ) -> None:
+    """The event of a change."""
     record(
         session,
         kind=f"firewall.{kind}",
-        actor=caller.actor,
+        actor=requester.actor,
         account_id=firewall.account_id,
         resource_id=firewall.instance_id,
         operation_id=operation.operation_id if operation is not None else None,

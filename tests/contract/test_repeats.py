@@ -105,6 +105,12 @@ class World:
         """An instance whose firewall is changed: one is enough."""
         return self.instance()
 
+    def tried(self) -> str:
+        """An instance whose firewall is on trial."""
+        uuid = self.instance()
+        self.make(f"/instances/{uuid}/firewall/trial", {"seconds": 600})
+        return uuid
+
     def rule_body(self) -> dict[str, Any]:
         """A firewall rule to add."""
         return {
@@ -268,6 +274,15 @@ CALLS: dict[str, Callable[[World], Pair]] = {
     ),
     "PUT /instances/{instance_uuid}/firewall": lambda w: w.either(
         f"/instances/{w.guarded}/firewall", {"action": "DROP"}, {"action": "REJECT"}
+    ),
+    "POST /instances/{instance_uuid}/firewall/trial": lambda w: w.either(
+        f"/instances/{w.instance()}/firewall/trial", {"seconds": 600}, {"seconds": 601}
+    ),
+    "POST /instances/{instance_uuid}/firewall/trial/confirm": lambda w: w.both(
+        "/instances/{}/firewall/trial/confirm", w.tried
+    ),
+    "DELETE /instances/{instance_uuid}/firewall/trial": lambda w: w.both(
+        "/instances/{}/firewall/trial", w.tried
     ),
     "POST /instances/{instance_uuid}/firewall/rules": lambda w: w.twice(
         f"/instances/{w.guarded}/firewall/rules", w.rule_body

@@ -1311,6 +1311,23 @@ def upgrade() -> None:
         postgresql_where=sa.text("state <> 'closed'"),
     )
     op.create_table(
+        "firewall_trial",
+        sa.Column("firewall_id", sa.Uuid(), nullable=False),
+        sa.Column("before", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("ends_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.ForeignKeyConstraint(
+            ["firewall_id"], ["firewall.firewall_id"], name=op.f("fk_firewall_trial_firewall_id")
+        ),
+        sa.PrimaryKeyConstraint("firewall_id", name=op.f("pk_firewall_trial")),
+    )
+    op.create_index(op.f("ix_firewall_trial_ends_at"), "firewall_trial", ["ends_at"], unique=False)
+    op.create_table(
         "instance_capture",
         sa.Column("instance_id", sa.Uuid(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
@@ -1714,6 +1731,8 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_instance_note_instance_id_note_id"), table_name="instance_note")
     op.drop_table("instance_note")
     op.drop_table("instance_capture")
+    op.drop_index(op.f("ix_firewall_trial_ends_at"), table_name="firewall_trial")
+    op.drop_table("firewall_trial")
     op.drop_index(
         "ix_console_unclosed", table_name="console", postgresql_where=sa.text("state <> 'closed'")
     )

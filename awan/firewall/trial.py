@@ -1,0 +1,173 @@
+"""Trials: what is changed at a firewall goes back by itself unless its owner confirms it in time.
+
+Who shuts himself out need only wait. What goes back: policies, rules, and the entries of all sets that there were. Sets
+that are made meanwhile stay, without a rule; none can be deleted, since what goes back may need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from ipaddress import ip_network
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from awan.accounts import Caller
+from awan.errors import Conflict
+from awan.firewall.models import Firewall, FirewallTrial, Ipset, IpsetEntry, Rule
+from awan.firewall.service import change, entries_of, lock_firewall, lock_owned_firewall, note
+from awan.kit.clock import now
+from awan.kit.database import transaction
+from awan.operations import ControlPlane, Operation
+from awan.operations.service import Requester
+from awan.resources import Resource, lock
+
+ACTOR = "system:firewall_trial"
+NO_TRIAL = "No trial is running."
+RULE_COLUMNS = (
+    "rule_id",
+    "position",
+    "direction",
+    "protocol",
+    "port_first",
+    "port_last",
+    "icmp_type",
+    "ipset_id",
+    "peer",
+    "action",
+    "description",
+    "is_enabled",
+    "created_at",
+)
+
+TYPES: dict[str, Callable[[str], Any]] = {
+    "rule_id": UUID,
+    "entry_id": UUID,
+    "peer": ip_network,
+    "cidr": ip_network,
+    "created_at": datetime.fromisoformat,
+}
+
+
+def begin_trial(session: Session, caller: Caller, instance_id: UUID, seconds: int) -> FirewallTrial:
+    """From now on changes count for so many seconds. Raises: NotFound, Conflict (one is running)."""
+    _, firewall = lock_owned_firewall(session, caller, instance_id)
+    if session.get(FirewallTrial, firewall.firewall_id) is not None:
+        raise Conflict("A trial is running already: confirm it, or take it back.")
+    trial = FirewallTrial(
+        firewall_id=firewall.firewall_id,
+        before=_read(session, firewall),
+        ends_at=now() + timedelta(seconds=seconds),
+    )
+    session.add(trial)
+    session.flush()
+    note(session, caller, firewall, "trial_begun", {"seconds": seconds}, None)
+    return trial
+
+
+def confirm_trial(session: Session, caller: Caller, instance_id: UUID) -> None:
+    """What was changed stays. Raises: NotFound, Conflict when none is running, or its time is over."""
+    _, firewall = lock_owned_firewall(session, caller, instance_id)
+    trial = session.get(FirewallTrial, firewall.firewall_id, populate_existing=True)
+    if trial is None or trial.ends_at <= now():
+        raise Conflict(NO_TRIAL)
+    session.delete(trial)
+    session.flush()
+    note(session, caller, firewall, "trial_confirmed", {}, None)
+
+
+def revert_trial(session: Session, caller: Caller, instance_id: UUID) -> Operation:
+    """What was changed goes back now. Raises: NotFound, Conflict when no trial is running."""
+    resource, firewall = lock_owned_firewall(session, caller, instance_id)
+    trial = session.get(FirewallTrial, firewall.firewall_id, populate_existing=True)
+    if trial is None:
+        raise Conflict(NO_TRIAL)
+    return _revert(session, caller, resource, firewall, trial)
+
+
+def find_trial(session: Session, firewall_id: UUID) -> FirewallTrial | None:
+    """The trial that is running, or None."""
+    return session.get(FirewallTrial, firewall_id, populate_existing=True)
+
+
+def end_trials() -> int:
+    """Takes back the trials whose time is over; their number. For a schedule."""
+    with transaction() as session:
+        over = session.scalars(
+            select(Firewall.instance_id)
+            .join(FirewallTrial, FirewallTrial.firewall_id == Firewall.firewall_id)
+            .where(FirewallTrial.ends_at <= now())
+        ).all()
+    for instance_id in over:
+        with transaction() as session:
+            resource, firewall = lock(session, instance_id), lock_firewall(session, instance_id)
+            trial = session.get(FirewallTrial, firewall.firewall_id, populate_existing=True)
+            if resource is not None and trial is not None and trial.ends_at <= now():
+                _revert(session, ControlPlane(ACTOR), resource, firewall, trial)
+    return len(over)
+
+
+def _read(session: Session, firewall: Firewall) -> dict[str, Any]:
+    """The firewall as it is, to be put back."""
+    rules = session.scalars(select(Rule).where(Rule.firewall_id == firewall.firewall_id)).all()
+    ids = session.scalars(
+        select(Ipset.ipset_id).where(Ipset.firewall_id == firewall.firewall_id)
+    ).all()
+    return {
+        "policy": firewall.policy,
+        "outbound_policy": firewall.outbound_policy,
+        "rules": [{name: _plain(getattr(rule, name)) for name in RULE_COLUMNS} for rule in rules],
+        "entries": {
+            str(ipset_id): [
+                {
+                    "entry_id": str(entry.entry_id),
+                    "cidr": str(entry.cidr),
+                    "description": entry.description,
+                    "created_at": entry.created_at.isoformat(),
+                }
+                for entry in entries
+            ]
+            for ipset_id, entries in entries_of(session, ids).items()
+        },
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, bool | int) else str(value)
+
+
+def _typed(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value if value is None or name not in TYPES else TYPES[name](value)
+        for name, value in row.items()
+    }
+
+
+def _revert(
+    session: Session,
+    requester: Requester,
+    resource: Resource,
+    firewall: Firewall,
+    trial: FirewallTrial,
+) -> Operation:
+    before = trial.before
+    firewall.policy, firewall.outbound_policy = before["policy"], before["outbound_policy"]
+    session.execute(delete(Rule).where(Rule.firewall_id == firewall.firewall_id))
+    ids = [int(text) for text in before["entries"]]
+    session.execute(delete(IpsetEntry).where(IpsetEntry.ipset_id.in_(ids)))
+    session.flush()
+    session.expire_all()
+    session.add_all(
+        Rule(firewall_id=firewall.firewall_id, **_typed(row)) for row in before["rules"]
+    )
+    session.add_all(
+        IpsetEntry(ipset_id=int(text), **_typed(row))
+        for text, rows in before["entries"].items()
+        for row in rows
+    )
+    session.delete(trial)
+    session.flush()
+    return change(session, requester, resource, firewall, "trial_reverted", {})
