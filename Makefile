@@ -48,8 +48,8 @@ proofs: ## the fast tests with every call of every workflow's proof, instead of 
 fuzz: ## 100,000 random calls over the whole API, with a printed seed
 	@$(PYTHON) -m pytest tests/fuzz --full
 
-packets: ## forged and rogue packets on real ports, both hypervisors
-	@$(PYTHON) -m pytest -q tests/engines/fabric_contract/test_packets.py
+packets: ## packets on real ports of both hypervisors: forged, rogue, and the whole matrix of the firewall
+	@$(PYTHON) -m pytest -q --full tests/engines/fabric_contract -k packets
 
 one: ## one test: make one T=tests/runtime/test_postgres.py
 	@$(PYTHON) -m pytest -p no:randomly -x -vv $(T)
