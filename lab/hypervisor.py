@@ -233,8 +233,11 @@ class Hypervisor:
             self._configure_open_vswitch()
         machine.ensure_daemon(
             "ovs-vswitchd",
-            _ovs_daemon("ovs-vswitchd", "openvswitch"),
+            # As Debian's own scripts start it: the userspace connection tracking of 3.1 fails an assertion now and
+            # then, and without its switch the node would be out of reach for good.
+            _ovs_daemon("ovs-vswitchd", "openvswitch", "--monitor"),
             "/run/openvswitch/ovs-vswitchd.pid",
+            is_monitored=True,
         )
         self._ensure_bridges()
         machine.ensure_daemon(

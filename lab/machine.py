@@ -19,7 +19,15 @@ from pathlib import Path
 
 from lab.errors import CommandFailed, LabError
 from lab.layout import CHECKOUT
-from lab.processes import ENVIRONMENT, ProcessTable, find_host_pid, run, start_daemon, wait_until
+from lab.processes import (
+    ENVIRONMENT,
+    ProcessTable,
+    find_host_pid,
+    parent_pid,
+    run,
+    start_daemon,
+    wait_until,
+)
 
 
 @dataclass(frozen=True)
@@ -90,9 +98,12 @@ class Machine:
         """Run a command inside. Raises: as `lab.processes.run`; LabError if the machine is down."""
         return run(self.argv(argv), stdin=stdin, check=check, timeout_s=timeout_s)
 
-    def ensure_daemon(self, name: str, argv: Sequence[str], pid_file: str) -> bool:
+    def ensure_daemon(
+        self, name: str, argv: Sequence[str], pid_file: str, *, is_monitored: bool = False
+    ) -> bool:
         """Start a self-detaching daemon unless it runs. True if it was started.
-        pid_file: its path inside the machine, below /run."""
+        pid_file: its path inside the machine, below /run.
+        is_monitored: its parent stays and starts it again when it crashes, so the parent is what runs."""
         record = f"{self.name}.{name}"
         if self.table.is_alive(record):
             return False
@@ -106,7 +117,7 @@ class Machine:
         pid = find_host_pid(self.init_pid, int(outer_pid_file.read_text()))
         if pid is None:
             raise LabError(f"{name} of {self.name} ended as soon as it was started")
-        self.table.record(record, pid)
+        self.table.record(record, parent_pid(pid) if is_monitored else pid)
         return True
 
     def links(self) -> dict[str, dict[str, object]]:

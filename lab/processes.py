@@ -111,6 +111,14 @@ def find_host_pid(namespace_init: int, inner_pid: int) -> int | None:
     return None
 
 
+def parent_pid(pid: int) -> int:
+    """The parent of a process. Raises: OSError if there is no such process."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("PPid:"):
+            return int(line.split()[1])
+    raise ProcessLookupError(f"no parent of {pid}")
+
+
 @dataclass(frozen=True)
 class ProcessStatus:
     name: str

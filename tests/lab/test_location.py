@@ -23,6 +23,23 @@ def test_every_process_runs_and_a_second_up_is_quick(lab_info: LabInfo) -> None:
     assert lab.status().is_up
 
 
+def test_a_switch_that_crashes_comes_back(lab_info: LabInfo) -> None:
+    """All traffic of a node goes through it, also that of its management."""
+    lab, node = Lab(lab_info.slot), lab_info.nodes[0].name
+    show = ["cat", "/run/openvswitch/ovs-vswitchd.pid"]
+    crashed = lab.node_exec(node, show).stdout.strip()
+    lab.node_exec(node, ["kill", "-ABRT", crashed])
+    deadline = time.monotonic() + 20
+    while lab.node_exec(node, show, check=False).stdout.strip() in ("", crashed):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    # It waits until the switch has carried it out.
+    lab.node_exec(node, ["ovs-vsctl", "--timeout=20", "set", "open", ".", "external_ids:seen=yes"])
+    libvirt.open(lab_info.nodes[0].libvirt_uri).close()
+    assert lab.status().is_up
+    assert lab.up() == lab_info
+
+
 def test_nodes_are_two_hosts_to_libvirt(lab_info: LabInfo) -> None:
     seen = []
     for node in lab_info.nodes:
