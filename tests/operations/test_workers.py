@@ -299,7 +299,8 @@ def test_database_connections_cut_in_the_middle(
     """Every backend is terminated while operations run: all of them still succeed."""
 
     def cut(target: Target) -> None:
-        site.hooks.pop("walls", None)
+        if site.hooks.pop("walls", None) is None:
+            return  # two came here at once
         with get_engine().connect() as connection:
             connection.execute(
                 text(

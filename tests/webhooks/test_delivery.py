@@ -21,6 +21,7 @@ from awan.settings import get_settings
 from awan.webhooks import deliveries, sender
 from awan.webhooks.models import WebhookEndpoint
 from awan.webhooks.rules import RETRIES_S
+from tests.support.webhook_deliveries import first_delivery
 from tests.webhooks.conftest import Site
 from tests.webhooks.receiver import WAIT_S, Receiver
 
@@ -375,7 +376,7 @@ def test_replay_of_what_was_delivered(site: Site, receiver: Receiver) -> None:
 def test_deleted_means_silent(site: Site, receiver: Receiver) -> None:
     webhook = site.add(receiver.url, event_types=["x.done"])
     site.record()
-    deliveries.fan_out()
+    first_delivery(site.http, webhook["uuid"])
     assert site.http.delete(f"/webhooks/{webhook['uuid']}").status_code == 200
     assert sender.deliver_due() == 0
     assert site.http.get(f"/webhooks/{webhook['uuid']}").status_code == 404

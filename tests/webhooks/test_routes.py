@@ -10,6 +10,7 @@ from sqlalchemy import text
 from awan.kit.database import transaction
 from awan.webhooks.service import ENDPOINTS_MAX
 from tests.support.simulated_cloud import make_customer
+from tests.support.webhook_deliveries import first_delivery
 from tests.webhooks.conftest import Site
 
 URL = "https://example.com/hooks?a=b"
@@ -92,11 +93,8 @@ def test_how_many(site: Site) -> None:
 
 
 def test_a_delivery_is_found_under_its_own_webhook_only(site: Site) -> None:
-    from awan.webhooks import deliveries
-
     mine, other = site.add(URL), site.add(URL)
-    deliveries.fan_out()
-    delivery = site.deliveries(mine)[0]["uuid"]
+    delivery = first_delivery(site.http, mine["uuid"])
     stranger = make_customer("Stranger").http
     theirs = stranger.post("/webhooks", json={"url": URL}).json()["data"]
     answers = [
