@@ -198,7 +198,16 @@ def test_dhcp_and_rules_that_were_deleted_come_back(cloud: LabCloud, note: Note)
     port = port_of(cloud, uuid)
     for row in northbound(cloud, "--bare", "--columns=_uuid", "list", "DHCP_Options").split():
         northbound(cloud, "destroy", "DHCP_Options", row)
-    (group,) = northbound(cloud, "--bare", "--columns=name", "list", "Port_Group").split()
+    port_row = northbound(cloud, "get", "Logical_Switch_Port", port, "_uuid").strip()
+    (group,) = northbound(
+        cloud,
+        "--bare",
+        "--columns=name",
+        "find",
+        "Port_Group",
+        "external_ids:awan\\:role=tenants",
+        f"ports{{>=}}{port_row}",
+    ).split()
     northbound(cloud, "clear", "Port_Group", group, "acls")
 
     def is_back() -> bool:

@@ -23,6 +23,7 @@ from awan.engines.hypervisor import (
     DomainCounters,
     DomainSpec,
     GuestSign,
+    NicSpec,
     Power,
     StopOutcome,
 )
@@ -109,7 +110,7 @@ def test_libvirt_takes_the_definition_as_it_is(lab_rig: LabRig) -> None:
         spec.instance_id,
         lambda domain: domain.connect().defineXMLFlags(first, libvirt.VIR_DOMAIN_DEFINE_VALIDATE),
     )
-    more = replace(spec, nics=(*spec.nics, replace(spec.nics[0], mac="52:54:00:00:00:02")))
+    more = replace(spec, nics=(*spec.nics, NicSpec(uuid4(), "52:54:00:00:00:02")))
     lab_rig.hypervisor.ensure_defined(lab_rig.node, more)
     second = lab_rig.on_domain(spec.instance_id, read)
     assert set(addresses(first)) <= set(addresses(second))
