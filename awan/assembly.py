@@ -18,7 +18,10 @@ import awan.event_stream.routes
 import awan.firewall.routes
 import awan.fleet.routes
 import awan.instances.admin_routes
+import awan.instances.card_routes
+import awan.instances.guest_routes
 import awan.instances.network_routes
+import awan.instances.power_routes
 import awan.instances.routes
 import awan.metrics.graph_routes
 import awan.metrics.routes
@@ -36,8 +39,8 @@ from awan.instances.password_boots import LOOK_INTERVAL_S, scrub_booted
 from awan.kit.database import transaction
 from awan.metrics import collector as metrics_collector
 from awan.metrics import history as metrics_history
+from awan.networks.addresses import end_quarantines
 from awan.networks.names import push_stale_names
-from awan.networks.service import end_quarantines
 from awan.reconcile.watching import run_watches
 from awan.webhooks.deliveries import forget_old
 from awan.webhooks.sender import deliver_due
@@ -48,10 +51,13 @@ ROUTERS: tuple[APIRouter, ...] = (
     awan.networks.routes.instances_router,
     awan.firewall.routes.router,
     awan.instances.routes.router,
+    awan.instances.power_routes.router,
+    awan.instances.guest_routes.router,
+    awan.instances.card_routes.router,
     awan.metrics.routes.router,
     awan.console.routes.router,
     awan.networks.routes.router,
-    awan.instances.routes.addresses_router,
+    awan.instances.card_routes.addresses_router,
     awan.networks.private_routes.router,
     awan.instances.network_routes.router,
     awan.metrics.graph_routes.router,
@@ -84,6 +90,7 @@ WORKFLOW_MODULES = (
     "awan.networks.private_workflows",
     "awan.volumes.image_removal",
     "awan.instances.workflows",
+    "awan.instances.first_boot",
     "awan.instances.private_workflows",
     "awan.instances.guest_workflows",
     "awan.instances.capture_workflows",

@@ -50,7 +50,7 @@ def shell() -> None:
     import awan.catalogue.service
     import awan.fleet.service
     import awan.instances.service
-    import awan.networks.service
+    import awan.networks.addresses
     from awan.kit.database import get_engine
 
     with Session(get_engine()) as session:
@@ -60,7 +60,7 @@ def shell() -> None:
             "catalogue": awan.catalogue.service,
             "fleet": awan.fleet.service,
             "instances": awan.instances.service,
-            "networks": awan.networks.service,
+            "networks": awan.networks.addresses,
         }
         code.interact(
             banner=f"At hand: {', '.join(names)}. session.commit() keeps a change.", local=names

@@ -14,7 +14,7 @@ import structlog
 from awan.errors import Conflict, EngineError, EngineRejected, Unavailable
 from awan.instances.models import CaptureKind, InstanceCapture
 from awan.instances.rules import SERIAL_LOG_KIB_MAX
-from awan.instances.workflows import read_situation
+from awan.instances.situation import read_situation
 from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.kit.secrets import put_secret

@@ -28,7 +28,8 @@ from awan.instances.models import CpuMode, DesiredState, Instance, InstanceSshKe
 from awan.instances.rules import check_password
 from awan.instances.schemas import InstanceCreate
 from awan.instances.service import is_hostname_taken
-from awan.instances.workflows import CREATE, PASSWORD_PURPOSE, USER_DATA_PURPOSE
+from awan.instances.situation import PASSWORD_PURPOSE, USER_DATA_PURPOSE
+from awan.instances.workflows import CREATE
 from awan.kit.ids import new_id
 from awan.kit.secrets import put_secret
 from awan.ledger import lock_prices

@@ -28,7 +28,7 @@ from awan.instances.service import (
     refuse_if_unreachable,
     require_state,
 )
-from awan.instances.workflows import PASSWORD_PURPOSE, SECRET_GENERATION
+from awan.instances.situation import PASSWORD_PURPOSE, SECRET_GENERATION
 from awan.kit.secrets import put_secret
 from awan.operations import Operation
 from awan.operations.service import refuse_if_busy

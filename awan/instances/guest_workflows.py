@@ -22,20 +22,18 @@ from awan.engines.seed import SeedSpec, render_seed
 from awan.errors import Conflict
 from awan.events import record
 from awan.instances.models import Instance, ObservedState
-from awan.instances.workflows import (
+from awan.instances.situation import (
     PASSWORD_PURPOSE,
     SECRET_GENERATION,
     SEED_TARGET,
     Situation,
-    mark_change_failed,
-    mark_running,
-    note_power,
     read_situation,
     render_later_seed,
     seed_handle,
     seed_spec,
-    settle_late_step,
 )
+from awan.instances.steps import note_power, settle_late_step
+from awan.instances.workflows import mark_change_failed, mark_running
 from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.kit.secrets import delete_secret, get_secret

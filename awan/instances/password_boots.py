@@ -20,7 +20,7 @@ from awan.errors import EngineError
 from awan.fleet import Node, NodeHealth, endpoint
 from awan.instances.guest_workflows import SCRUB_SEED
 from awan.instances.models import DesiredState, Instance, ObservedState
-from awan.instances.workflows import SECRET_GENERATION
+from awan.instances.situation import SECRET_GENERATION
 from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.operations import begin

@@ -18,14 +18,9 @@ from awan.engines.hypervisor import CardHeld
 from awan.errors import Conflict
 from awan.instances.models import Instance
 from awan.instances.recover import wait_for_ports_of_running
-from awan.instances.workflows import (
-    Situation,
-    make_ports,
-    mark_change_failed,
-    nic_specs,
-    read_situation,
-    settle_late_step,
-)
+from awan.instances.situation import Situation, nic_specs, read_situation
+from awan.instances.steps import make_ports, settle_late_step
+from awan.instances.workflows import mark_change_failed
 from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.networks.models import Nic, NicRole

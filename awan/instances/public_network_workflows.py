@@ -22,23 +22,14 @@ from awan.engines.hypervisor import NicSpec, Power
 from awan.errors import EngineUnavailable
 from awan.events import record
 from awan.instances.models import DesiredState, Instance, PublicNetworkChange
-from awan.instances.workflows import (
-    PORT_UP_TIMEOUT_S,
-    Situation,
-    nic_specs,
-    push_firewall,
-    read_situation,
-)
+from awan.instances.situation import Situation, nic_specs, read_situation
+from awan.instances.steps import PORT_UP_TIMEOUT_S, push_firewall
 from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.networks import Address
+from awan.networks.addresses import give_back_allocated
+from awan.networks.cards import give_public_address, public_nic_id, public_port_spec
 from awan.networks.models import AddressState
-from awan.networks.service import (
-    give_back_allocated,
-    give_public_address,
-    public_nic_id,
-    public_port_spec,
-)
 from awan.operations import Failure, Operation, Plan, Step, Target, register
 
 Port = tuple[PublicNetworkSpec, PortSpec]

@@ -23,22 +23,23 @@ from awan.errors import Conflict, EngineUnavailable
 from awan.events import record
 from awan.instances.models import DesiredState, Instance, ObservedState
 from awan.instances.rules import CRASHED_AGAIN, PAUSED, PAUSED_BY_DISK, repair_delay_s
-from awan.instances.workflows import (
+from awan.instances.situation import (
     SECRET_GENERATION,
     SEED_TARGET,
     Situation,
+    read_situation,
+    seed_handle,
+)
+from awan.instances.steps import (
     define_over,
     lives,
     make_ports,
-    mark_change_failed,
-    mark_running,
     observed_of,
     power_on,
-    read_situation,
-    seed_handle,
     settle_late_step,
     wait_for_ports,
 )
+from awan.instances.workflows import mark_change_failed, mark_running
 from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.operations import (

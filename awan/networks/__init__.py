@@ -1,16 +1,9 @@
 """Networks: address pools, public addresses, and the network cards of instances."""
 
+from awan.networks.addresses import allocate, bill_address, find_owned_address
+from awan.networks.cards import create_public_nic, nics_of, public_addresses, release_nics
 from awan.networks.models import Address, Nic, NicRole
 from awan.networks.ports import ensure_network, port_specs
-from awan.networks.service import (
-    allocate,
-    bill_address,
-    create_public_nic,
-    find_owned_address,
-    nics_of,
-    public_addresses,
-    release_nics,
-)
 
 __all__ = [
     "Address",

@@ -7,8 +7,8 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from awan.engines.fabric import Fabric, PortSpec, PrivateNetworkSpec, PublicNetworkSpec
+from awan.networks.cards import nics_of, public_port_specs
 from awan.networks.private_networks import private_port_specs
-from awan.networks.service import nics_of, public_port_specs
 
 NetworkSpec = PublicNetworkSpec | PrivateNetworkSpec
 

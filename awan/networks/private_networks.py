@@ -22,6 +22,7 @@ from awan.engines.fabric import PortSpec, PrivateNetworkSpec
 from awan.errors import Conflict, Invalid, NoCapacity, NotFound, QuotaExceeded
 from awan.events import record
 from awan.kit.ids import derived_id, derived_mac, new_id
+from awan.networks.addresses import find_owned_address, lock_owned_address, refuse_if_address_busy
 from awan.networks.models import (
     Address,
     AddressState,
@@ -39,11 +40,6 @@ from awan.networks.private_rules import (
     private_switch,
 )
 from awan.networks.private_workflows import CREATE, DELETE, SET_GATEWAY, find_private_spec
-from awan.networks.service import (
-    find_owned_address,
-    lock_owned_address,
-    refuse_if_address_busy,
-)
 from awan.operations import Operation, begin
 from awan.resources import Resource, ResourceKind, create, get_owned, lock_owned
 

@@ -26,8 +26,8 @@ from awan.fleet.models import Node, NodeHealth, NodeState
 from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.networks.models import Address, AddressState, Pool, PrivateNetwork, PrivateNetworkState
+from awan.networks.pools import network_spec
 from awan.networks.private_rules import private_spec, private_switch
-from awan.networks.service import network_spec
 from awan.operations import Failure, Plan, Step, Target, register
 from awan.resources import retire
 

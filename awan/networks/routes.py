@@ -28,7 +28,7 @@ from awan.kit.http import (
 )
 from awan.kit.pagination import PageRequest, paged
 from awan.ledger import monthly_prices
-from awan.networks import names, service
+from awan.networks import addresses, names, pools
 from awan.networks.models import Pool
 from awan.networks.schemas import (
     AddressOption,
@@ -61,7 +61,7 @@ def list_public_network_options(
     """Get free public network options."""
     with transaction() as session:
         check_location(session, query.location_id)
-        free = service.free_addresses(session, caller.account_id, query.location_id)
+        free = addresses.free_addresses(session, caller.account_id, query.location_id)
     return answer(
         "Public Network Options",
         [AddressOption(uuid=row.resource_id, ip_address=str(row.inet)) for row in free],
@@ -76,7 +76,7 @@ def list_public_networks(
     """Get public network."""
     page = PageRequest(query.page, query.limit)
     with transaction() as session:
-        rows, total = service.list_addresses(session, caller.account_id, page)
+        rows, total = addresses.list_addresses(session, caller.account_id, page)
         views = _views(session, rows)
     return answer("Public Network", paged(views, page, total))
 
@@ -93,7 +93,7 @@ def create_public_network(
         if call.earlier:
             return _replay_address(session, caller, call.earlier)
         check_location(session, body.location_id)
-        address = service.allocate(session, caller, body.location_id)
+        address = addresses.allocate(session, caller, body.location_id)
         assert address.resource_id is not None
         data = _view(session, caller, address.resource_id)
         return call.keep(
@@ -110,7 +110,7 @@ def delete_public_network(
         call = idempotent(session, caller, request)
         if call.earlier:
             return _replay_address(session, caller, call.earlier)
-        service.release_address(session, caller, ip_uuid)
+        addresses.release_address(session, caller, ip_uuid)
         data = _released(session, caller, ip_uuid)
         return call.keep(answer("Public Network successfully removed", data), ip_uuid)
 
@@ -189,12 +189,12 @@ def _replay_address(session: Session, caller: Caller, earlier: EarlierAnswer) ->
 
 
 def _released(session: Session, caller: Caller, resource_id: UUID) -> PublicAddressView:
-    row = service.get_released_row(session, caller.account_id, resource_id)
+    row = addresses.get_released_row(session, caller.account_id, resource_id)
     return _views(session, [row])[0].model_copy(update={"status": "releasing"})
 
 
 def _view(session: Session, caller: Caller, resource_id: UUID) -> PublicAddressView:
-    row = service.get_owned_row(session, caller.account_id, resource_id)
+    row = addresses.get_owned_row(session, caller.account_id, resource_id)
     return _views(session, [row])[0]
 
 
@@ -220,7 +220,7 @@ def create_pool(
             known = session.get(Pool, int(call.earlier.resource_id or 0))
             shown = call.earlier.remains if known is None else _pool(session, known)
             return replay(call.earlier, shown)
-        pool = service.create_pool(session, caller, **body.model_dump())
+        pool = pools.create_pool(session, caller, **body.model_dump())
         return call.keep(answer("Pool created", _pool(session, pool), status=201), pool.pool_id)
 
 
@@ -228,8 +228,8 @@ def create_pool(
 def list_pools(caller: Caller = Depends(operator("read"))) -> Answer:
     """List public prefixes and what of them is in use."""
     with transaction() as session:
-        pools = [PoolView.of(pool, counts) for pool, counts in service.list_pools(session)]
-    return answer("Pools", pools)
+        views = [PoolView.of(pool, counts) for pool, counts in pools.list_pools(session)]
+    return answer("Pools", views)
 
 
 @admin_router.delete("/{pool_id}", response_model=Envelope[None])
@@ -244,10 +244,10 @@ def delete_pool(
         call = idempotent(session, caller, request)
         if call.earlier:
             return replay(call.earlier, None)
-        service.delete_pool(session, caller, pool_id)
+        pools.delete_pool(session, caller, pool_id)
         return call.keep(answer("Pool removed", None), pool_id)
 
 
 def _pool(session: Session, wanted: Pool) -> PoolView:
-    found = {pool.pool_id: counts for pool, counts in service.list_pools(session)}
+    found = {pool.pool_id: counts for pool, counts in pools.list_pools(session)}
     return PoolView.of(wanted, found.get(wanted.pool_id, {}))

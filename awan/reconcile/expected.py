@@ -22,13 +22,14 @@ from awan.engines.nameserver import RecordKey
 from awan.firewall import Firewall, firewall_id_of
 from awan.firewall.spec import read_specs
 from awan.fleet.models import Node, NodeImage, NodeState
+from awan.instances.first_boot import FIRST_BOOT
 from awan.instances.models import DesiredState, Instance, ObservedState
-from awan.instances.workflows import FIRST_BOOT, SCRUBBED_GENERATION, SECRET_GENERATION
+from awan.instances.situation import SCRUBBED_GENERATION, SECRET_GENERATION
 from awan.kit.ids import derived_id
 from awan.networks.models import Address, Nic, Pool
 from awan.networks.names import stale_addresses
+from awan.networks.pools import network_spec
 from awan.networks.rules import ipv6_of, records_of, switch_name
-from awan.networks.service import network_spec
 from awan.reconcile.findings import Finding, FindingKind
 from awan.reconcile.private_networks import expected_networks, expected_private_ports
 from awan.reconcile.rules import (

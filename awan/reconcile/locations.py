@@ -30,7 +30,7 @@ from awan.instances.rules import SETTLED_STATES
 from awan.kit.database import transaction
 from awan.networks import Address, Nic
 from awan.networks.names import mark_stale
-from awan.networks.service import network_spec
+from awan.networks.pools import network_spec
 from awan.operations import ControlPlane
 from awan.reconcile.expected import Expectations, look_first
 from awan.reconcile.findings import Finding, FindingKind

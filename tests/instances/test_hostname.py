@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from awan.engines.registry import sim_store
 from awan.events import Event
-from awan.instances.workflows import mark_guest_ready
+from awan.instances.first_boot import mark_guest_ready
 from awan.kit.database import transaction
 from awan.operations import durable
 from awan.settings import Settings

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from awan.instances.workflows import mark_guest_ready
+from awan.instances.first_boot import mark_guest_ready
 from awan.kit.database import get_engine
 from tests.support.in_process_worker import InProcessWorker
 from tests.support.simulated_cloud import SimulatedCloud

@@ -14,9 +14,10 @@ from sqlalchemy import func, select
 
 from awan.engines.registry import sim_store
 from awan.errors import EngineUnavailable
+from awan.instances.first_boot import mark_guest_ready, scrub_seed
 from awan.instances.models import Instance
 from awan.instances.password_boots import READ_MARGIN_S, scrub_booted
-from awan.instances.workflows import PASSWORD_PURPOSE, mark_guest_ready, scrub_seed
+from awan.instances.situation import PASSWORD_PURPOSE
 from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.kit.secrets import Secret, get_secret

@@ -16,7 +16,7 @@ from awan.engines.hypervisor import GuestSign
 from awan.engines.registry import sim_store
 from awan.instances.models import Instance
 from awan.instances.password_boots import note_sign
-from awan.instances.workflows import PASSWORD_PURPOSE
+from awan.instances.situation import PASSWORD_PURPOSE
 from awan.kit.database import transaction
 from awan.kit.secrets import Secret, get_secret
 from awan.resources import Resource

@@ -12,8 +12,8 @@ from awan.catalogue.models import Price
 from awan.kit.clock import now
 from awan.kit.database import get_engine, transaction
 from awan.ledger import spans_of
+from awan.networks.addresses import end_quarantines
 from awan.networks.models import ADDRESS_MOVES, Address, AddressState
-from awan.networks.service import end_quarantines
 from tests.support.in_process_worker import InProcessWorker
 from tests.support.simulated_cloud import Customer, SimulatedCloud
 

@@ -7,8 +7,9 @@ from typing import Any
 from uuid import UUID
 
 from awan.engines.registry import sim_store
+from awan.instances.first_boot import mark_guest_ready, scrub_seed
 from awan.instances.models import Instance
-from awan.instances.workflows import SCRUBBED_GENERATION, mark_guest_ready, scrub_seed
+from awan.instances.situation import SCRUBBED_GENERATION
 from awan.kit.database import transaction
 from tests.support.simulated_cloud import SimulatedCloud
 

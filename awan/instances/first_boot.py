@@ -1,0 +1,201 @@
+"""instance.first_boot (queue `waits`): wait for the guest -> ready, billing starts -> scrubbed seed."""
+
+from __future__ import annotations
+
+import time
+from uuid import UUID
+
+import structlog
+from sqlalchemy.orm import Session
+
+from awan.catalogue import engines
+from awan.catalogue.models import TemplateImage
+from awan.engines.hypervisor import GuestSign
+from awan.errors import EngineError, EngineRejected, EngineUnavailable
+from awan.events import record
+from awan.fleet import Node, endpoint
+from awan.instances.models import DesiredState, Instance, ObservedState
+from awan.instances.situation import (
+    SCRUBBED_GENERATION,
+    SEED_TARGET,
+    read_situation,
+    render_later_seed,
+    seed_spec,
+)
+from awan.kit.clock import now
+from awan.kit.database import transaction
+from awan.kit.secrets import delete_secret
+from awan.ledger import open_spans
+from awan.networks import public_addresses
+from awan.operations import durable_step, pause, waiting_workflow
+from awan.resources import Resource, lock
+from awan.settings import get_settings
+
+FIRST_BOOT = "instance.first_boot.v1"
+READY_ROUND_S = 15.0
+READY_POLL_S = 1.0
+SILENT_ROUND_S = 3600.0
+SILENT_POLL_S = 30.0
+# A guest that is kept stopped costs one checkpoint in this time.
+READY_IDLE_MAX_S = 3600.0
+SYSTEM_ACTOR = "system:first_boot"
+log = structlog.get_logger(__name__)
+
+
+@waiting_workflow(FIRST_BOOT)
+def first_boot(instance_id: str) -> None:
+    """Waits until a new guest is usable, then lets billing begin and takes the secrets out of its seed.
+
+    Time in which the instance is stopped, an operation runs on it, or its node does not answer, does not count
+    towards the time after which a silent guest alarms and is billed. Such a guest is waited for all the same, since
+    its seed may still be needed until it gives a sign. Ends when the instance is deleted.
+    """
+    left_s = get_settings().ready_timeout_s
+    while True:
+        round_s = min(left_s, READY_ROUND_S) if left_s > 0 else SILENT_ROUND_S
+        sign = durable_step("wait_round", wait_round, instance_id, round_s)
+        if sign == "gone":
+            return
+        if sign in (GuestSign.AGENT, GuestSign.TRAFFIC):
+            durable_step("mark_ready", mark_guest_ready, instance_id, sign)
+            durable_step("scrub_seed", scrub_seed, instance_id)
+            return
+        if sign == GuestSign.NONE and left_s > 0:
+            left_s -= round_s
+            if left_s <= 0:
+                durable_step("mark_ready", mark_guest_ready, instance_id, GuestSign.NONE)
+
+
+def wait_round(instance_id: str, round_s: float) -> str:
+    """Waits for `round_s` of running time, or an hour in all; the sign that was seen, or why there was none.
+
+    None of them: "gone", "busy", "stopped", "unreachable" or "none". A guest whose image has an agent is believed
+    only when the agent answers; other guests when they send packets.
+    """
+    poll_s = READY_POLL_S if round_s <= READY_ROUND_S else SILENT_POLL_S
+    end = time.monotonic() + READY_IDLE_MAX_S
+    running_s = 0.0
+    while True:
+        began_at = time.monotonic()
+        state = _sign(UUID(instance_id))
+        if state in ("gone", GuestSign.AGENT, GuestSign.TRAFFIC):
+            return state
+        if running_s >= round_s or began_at >= end:
+            return state
+        pause(min(poll_s, round_s))
+        if state == GuestSign.NONE:
+            running_s += time.monotonic() - began_at
+
+
+def _sign(instance_id: UUID) -> str:
+    with transaction() as session:
+        instance = session.get_one(Instance, instance_id)
+        if instance.desired_state == DesiredState.DELETED or instance.deleted_at is not None:
+            return "gone"
+        if session.get_one(Resource, instance_id).active_operation_id is not None:
+            return "busy"
+        if instance.observed_state != ObservedState.RUNNING:
+            return "stopped"
+        node = endpoint(session.get_one(Node, instance.node_id))
+        hypervisor = engines(session, instance.location_id).hypervisor
+        has_agent = _image_has_agent(session, instance.image_id)
+    try:
+        sign = hypervisor.guest_sign(node, instance_id)
+    except EngineError:
+        return "unreachable"
+    return GuestSign.NONE if has_agent and sign is GuestSign.TRAFFIC else sign
+
+
+def _image_has_agent(session: Session, image_id: UUID) -> bool:
+    return session.get_one(TemplateImage, image_id).has_agent
+
+
+def mark_guest_ready(instance_id: str, sign: str) -> None:
+    """The instance is usable (or 15 minutes have passed, with an alarm): charging starts now. Twice is once."""
+    with transaction() as session:
+        # Spans refer to the resource: it is locked before the instance, as by every change.
+        lock(session, UUID(instance_id))
+        instance = session.get_one(Instance, UUID(instance_id), with_for_update=True)
+        if instance.desired_state == DesiredState.DELETED or instance.ready_at is not None:
+            return
+        instance.ready_at = now()
+        resources = [instance.instance_id, *_billed_addresses(session, instance.instance_id)]
+        for resource_id in resources:
+            open_spans(
+                session,
+                account_id=instance.account_id,
+                resource_id=resource_id,
+                at=instance.ready_at,
+                operation_id=instance.create_operation_id,
+                actor=SYSTEM_ACTOR,
+            )
+        kind = "instance.ready" if sign != GuestSign.NONE else "instance.silent"
+        if sign == GuestSign.NONE:
+            log.error("instance.silent", instance=instance_id, alarm=True)
+        record(
+            session,
+            kind=kind,
+            actor=SYSTEM_ACTOR,
+            account_id=instance.account_id,
+            resource_id=instance.instance_id,
+            operation_id=instance.create_operation_id,
+            data={"sign": sign},
+        )
+
+
+def _billed_addresses(session: Session, instance_id: UUID) -> list[UUID]:
+    found = public_addresses(session, [instance_id]).get(instance_id, [])
+    return [row.resource_id for row in found if row.resource_id is not None]
+
+
+def scrub_seed(instance_id: str) -> None:
+    """The guest's CD holds a seed without secrets, and the one with secrets is deleted.
+
+    Same instance-id, hostname and network, so that cloud-init goes on working at later boots. An operation may
+    run at the same time: a deletion that has passed its own removal of seeds is cleaned up after.
+    """
+    it = read_situation(UUID(instance_id))
+    volumes, subject = it.engines.volumes, it.instance.instance_id
+    if it.instance.seed_generation > SCRUBBED_GENERATION:
+        # Run again after the guest's owner has changed something: that seed holds no secret of the first boot.
+        return
+    if it.instance.desired_state != DesiredState.DELETED:
+        # Set while it was off, perhaps after its first boot: it has not read that yet.
+        is_unread = (
+            it.instance.seed_has_password and it.instance.observed_state != ObservedState.RUNNING
+        )
+        iso = render_later_seed(seed_spec(it), with_password=is_unread)
+        seed = volumes.ensure_seed(it.node, subject, SCRUBBED_GENERATION, iso)
+        try:
+            it.engines.hypervisor.ensure_media(it.node, subject, SEED_TARGET, seed.path)
+        except EngineRejected as err:
+            if not _is_being_deleted(subject):
+                # The domain may have vanished for a moment, and whoever watches its node puts it back.
+                raise EngineUnavailable(
+                    "hypervisor", f"change the seed of {subject}", str(err)
+                ) from err
+        else:
+            _note_scrubbed(subject, has_password=is_unread)
+            volumes.delete_seeds(it.node, subject, keep=SCRUBBED_GENERATION)
+    if _is_being_deleted(subject):
+        volumes.delete_seeds(it.node, subject)
+
+
+def _note_scrubbed(instance_id: UUID, *, has_password: bool) -> None:
+    """Raises: EngineUnavailable while a password is being set, whose seed is still that of the first boot."""
+    with transaction() as session:
+        instance = session.get_one(Instance, instance_id, with_for_update=True)
+        if instance.new_password_secret_id is not None:
+            raise EngineUnavailable("seed", "scrub", "a password is being set")
+        instance.seed_generation = SCRUBBED_GENERATION
+        instance.seed_has_password = has_password
+        instance.seed_look_at, instance.seed_heard_at = now(), None
+        if instance.user_data_secret_id is not None:
+            delete_secret(session, instance.user_data_secret_id)
+            instance.user_data_secret_id = None
+
+
+def _is_being_deleted(instance_id: UUID) -> bool:
+    with transaction() as session:
+        instance = session.get_one(Instance, instance_id)
+        return instance.desired_state == DesiredState.DELETED
