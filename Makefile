@@ -40,7 +40,7 @@ test: ## all suites, in one run
 	@$(PYTHON) -m pytest -q -n 2 --dist loadgroup
 
 faults: ## the full counts of crashes and faults, with a printed seed
-	@$(PYTHON) -m pytest tests/faults --full
+	@$(PYTHON) -m pytest tests/faults tests/lab/test_reconcile.py --full
 
 proofs: ## the fast tests with every call of every workflow's proof, instead of a sample
 	@$(PYTHON) -m pytest -q -n 2 --full -m "not lab and not fuzz"

@@ -1,6 +1,6 @@
 """Every route with whatever its document allows and forbids: no fault of ours, and answers as documented.
 
-The seed is pytest-randomly's, printed at the head of the run: `-p randomly_seed=<n>` repeats it. A sample of the calls
+The seed is pytest-randomly's, printed at the head of the run: `--randomly-seed=<n>` repeats it. A sample of the calls
 is made in the ordinary run, all of them with `--full`.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,14 @@ import pytest
 from lab import LabInfo
 from tests.support import lab_cloud
 from tests.support.lab_cloud import LabCloud
+
+ACCIDENTS = 4
+"""How many tests with the mark `accident` a run has that is not full."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The mark by which tests are chosen for the sample."""
+    config.addinivalue_line("markers", "accident: one of many; a sample of them unless --full")
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +40,16 @@ def cloud(lab_cloud_session: LabCloud) -> Iterator[LabCloud]:
     lab_cloud_session.delete_all()
     lab_cloud_session.assert_nothing_left()
     lab_cloud_session.assert_green()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without `--full` a few of the accidents are tried, others in each run."""
+    accidents = [item for item in items if item.get_closest_marker("accident")]
+    if config.getoption("full") or len(accidents) <= ACCIDENTS:
+        return
+    chosen = random.Random(config.getoption("randomly_seed", 0)).sample(
+        sorted(accidents, key=lambda item: item.nodeid), ACCIDENTS
+    )
+    left_out = [item for item in accidents if item not in chosen]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]

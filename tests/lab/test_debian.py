@@ -1,4 +1,7 @@
-"""A Debian guest as a customer uses it: login by key and by password, user data, addresses, the disk, the seed."""
+"""A Debian guest as a customer uses it: login by key and by password, user data, addresses, the disk, the seed.
+
+And what its owner changes in it: one guest for both, since it takes a minute or two to boot.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import json
 import pytest
 
 from tests.support import lab_inspection
+from tests.support.guest_changes import logs_in, rename, set_password
 from tests.support.lab_cloud import PASSWORD, LabCloud, until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1500)]
@@ -21,9 +25,10 @@ runcmd:
   - [sh, -c, "tr a-z A-Z < /etc/marker > /var/lib/marker"]
 """
 GIB = 1 << 30
+SECOND, THIRD = "Brave-Donkey-8", """Calm'Badger"$(id)\\9"""
 
 
-def test_everything_that_was_ordered_is_there(cloud: LabCloud) -> None:
+def test_a_guest_from_order_to_deletion(cloud: LabCloud) -> None:
     shown = cloud.create_instance(template="debian-12", hostname="web-1", user_data=USER_DATA)
     uuid, four = shown["uuid"], shown["ip_address"]
     six = shown["public_network"]["ipv6_address"]
@@ -56,16 +61,10 @@ def test_everything_that_was_ordered_is_there(cloud: LabCloud) -> None:
     check_only_the_scrubbed_seed_is_left(cloud, uuid, four)
     cloud.assert_green()
 
-    cloud.change(uuid, "stop")
-    assert cloud.show(uuid)["status"] == "Stopped"
-    node = lab_inspection.node_of(cloud.lab, uuid)
-    assert "(shutdown)" in lab_inspection.virsh(cloud.lab, node, "domstate", "--reason", uuid)
-    cloud.assert_green()
-    cloud.change(uuid, "start")
+    check_changes_with_and_without_the_agent(cloud, uuid, four)
     again = cloud.show(uuid)
     assert (again["status"], again["ip_address"]) == ("Running", four)
-    assert cloud.ssh_when_up(four, "hostname", timeout_s=700) == "web-1\n"
-    assert says("sudo cat /etc/marker") == MARKER
+    assert cloud.ssh(four, "sudo cat /etc/marker", password=THIRD).stdout.strip() == MARKER
     assert cloud.delete_instance(uuid)["status"] == "succeeded"
     assert cloud.is_gone(uuid)
 
@@ -93,3 +92,47 @@ def check_only_the_scrubbed_seed_is_left(cloud: LabCloud, uuid: str, address: st
     read_cd = "sudo mount -o ro /dev/sr0 /mnt && cat /mnt/user-data; sudo umount /mnt"
     done = cloud.ssh(address, read_cd)
     assert (done.returncode, done.stdout) == (0, ""), done
+
+
+def check_changes_with_and_without_the_agent(cloud: LabCloud, uuid: str, address: str) -> None:
+    """Password and name reach the guest at once by its agent, else at its next boot."""
+    set_password(cloud, uuid, SECOND)
+    assert logs_in(cloud, address, SECOND)
+    assert not logs_in(cloud, address, PASSWORD)
+    assert rename(cloud, uuid, "web-2") == "now"
+    assert cloud.ssh(address, "hostname; hostnamectl --static").stdout == "web-2\nweb-2\n"
+    assert cloud.ssh(address, "getent hosts web-2").returncode == 0
+    cloud.assert_green()
+
+    # Masked, it does not come back with the next boot either.
+    cloud.ssh(address, "sudo systemctl mask --now qemu-guest-agent")
+    body = {"password": THIRD, "password_confirmation": THIRD}
+    refused = cloud.client.put(f"/instances/{uuid}/password", json=body)
+    assert (refused.status_code, refused.json()["type"]) == (409, "INVALID_OPERATION")
+    assert "stop the instance" in refused.json()["message"]
+    assert logs_in(cloud, address, SECOND)
+    assert rename(cloud, uuid, "web-3") == "next_boot"
+    assert cloud.ssh(address, "hostname").stdout == "web-2\n"
+
+    cloud.change(uuid, "stop")
+    assert cloud.show(uuid)["status"] == "Stopped"
+    node = lab_inspection.node_of(cloud.lab, uuid)
+    assert "(shutdown)" in lab_inspection.virsh(cloud.lab, node, "domstate", "--reason", uuid)
+    set_password(cloud, uuid, THIRD)
+    cloud.assert_green()
+    cloud.change(uuid, "start")
+    assert cloud.ssh_when_up(address, "hostname", timeout_s=700, password=THIRD) == "web-3\n"
+    assert not logs_in(cloud, address, SECOND)
+
+    def seeds() -> list[str]:
+        return [it for it in lab_inspection.files_on(cloud.lab, node) if it.startswith("seed-")]
+
+    def is_scrubbed() -> bool:
+        # While the CD is changed there are two.
+        found = seeds()
+        return len(found) == 1 and b"$6$" not in lab_inspection.download(cloud.lab, node, found[0])
+
+    until(is_scrubbed, 300, "the password is still in the seed")
+    assert b"web-3" in lab_inspection.download(cloud.lab, node, seeds()[0])
+    assert logs_in(cloud, address, THIRD)
+    cloud.assert_green()

@@ -1,6 +1,6 @@
 """Whether a run does everything (`--full`) or a sample of it.
 
-A sample is drawn from the numbers of pytest-randomly: `-p "randomly_seed=<n>"` with the seed that is printed at the
+A sample is drawn from the numbers of pytest-randomly: `--randomly-seed=<n>` with the seed that is printed at the
 beginning of a run draws the same one again.
 """
 
