@@ -44,6 +44,7 @@ class Firewall(Base):
     location_id: Mapped[int] = mapped_column(ForeignKey("location.location_id"))
     policy: Mapped[str] = mapped_column(server_default="ACCEPT")
     outbound_policy: Mapped[str] = mapped_column(server_default="ACCEPT")
+    apply_to_private: Mapped[bool] = mapped_column(server_default=text("false"))
     wanted_revision: Mapped[int] = mapped_column(server_default="1")
     pushed_revision: Mapped[int] = mapped_column(server_default="0")
     applied_revision: Mapped[int] = mapped_column(server_default="0")

@@ -11,8 +11,8 @@ from uuid import UUID
 from fastapi import APIRouter, Depends
 from sqlalchemy.orm import Session
 
-from awan.accounts import Caller, authenticated, idempotent, replay
-from awan.accounts.idempotency import EarlierAnswer
+from awan.accounts import Caller, authenticated, replay
+from awan.accounts.idempotency import EarlierAnswer, once
 from awan.errors import NotFound
 from awan.firewall import service, trial
 from awan.firewall.models import Firewall
@@ -55,6 +55,9 @@ from awan.resources import ResourceKind, in_path
 router = APIRouter(prefix="/instances", tags=["Instance"])
 _check_path = in_path(ResourceKind.INSTANCE, "instance_uuid")
 
+Changed = tuple[UUID | int, Operation | None]
+"""What was changed, and the operation that brings it to the fabric, if there is anything to bring."""
+
 
 @router.get("/firewall/rule-types", response_model=Envelope[list[RuleTypeView]])
 def list_rule_types(caller: Caller = Depends(authenticated("read"))) -> Answer:
@@ -66,7 +69,8 @@ def list_rule_types(caller: Caller = Depends(authenticated("read"))) -> Answer:
 def get_policy(instance_uuid: UUID, caller: Caller = Depends(authenticated("read"))) -> Answer:
     """Get default firewall policy of an instance."""
     with transaction() as session:
-        data = _policy(session, service.find_firewall(session, caller, instance_uuid))
+        firewall = service.find_firewall(session, caller, instance_uuid)
+        data = _policy(session, firewall, str(instance_uuid))
     return answer("Default network firewall policy", data)
 
 
@@ -78,19 +82,20 @@ def update_policy(
     body: PolicyChange = Depends(form_body(PolicyChange, path_check=_check_path)),
 ) -> Answer:
     """Update default firewall policy of an instance: what happens to packets that no rule is about."""
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            return _again(session, caller, call.earlier, instance_uuid, _policy)
-        firewall, operation = service.set_policy(
-            session, caller, instance_uuid, body.action, body.outbound_action
+
+    def change(session: Session) -> Changed:
+        _, operation = service.set_policy(
+            session,
+            caller,
+            instance_uuid,
+            body.action,
+            outbound_policy=body.outbound_action,
+            apply_to_private=body.apply_to_private,
         )
-        given = answer(
-            "Default firewall policy successfully updated",
-            _policy(session, firewall),
-            operation=_operation(operation),
-        )
-        return call.keep(given, instance_uuid)
+        return instance_uuid, operation
+
+    message = "Default firewall policy successfully updated"
+    return _once(request, caller, instance_uuid, message, change, _policy)
 
 
 @router.post(
@@ -103,13 +108,13 @@ def begin_trial(
     body: TrialBegin = Depends(form_body(TrialBegin, path_check=_check_path)),
 ) -> Answer:
     """Begin a trial: whatever is changed at the firewall from now on goes back by itself, unless it is confirmed."""
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            return _again(session, caller, call.earlier, instance_uuid, _policy)
+
+    def change(session: Session) -> Changed:
         trial.begin_trial(session, caller, instance_uuid, body.seconds)
-        data = _policy(session, service.find_firewall(session, caller, instance_uuid))
-        return call.keep(answer("Firewall trial begun", data, status=201), instance_uuid)
+        return instance_uuid, None
+
+    message = "Firewall trial begun"
+    return _once(request, caller, instance_uuid, message, change, _policy, status=201)
 
 
 @router.post("/{instance_uuid:uuid}/firewall/trial/confirm", response_model=Envelope[PolicyView])
@@ -120,13 +125,12 @@ def confirm_trial(
     _: EmptyForm = Depends(form_body(EmptyForm, path_check=_check_path)),
 ) -> Answer:
     """Confirm a trial: what was changed stays."""
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            return _again(session, caller, call.earlier, instance_uuid, _policy)
+
+    def change(session: Session) -> Changed:
         trial.confirm_trial(session, caller, instance_uuid)
-        data = _policy(session, service.find_firewall(session, caller, instance_uuid))
-        return call.keep(answer("Firewall trial confirmed", data), instance_uuid)
+        return instance_uuid, None
+
+    return _once(request, caller, instance_uuid, "Firewall trial confirmed", change, _policy)
 
 
 @router.delete("/{instance_uuid:uuid}/firewall/trial", response_model=Envelope[PolicyView])
@@ -137,14 +141,11 @@ def revert_trial(
     _: EmptyForm = Depends(form_body(EmptyForm, path_check=_check_path)),
 ) -> Answer:
     """Take a trial back: what was changed goes back now."""
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            return _again(session, caller, call.earlier, instance_uuid, _policy)
-        operation = trial.revert_trial(session, caller, instance_uuid)
-        data = _policy(session, service.find_firewall(session, caller, instance_uuid))
-        given = answer("Firewall trial taken back", data, operation=_operation(operation))
-        return call.keep(given, instance_uuid)
+
+    def change(session: Session) -> Changed:
+        return instance_uuid, trial.revert_trial(session, caller, instance_uuid)
+
+    return _once(request, caller, instance_uuid, "Firewall trial taken back", change, _policy)
 
 
 @router.get("/{instance_uuid:uuid}/firewall/rules", response_model=Envelope[RulePage])
@@ -172,21 +173,15 @@ def create_rule(
     body: RuleCreate = Depends(form_body(RuleCreate, path_check=_check_path)),
 ) -> Answer:
     """Create firewall rule of an instance. The first rule that matches a packet decides."""
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            return _again(session, caller, call.earlier, instance_uuid, _rule_of(call.earlier))
+
+    def change(session: Session) -> Changed:
         rule, operation = service.add_rule(
             session, caller, instance_uuid, body.values, body.description, position=body.position
         )
-        data = _rule(session, caller, instance_uuid, rule.rule_id)
-        given = answer(
-            "Firewall rule successfully created.",
-            data,
-            status=201,
-            operation=_operation(operation),
-        )
-        return call.keep(given, rule.rule_id)
+        return rule.rule_id, operation
+
+    message = "Firewall rule successfully created."
+    return _once(request, caller, instance_uuid, message, change, _rule, status=201)
 
 
 @router.put("/{instance_uuid:uuid}/firewall/rules", response_model=Envelope[RulePage])
@@ -197,23 +192,13 @@ def replace_rules(
     body: RulesReplace = Depends(form_body(RulesReplace, path_check=_check_path)),
 ) -> Answer:
     """Replace all firewall rules of an instance, at once: no packet meets some of the old and some of the new."""
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            return _again(session, caller, call.earlier, instance_uuid, _first_page)
-        operation = service.replace_rules(
-            session,
-            caller,
-            instance_uuid,
-            [(rule.values, rule.description, rule.is_enabled) for rule in body.rules],
-        )
-        firewall = service.find_firewall(session, caller, instance_uuid)
-        given = answer(
-            "Firewall rules successfully replaced",
-            _first_page(session, firewall),
-            operation=_operation(operation),
-        )
-        return call.keep(given, instance_uuid)
+
+    def change(session: Session) -> Changed:
+        rules = [(rule.values, rule.description, rule.is_enabled) for rule in body.rules]
+        return instance_uuid, service.replace_rules(session, caller, instance_uuid, rules)
+
+    message = "Firewall rules successfully replaced"
+    return _once(request, caller, instance_uuid, message, change, _first_page)
 
 
 @router.put(
@@ -228,10 +213,8 @@ def update_rule(
     body: RuleUpdate = Depends(form_body(RuleUpdate, path_check=_check_path)),
 ) -> Answer:
     """Update firewall rule of an instance. Its source and direction stay."""
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            return _again(session, caller, call.earlier, instance_uuid, _rule_of(call.earlier))
+
+    def change(session: Session) -> Changed:
         _, operation = service.update_rule(
             session,
             caller,
@@ -243,12 +226,10 @@ def update_rule(
             action=body.action,
             description=body.description,
         )
-        given = answer(
-            "Firewall rule successfully updated",
-            _rule(session, caller, instance_uuid, firewall_rule_id),
-            operation=_operation(operation),
-        )
-        return call.keep(given, firewall_rule_id)
+        return firewall_rule_id, operation
+
+    message = "Firewall rule successfully updated"
+    return _once(request, caller, instance_uuid, message, change, _rule)
 
 
 @router.put(
@@ -264,19 +245,15 @@ def update_rule_status(
 ) -> Answer:
     """Update status of a firewall rule: `enable` or `disable`."""
     is_enabled = body.action == "enable"
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            return _again(session, caller, call.earlier, instance_uuid, _rule_of(call.earlier))
+
+    def change(session: Session) -> Changed:
         _, operation = service.enable_rule(
             session, caller, instance_uuid, firewall_rule_id, is_enabled=is_enabled
         )
-        given = answer(
-            f"Rule successfully {'enabled' if is_enabled else 'disabled'}",
-            _rule(session, caller, instance_uuid, firewall_rule_id),
-            operation=_operation(operation),
-        )
-        return call.keep(given, firewall_rule_id)
+        return firewall_rule_id, operation
+
+    message = f"Rule successfully {'enabled' if is_enabled else 'disabled'}"
+    return _once(request, caller, instance_uuid, message, change, _rule)
 
 
 @router.put(
@@ -291,19 +268,15 @@ def move_rule(
     body: RulePositionChange = Depends(form_body(RulePositionChange, path_check=_check_path)),
 ) -> Answer:
     """Give a firewall rule another place; those between move by one."""
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            return _again(session, caller, call.earlier, instance_uuid, _rule_of(call.earlier))
+
+    def change(session: Session) -> Changed:
         _, operation = service.move_rule(
             session, caller, instance_uuid, firewall_rule_id, body.position
         )
-        given = answer(
-            "Firewall rule successfully moved",
-            _rule(session, caller, instance_uuid, firewall_rule_id),
-            operation=_operation(operation),
-        )
-        return call.keep(given, firewall_rule_id)
+        return firewall_rule_id, operation
+
+    message = "Firewall rule successfully moved"
+    return _once(request, caller, instance_uuid, message, change, _rule)
 
 
 @router.delete(
@@ -317,13 +290,12 @@ def delete_rule(
     _: EmptyForm = Depends(form_body(EmptyForm, path_check=_check_path)),
 ) -> Answer:
     """Delete firewall rule of an instance. Open connections that it let in are cut."""
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            return replay(call.earlier, None, operation=_earlier(session, call.earlier))
+
+    def change(session: Session) -> Changed:
         operation = service.delete_rule(session, caller, instance_uuid, firewall_rule_id)
-        given = answer("Firewall rule successfully deleted", None, operation=_operation(operation))
-        return call.keep(given, firewall_rule_id)
+        return firewall_rule_id, operation
+
+    return _once(request, caller, instance_uuid, "Firewall rule successfully deleted", change)
 
 
 @router.get("/{instance_uuid:uuid}/firewall/ipsets", response_model=Envelope[IpsetPage])
@@ -356,20 +328,13 @@ def create_ipset(
     body: IpsetCreate = Depends(form_body(IpsetCreate, path_check=_check_path)),
 ) -> Answer:
     """Create IPSet of an instance: addresses that rules may name together."""
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            ipset_id = int(call.earlier.resource_id or 0)
-            return _again(
-                session,
-                caller,
-                call.earlier,
-                instance_uuid,
-                lambda session, firewall: _ipset(session, firewall, ipset_id),
-            )
+
+    def change(session: Session) -> Changed:
         ipset = service.create_ipset(session, caller, instance_uuid, body.name, body.description)
-        given = answer("IPSet successfully created", IpsetView.of(ipset, [], 0), status=201)
-        return call.keep(given, ipset.ipset_id)
+        return ipset.ipset_id, None
+
+    message = "IPSet successfully created"
+    return _once(request, caller, instance_uuid, message, change, _ipset, status=201)
 
 
 @router.delete(
@@ -383,12 +348,12 @@ def delete_ipset(
     _: EmptyForm = Depends(form_body(EmptyForm, path_check=_check_path)),
 ) -> Answer:
     """Delete IPSet of an instance with its entries, when no rule uses it."""
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            return replay(call.earlier, None)
+
+    def change(session: Session) -> Changed:
         service.delete_ipset(session, caller, instance_uuid, ipset_id)
-        return call.keep(answer("IPSet successfully deleted", None), ipset_id)
+        return ipset_id, None
+
+    return _once(request, caller, instance_uuid, "IPSet successfully deleted", change)
 
 
 @router.post(
@@ -404,29 +369,18 @@ def create_entry(
     body: EntryCreate = Depends(form_body(EntryCreate, path_check=_check_path)),
 ) -> Answer:
     """Create CIDR of an IPSet: an IPv4 or IPv6 address or prefix."""
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            entry_id = UUID(call.earlier.resource_id)
-            return _again(
-                session,
-                caller,
-                call.earlier,
-                instance_uuid,
-                lambda session, firewall: EntryView.of(
-                    service.get_entry(session, firewall, ipset_id, entry_id)
-                ),
-            )
+
+    def change(session: Session) -> Changed:
         entry, operation = service.add_entry(
             session, caller, instance_uuid, ipset_id, body.network, body.description
         )
-        given = answer(
-            "IP/CIDR for IPSet successfully created",
-            EntryView.of(entry),
-            status=201,
-            operation=_operation(operation),
-        )
-        return call.keep(given, entry.entry_id)
+        return entry.entry_id, operation
+
+    def show(session: Session, firewall: Firewall, entry_id: str) -> EntryView:
+        return EntryView.of(service.get_entry(session, firewall, ipset_id, UUID(entry_id)))
+
+    message = "IP/CIDR for IPSet successfully created"
+    return _once(request, caller, instance_uuid, message, change, show, status=201)
 
 
 @router.delete(
@@ -442,72 +396,74 @@ def delete_entry(
     _: EmptyForm = Depends(form_body(EmptyForm, path_check=_check_path)),
 ) -> Answer:
     """Delete CIDR of an IPSet. A set without any matches nothing."""
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            return replay(call.earlier, None, operation=_earlier(session, call.earlier))
+
+    def change(session: Session) -> Changed:
         operation = service.delete_entry(session, caller, instance_uuid, ipset_id, iplist_id)
-        given = answer(
-            "IP/CIDR of IPSet successfully deleted", None, operation=_operation(operation)
-        )
-        return call.keep(given, iplist_id)
+        return iplist_id, operation
+
+    return _once(request, caller, instance_uuid, "IP/CIDR of IPSet successfully deleted", change)
 
 
-def _policy(session: Session, firewall: Firewall) -> PolicyView:
+def _once(
+    request: Request,
+    caller: Caller,
+    instance_uuid: UUID,
+    message: str,
+    change: Callable[[Session], Changed],
+    show: Callable[[Session, Firewall, str], object] | None = None,
+    *,
+    status: int = 200,
+) -> Answer:
+    """Makes a change and answers with what it changed, shown by its id; without `show` there is nothing to show.
+
+    A repeat of the call gets the thing as it is now, or what is left of it.
+    """
+
+    def read(session: Session, thing: str) -> object:
+        if show is None:
+            return None
+        return show(session, service.find_firewall(session, caller, instance_uuid), thing)
+
+    def make(session: Session) -> tuple[Answer, UUID | int]:
+        thing, operation = change(session)
+        data = read(session, str(thing))
+        return answer(message, data, status=status, operation=_operation(operation)), thing
+
+    def again(session: Session, earlier: EarlierAnswer) -> Answer:
+        assert earlier.resource_id is not None
+        try:
+            data = read(session, earlier.resource_id)
+        except NotFound:
+            data = earlier.remains
+        operation = earlier.operation_id and session.get(Operation, earlier.operation_id)
+        return replay(earlier, data, operation=_operation(operation or None))
+
+    return once(request, caller, make, again)
+
+
+def _policy(session: Session, firewall: Firewall, _: str) -> PolicyView:
     count = service.count_rules(session, firewall.firewall_id, only_enabled=True)
     return PolicyView.of(firewall, count, trial.find_trial(session, firewall.firewall_id))
 
 
-def _rule(session: Session, caller: Caller, instance_uuid: UUID, rule_id: UUID) -> RuleView:
-    firewall = service.find_firewall(session, caller, instance_uuid)
-    rule, ipset = service.get_rule(session, firewall, rule_id)
+def _rule(session: Session, firewall: Firewall, rule_id: str) -> RuleView:
+    rule, ipset = service.get_rule(session, firewall, UUID(rule_id))
     return RuleView.of(rule, ipset, firewall)
 
 
-def _rule_of(earlier: EarlierAnswer) -> Callable[[Session, Firewall], RuleView]:
-    """Shows the rule of an earlier answer."""
-
-    def show(session: Session, firewall: Firewall) -> RuleView:
-        rule, ipset = service.get_rule(session, firewall, UUID(earlier.resource_id))
-        return RuleView.of(rule, ipset, firewall)
-
-    return show
-
-
-def _ipset(session: Session, firewall: Firewall, ipset_id: int) -> IpsetView:
+def _ipset(session: Session, firewall: Firewall, thing: str) -> IpsetView:
+    ipset_id = int(thing)
     ipset = service.get_ipset(session, firewall, ipset_id)
     entries = service.entries_of(session, [ipset_id])[ipset_id]
-    return IpsetView.of(
-        ipset, entries, service.rules_by_ipset(session, [ipset_id]).get(ipset_id, 0)
-    )
+    count = service.rules_by_ipset(session, [ipset_id]).get(ipset_id, 0)
+    return IpsetView.of(ipset, entries, count)
 
 
-def _first_page(session: Session, firewall: Firewall) -> RulePage:
+def _first_page(session: Session, firewall: Firewall, _: str) -> RulePage:
     page = PageRequest(1, LIMIT_MAX)
     rows, total = service.list_rules(session, firewall.firewall_id, page)
     views = [RuleView.of(rule, ipset, firewall) for rule, ipset in rows]
     return RulePage.model_validate(paged(views, page, total))
-
-
-def _again(
-    session: Session,
-    caller: Caller,
-    earlier: EarlierAnswer,
-    instance_uuid: UUID,
-    show: Callable[[Session, Firewall], object],
-) -> Answer:
-    """The answer of a call that was made before: the thing as it is now, or what is left of it."""
-    try:
-        data = show(session, service.find_firewall(session, caller, instance_uuid))
-    except NotFound:
-        data = earlier.remains
-    return replay(earlier, data, operation=_earlier(session, earlier))
-
-
-def _earlier(session: Session, earlier: EarlierAnswer) -> OperationView | None:
-    if earlier.operation_id is None:
-        return None
-    return _operation(session.get(Operation, earlier.operation_id))
 
 
 def _operation(operation: Operation | None) -> OperationView | None:

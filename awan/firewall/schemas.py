@@ -89,6 +89,9 @@ class PolicyChange(BaseModel):
     outbound_action: Annotated[RuleAction | None, BeforeValidator(_upper)] = Field(
         None, description="The same for what the instance sends; as it is without."
     )
+    apply_to_private: bool | None = Field(
+        None, description="Whether the firewall stands before private cards too; as it is without."
+    )
 
 
 class PolicyView(BaseModel):
@@ -97,6 +100,7 @@ class PolicyView(BaseModel):
     action: RuleAction
     direction: Direction
     outbound_action: RuleAction
+    apply_to_private: bool
     enabled_rules: int
     trial_ends_at: Timestamp | None
     sync_status: SyncStatus
@@ -108,6 +112,7 @@ class PolicyView(BaseModel):
             action=RuleAction(firewall.policy),
             direction=Direction.IN,
             outbound_action=RuleAction(firewall.outbound_policy),
+            apply_to_private=firewall.apply_to_private,
             enabled_rules=enabled_rules,
             trial_ends_at=trial.ends_at if trial is not None else None,
             sync_status=sync_status(firewall),

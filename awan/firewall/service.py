@@ -97,14 +97,25 @@ def set_policy(
     caller: Caller,
     instance_id: UUID,
     policy: RuleAction,
+    *,
     outbound_policy: RuleAction | None,
+    apply_to_private: bool | None,
 ) -> tuple[Firewall, Operation]:
-    """What happens to packets that no rule is about; outbound stays as it is when None. Raises: NotFound."""
+    """What happens to packets that no rule is about, and where the firewall stands. None: as before.
+
+    Raises: NotFound.
+    """
     resource, firewall = lock_owned_firewall(session, caller, instance_id)
     firewall.policy = policy
     if outbound_policy is not None:
         firewall.outbound_policy = outbound_policy
-    said = {"policy": firewall.policy, "outbound_policy": firewall.outbound_policy}
+    if apply_to_private is not None:
+        firewall.apply_to_private = apply_to_private
+    said = {
+        "policy": firewall.policy,
+        "outbound_policy": firewall.outbound_policy,
+        "apply_to_private": firewall.apply_to_private,
+    }
     return firewall, change(session, caller, resource, firewall, "policy_changed", said)
 
 

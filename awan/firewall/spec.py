@@ -66,6 +66,7 @@ def _spec(
         revision=row.wanted_revision,
         policy=RuleAction(row.policy),
         outbound_policy=RuleAction(row.outbound_policy),
+        apply_to_private=row.apply_to_private,
         rules=tuple(
             RuleSpec(
                 rule_id=rule.rule_id,

@@ -1,7 +1,8 @@
 """Trials: what is changed at a firewall goes back by itself unless its owner confirms it in time.
 
-Who shuts himself out need only wait. What goes back: policies, rules, and the entries of all sets that there were. Sets
-that are made meanwhile stay, without a rule; none can be deleted, since what goes back may need it.
+Who shuts himself out need only wait. What goes back: policies, where the firewall stands, rules, and the entries of all
+sets that there were. Sets that are made meanwhile stay, without a rule; none can be deleted, since what goes back may
+need it.
 """
 
 from __future__ import annotations
@@ -119,6 +120,7 @@ def _read(session: Session, firewall: Firewall) -> dict[str, Any]:
     return {
         "policy": firewall.policy,
         "outbound_policy": firewall.outbound_policy,
+        "apply_to_private": firewall.apply_to_private,
         "rules": [{name: _plain(getattr(rule, name)) for name in RULE_COLUMNS} for rule in rules],
         "entries": {
             str(ipset_id): [
@@ -155,6 +157,7 @@ def _revert(
 ) -> Operation:
     before = trial.before
     firewall.policy, firewall.outbound_policy = before["policy"], before["outbound_policy"]
+    firewall.apply_to_private = before["apply_to_private"]
     session.execute(delete(Rule).where(Rule.firewall_id == firewall.firewall_id))
     ids = [int(text) for text in before["entries"]]
     session.execute(delete(IpsetEntry).where(IpsetEntry.ipset_id.in_(ids)))

@@ -88,10 +88,10 @@ def _read_change(row: PublicNetworkChange) -> Change:
 
 def _put_port(change: Change, port: Port | None) -> None:
     fabric = change.it.engines.fabric
+    push_firewall(change.it)
     if port is None:
         fabric.ensure_port_absent(change.port_id)
     else:
-        push_firewall(change.it)
         fabric.ensure_public_network(port[0])
         fabric.ensure_port(port[1])
     for _, other in change.it.ports:

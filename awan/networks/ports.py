@@ -16,7 +16,10 @@ NetworkSpec = PublicNetworkSpec | PrivateNetworkSpec
 def port_specs(
     session: Session, instance_id: UUID, *, hostname: str, operation_id: UUID, firewall_id: UUID
 ) -> list[tuple[NetworkSpec, PortSpec]]:
-    """The ports that the fabric must have for an instance, the public one first; its firewall is for that one."""
+    """The ports that the fabric must have for an instance, the public one first.
+
+    Each belongs to its firewall, which says itself whether it stands before the private ones.
+    """
     nics = nics_of(session, instance_id)
     return [
         *public_port_specs(
@@ -26,7 +29,13 @@ def port_specs(
             operation_id=operation_id,
             firewall_id=firewall_id,
         ),
-        *private_port_specs(session, nics, hostname=hostname, operation_id=operation_id),
+        *private_port_specs(
+            session,
+            nics,
+            hostname=hostname,
+            operation_id=operation_id,
+            firewall_id=firewall_id,
+        ),
     ]
 
 

@@ -462,7 +462,13 @@ def _choose_address(
 
 
 def private_port_spec(
-    nic: Nic, network: PrivateNetwork, *, hostname: str, operation_id: UUID, is_routed: bool
+    nic: Nic,
+    network: PrivateNetwork,
+    *,
+    hostname: str,
+    operation_id: UUID,
+    firewall_id: UUID | None,
+    is_routed: bool,
 ) -> PortSpec:
     """The port of a private card. `is_routed`: its guest has no public address, so the gateway is its way out."""
     return PortSpec(
@@ -476,11 +482,13 @@ def private_port_spec(
         account_id=nic.account_id,
         operation_id=operation_id,
         is_routed=is_routed,
+        firewall_id=firewall_id,
+        is_private=True,
     )
 
 
 def private_port_specs(
-    session: Session, nics: Sequence[Nic], *, hostname: str, operation_id: UUID
+    session: Session, nics: Sequence[Nic], *, hostname: str, operation_id: UUID, firewall_id: UUID
 ) -> list[tuple[PrivateNetworkSpec, PortSpec]]:
     """The ports of an instance's private cards; `nics` are all its cards."""
     is_routed = all(nic.role != NicRole.PUBLIC for nic in nics)
@@ -489,7 +497,12 @@ def private_port_specs(
         if nic.role == NicRole.PRIVATE:
             network = session.get_one(PrivateNetwork, nic.network_id)
             port = private_port_spec(
-                nic, network, hostname=hostname, operation_id=operation_id, is_routed=is_routed
+                nic,
+                network,
+                hostname=hostname,
+                operation_id=operation_id,
+                firewall_id=firewall_id,
+                is_routed=is_routed,
             )
             specs.append((find_private_spec(session, network), port))
     return specs

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from awan.engines.fabric import PrivateNetworkFacts
 from awan.errors import EngineError
 from awan.events import record
+from awan.firewall import Firewall
 from awan.fleet.models import Node
 from awan.instances.models import Instance, ObservedState
 from awan.instances.recover import ACTOR
@@ -33,7 +34,7 @@ def expected_private_ports(
     settled: Mapping[UUID, Instance],
     nodes: Mapping[UUID, Node],
 ) -> list[ExpectedPort]:
-    """The ports of the private cards of settled instances."""
+    """The ports of the private cards of settled instances, with the firewalls that stand before them."""
     cards = session.scalars(
         select(Nic).where(Nic.location_id == location_id, Nic.deleted_at.is_(None))
     ).all()
@@ -42,6 +43,16 @@ def expected_private_ports(
         network.network_id: network
         for network in session.scalars(
             select(PrivateNetwork).where(PrivateNetwork.location_id == location_id)
+        )
+    }
+    guarded = {
+        row.instance_id: row.firewall_id
+        for row in session.scalars(
+            select(Firewall).where(
+                Firewall.location_id == location_id,
+                Firewall.apply_to_private,
+                Firewall.deleted_at.is_(None),
+            )
         )
     }
     ports = []
@@ -58,6 +69,7 @@ def expected_private_ports(
                     networks[nic.network_id],
                     hostname=instance.hostname,
                     operation_id=instance.create_operation_id,
+                    firewall_id=guarded.get(nic.instance_id),
                     is_routed=nic.instance_id not in have_public,
                 ),
                 owner=f"instance {instance.hostname} ({instance.instance_id})",

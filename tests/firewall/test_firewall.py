@@ -32,6 +32,7 @@ def test_a_new_instance_is_open_and_its_firewall_in_force(guarded: Guarded) -> N
         "action": "ACCEPT",
         "direction": "in",
         "outbound_action": "ACCEPT",
+        "apply_to_private": False,
         "enabled_rules": 0,
         "trial_ends_at": None,
         "sync_status": "applied",
@@ -495,7 +496,7 @@ def test_rules_that_somebody_changed_are_put_back(guarded: Guarded) -> None:
 
 def test_a_firewall_of_nobody_is_reported_and_left_alone(guarded: Guarded) -> None:
     sim_store().execute(
-        "INSERT INTO sim.fabric_firewall SELECT location, %s, account_id, 1, '{}'"
+        "INSERT INTO sim.fabric_firewall SELECT location, %s, account_id, 1, false, '{}'"
         " FROM sim.fabric_firewall",
         [uuid4()],
     )

@@ -71,6 +71,7 @@ def firewalls(draw: st.DrawFn) -> FirewallSpec:
         revision=1,
         policy=draw(st.sampled_from(RuleAction)),
         outbound_policy=draw(st.sampled_from(RuleAction)),
+        apply_to_private=draw(st.booleans()),
         rules=tuple(draw(rules(number)) for number in range(count)),
         sets=tuple(
             AddressSetSpec(set_id, tuple(draw(st.lists(NETWORKS, max_size=3))))
@@ -104,7 +105,7 @@ def test_rows_do_what_the_firewall_says(spec: FirewallSpec, probes: list[Probe])
 def test_rows_are_no_more_than_rules(spec: FirewallSpec) -> None:
     """However many ports there are, and each at a priority of its own within its direction."""
     rows = render(spec)
-    assert len(rows) <= len(spec.rules) + 3
+    assert len(rows) <= len(spec.rules) + 4
     assert len({(row.direction, row.priority) for row in rows}) == len(rows)
     assert all(0 <= row.priority <= 32767 for row in rows)
     assert len({row.key for row in rows}) == len(rows)

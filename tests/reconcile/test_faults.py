@@ -197,7 +197,7 @@ ENGINES = [
     fault(
         "firewall that is gone",
         "DELETE FROM sim.fabric_firewall WHERE firewall_id = :firewall",
-        found={Kind.FIREWALL_MISSING: "firewall"},
+        found={Kind.FIREWALL_MISSING: "firewall", Kind.PORT_WRONG: "nic"},
     ),
     fault(
         "firewall with a rule that nobody wrote",
@@ -217,7 +217,7 @@ ENGINES = [
     fault(
         "firewall of nobody",
         "INSERT INTO sim.fabric_firewall"
-        " SELECT location, :new, account_id, 1, '{}' FROM sim.fabric_firewall LIMIT 1",
+        " SELECT location, :new, account_id, 1, false, '{}' FROM sim.fabric_firewall LIMIT 1",
         found={Kind.FIREWALL_STRAY: "fw_00000000000040008000000000000001"},
     ),
     fault(

@@ -62,7 +62,7 @@ class PortSpec:
     At least one is needed: a port known by its MAC alone might use every address. `hostname` goes out by DHCP; OVN
     puts it into a program of its own, so only names after RFC 1123 are taken. A port that is not `is_routed` is told
     of no router and no nameservers: its guest has another way out. With `firewall_id` the port is in that firewall,
-    which exists already, from its first instant.
+    which exists already, from its first instant; one that `is_private` only while that firewall applies to such.
     Raises: ValueError without an address or with another hostname.
     """
 
@@ -77,6 +77,7 @@ class PortSpec:
     operation_id: UUID
     is_routed: bool = True
     firewall_id: UUID | None = None
+    is_private: bool = False
 
     def __post_init__(self) -> None:
         if self.ipv4 is None and self.ipv6 is None:
@@ -159,7 +160,9 @@ class Fabric(Firewalls, PrivateNetworks, Protocol):
         ...
 
     def ensure_port(self, spec: PortSpec) -> None:
-        """The port exists exactly as given, in its firewall and in no other; wrong columns are corrected.
+        """The port exists exactly as given, in its firewall where that applies, and in no other.
+
+        Wrong columns are corrected.
 
         Returns after the commit, not after the effect: see `wait_applied`. Raises: EngineRejected when its switch or
         its firewall does not exist.

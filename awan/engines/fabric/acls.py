@@ -5,9 +5,11 @@
 | 31002           | from-lport               | requests for an address, where anything outbound is ruled    |
 | 31001 downwards | to-lport and from-lport  | the rules, one row each, in the order in which they are tried |
 | 1000            | to-lport and from-lport  | the policy, where it is not what happens without             |
+| 1               | from-lport               | all that is sent is tracked, where private ports may be in it |
 
 Accepting rules are `allow-related`: replies pass, and a flow that a later rule forbids is marked as blocked at its
-next packet. Whatever no row matches is let through and tracked: see `ovn.tenant_acls`. OVN itself lets neighbour
+next packet. Whatever no row matches is let through and tracked: on public networks by `ovn_rows.tracking_acl`, on
+private ones (where nothing is tracked without firewalls) by the firewall's own last row. OVN itself lets neighbour
 discovery, router advertisements, and its own answers to DHCP through, above every row.
 Source: ovn-nb(5), ovn-northd(8) of OVN 23.03.
 """
@@ -30,9 +32,11 @@ from awan.engines.fabric.firewall import (
 DHCP_PRIORITY = 31002
 RULES_PRIORITY = 31001
 POLICY_PRIORITY = 1000
+TRACKING_PRIORITY = 1
 RULES_MAX = RULES_PRIORITY - POLICY_PRIORITY - 1
 
 DHCP_KEY, POLICY_KEY, OUTBOUND_POLICY_KEY = "dhcp", "policy", "outbound_policy"
+TRACKING_KEY = "track"
 ACTIONS = {
     RuleAction.ACCEPT: "allow-related",
     RuleAction.DROP: "drop",
@@ -123,6 +127,16 @@ def render(spec: FirewallSpec) -> list[Acl]:
         if policy is not RuleAction.ACCEPT:
             match = f"{_port(spec, direction)} && ip"
             rows.append(Acl(key, POLICY_PRIORITY, PIPELINES[direction], match, ACTIONS[policy]))
+    if spec.apply_to_private:
+        rows.append(
+            Acl(
+                TRACKING_KEY,
+                TRACKING_PRIORITY,
+                PIPELINES[Direction.OUT],
+                f"{_port(spec, Direction.OUT)} && ip",
+                ACTIONS[RuleAction.ACCEPT],
+            )
+        )
     return rows
 
 

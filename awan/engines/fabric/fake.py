@@ -47,12 +47,18 @@ CREATE TABLE IF NOT EXISTS sim.fabric_port (
     account_id uuid,
     operation_id uuid,
     firewall_id uuid,
+    is_private boolean NOT NULL DEFAULT false,
     dhcp_families integer[] NOT NULL DEFAULT '{}',
     is_confined boolean NOT NULL DEFAULT true,
     is_up boolean NOT NULL DEFAULT false,
     chassis text,
     PRIMARY KEY (location, name)
 )"""
+READ_PORTS = (
+    "SELECT port.*, known.firewall_id AS guarded_by"  # noqa: S608 - no outside words
+    " FROM sim.fabric_port AS port"
+    f" LEFT JOIN sim.fabric_firewall AS known ON {fake_firewall.IS_GUARDED}"
+)
 CHASSIS_DDL = """
 CREATE TABLE IF NOT EXISTS sim.fabric_chassis (
     location text NOT NULL,
@@ -120,12 +126,13 @@ class FakeFabric:
             stored = self._store.execute(
                 "INSERT INTO sim.fabric_port AS port (location, name, switch, address_line,"
                 "   security_line, hostname, dhcp_families, instance_id, account_id, operation_id,"
-                "   firewall_id)"
+                "   firewall_id, is_private)"
                 " SELECT location, %(name)s, switch, %(address_line)s,"
                 "   %(security_line)s, %(hostname)s,"
                 "   CASE WHEN spec ->> 'ipv6_cidr' IS NULL"
                 "     THEN array_remove(%(families)s::integer[], 6) ELSE %(families)s END,"
-                "   %(instance_id)s, %(account_id)s, %(operation_id)s, %(firewall_id)s"
+                "   %(instance_id)s, %(account_id)s, %(operation_id)s, %(firewall_id)s,"
+                "   %(is_private)s"
                 " FROM sim.fabric_network"
                 " WHERE location = %(location)s AND switch = %(switch)s"
                 " ON CONFLICT (location, name) DO UPDATE SET switch = excluded.switch,"
@@ -133,7 +140,8 @@ class FakeFabric:
                 "   hostname = excluded.hostname, dhcp_families = excluded.dhcp_families,"
                 "   is_confined = true,"
                 "   instance_id = excluded.instance_id, account_id = excluded.account_id,"
-                "   operation_id = excluded.operation_id, firewall_id = excluded.firewall_id",
+                "   operation_id = excluded.operation_id, firewall_id = excluded.firewall_id,"
+                "   is_private = excluded.is_private",
                 {
                     "location": self._location,
                     "name": str(spec.port_id),
@@ -150,6 +158,7 @@ class FakeFabric:
                     "account_id": spec.account_id,
                     "operation_id": spec.operation_id,
                     "firewall_id": spec.firewall_id,
+                    "is_private": spec.is_private,
                 },
             )
             if not stored:
@@ -184,7 +193,7 @@ class FakeFabric:
         """See `Fabric`."""
         with self._store.call(ENGINE, "find_port", str(port_id)):
             row = self._store.find_one(
-                "SELECT * FROM sim.fabric_port WHERE location = %s AND name = %s",
+                f"{READ_PORTS} WHERE port.location = %s AND name = %s",
                 [self._location, str(port_id)],
             )
             return None if row is None else _port_facts(row)
@@ -193,7 +202,7 @@ class FakeFabric:
         """See `Fabric`."""
         with self._store.call(ENGINE, "list_ports", self._location):
             rows = self._store.fetch_all(
-                'SELECT * FROM sim.fabric_port WHERE location = %s ORDER BY name COLLATE "C"',
+                f'{READ_PORTS} WHERE port.location = %s ORDER BY name COLLATE "C"',
                 [self._location],
             )
             return [_port_facts(row) for row in rows]
@@ -283,5 +292,5 @@ def _port_facts(row: dict[str, Any]) -> PortFacts:
         chassis=row["chassis"],
         dhcp_families=tuple(row["dhcp_families"]),
         is_confined=row["is_confined"],
-        firewall_ids=() if row["firewall_id"] is None else (row["firewall_id"],),
+        firewall_ids=() if row["guarded_by"] is None else (row["guarded_by"],),
     )

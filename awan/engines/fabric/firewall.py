@@ -83,6 +83,7 @@ class AddressSetSpec:
 class FirewallSpec:
     """A whole firewall. `rules` are in the order in which they are tried; `revision` rises with every change.
 
+    With `apply_to_private` it also stands before the instance's ports on private networks.
     Raises: ValueError when a rule names a set that is not there.
     """
 
@@ -91,6 +92,7 @@ class FirewallSpec:
     revision: int
     policy: RuleAction = RuleAction.ACCEPT
     outbound_policy: RuleAction = RuleAction.ACCEPT
+    apply_to_private: bool = False
     rules: tuple[RuleSpec, ...] = ()
     sets: tuple[AddressSetSpec, ...] = ()
 
@@ -122,8 +124,8 @@ class Firewalls(Protocol):
         """The firewall is exactly as given, changed in one transaction; whether anything had to be changed.
 
         One that is there in a newer revision stays: whoever was slow does not undo what came later. Ports that have
-        joined stay in; others that somebody has put into it leave. Returns after the commit, see
-        `wait_firewall_applied`.
+        joined stay in; others that somebody has put into it leave; those on private networks come and go with
+        `apply_to_private`. Returns after the commit, see `wait_firewall_applied`.
         """
         ...
 

@@ -33,6 +33,7 @@ from awan.engines.fabric import (
 from awan.engines.fabric.firewall import FirewallFacts, FirewallSpec
 from awan.engines.fabric.ovn_firewall import (
     FIREWALL_KEY,
+    SIDE_KEY,
     edit_firewall,
     edit_firewall_absent,
     firewalls_by_port,
@@ -188,6 +189,7 @@ class OvnFabric:
             INSTANCE_KEY: str(spec.instance_id),
             ACCOUNT_KEY: str(spec.account_id),
             OPERATION_KEY: str(spec.operation_id),
+            SIDE_KEY: "private" if spec.is_private else "public",
         }
         if spec.firewall_id is not None:
             external_ids[FIREWALL_KEY] = str(spec.firewall_id)
@@ -232,7 +234,7 @@ class OvnFabric:
                 switch.addvalue("ports", port)
             if not is_member:
                 group.addvalue("ports", port)
-            join_firewall(tables, call, port, spec.firewall_id)
+            join_firewall(tables, call, port, spec.firewall_id, is_private=spec.is_private)
 
         self._nb.change(call, edit)
 

@@ -24,6 +24,8 @@ from awan.errors import EngineRejected
 FIREWALL_KEY = "awan:firewall"
 FIREWALL_ACCOUNT_KEY = "awan:account"
 REVISION_KEY = "awan:revision"
+APPLY_TO_PRIVATE_KEY = "awan:apply_to_private"  # of a port group
+SIDE_KEY = "awan:side"  # of a port: "private" or "public"
 RULE_KEY = "awan:rule"
 
 
@@ -32,6 +34,7 @@ def edit_firewall(tables: Tables, txn: Any, spec: FirewallSpec) -> None:
     name = group_name(spec.firewall_id)
     group = find_row(tables, "Port_Group", "name", name)
     present: list[Row] = []
+    was_private = group is not None and _applies_to_private(group)
     if group is None:
         # Of two that make it at once, one is refused by the index over names and looks again.
         group = txn.insert(tables["Port_Group"])
@@ -53,8 +56,11 @@ def edit_firewall(tables: Tables, txn: Any, spec: FirewallSpec) -> None:
             **own,
             FIREWALL_ACCOUNT_KEY: str(spec.account_id),
             REVISION_KEY: str(spec.revision),
+            APPLY_TO_PRIVATE_KEY: "true" if spec.apply_to_private else "false",
         },
     )
+    if spec.apply_to_private != was_private:
+        _move_private_ports(tables, group, spec)
     _edit_sets(tables, txn, spec)
     known = {row.external_ids.get(RULE_KEY, ""): row for row in present}
     rows = []
@@ -74,6 +80,16 @@ def edit_firewall(tables: Tables, txn: Any, spec: FirewallSpec) -> None:
         rows.append(row)
     if {row.uuid for row in rows} != {row.uuid for row in present}:
         group.acls = rows
+
+
+def _move_private_ports(tables: Tables, group: Row, spec: FirewallSpec) -> None:
+    """The firewall's ports on private networks come into the group, or leave it."""
+    # A port that is being made joins by what the group says: whoever comes second looks again.
+    next(iter(tables["NB_Global"].rows.values())).verify("nb_cfg")
+    for port in tables["Logical_Switch_Port"].rows.values():
+        ids = port.external_ids
+        if ids.get(FIREWALL_KEY) == str(spec.firewall_id) and ids.get(SIDE_KEY) == "private":
+            (group.addvalue if spec.apply_to_private else group.delvalue)("ports", port)
 
 
 def _edit_sets(tables: Tables, txn: Any, spec: FirewallSpec) -> None:
@@ -101,13 +117,22 @@ def edit_firewall_absent(tables: Tables, firewall_id: UUID) -> None:
         row.delete()
 
 
-def join_firewall(tables: Tables, call: str, port: Row, firewall_id: UUID | None) -> None:
-    """A stored or new port is in this firewall and in no other. Raises: EngineRejected when it does not exist."""
+def join_firewall(
+    tables: Tables, call: str, port: Row, firewall_id: UUID | None, *, is_private: bool
+) -> None:
+    """A stored or new port is in this firewall, where that applies to it, and in no other.
+
+    Raises: EngineRejected when the firewall does not exist.
+    """
     wanted = None
     if firewall_id is not None:
         wanted = find_row(tables, "Port_Group", "name", group_name(firewall_id))
         if wanted is None:
             raise EngineRejected(ENGINE, call, f"there is no firewall {firewall_id}")
+        if is_private:
+            wanted.verify("external_ids")
+            if not _applies_to_private(wanted):
+                wanted = None
     is_member = False
     for group in _groups(tables):
         if refers_to(group, "ports", port):
@@ -170,6 +195,10 @@ def _groups(tables: Tables) -> list[Row]:
 def _sets_of(tables: Tables, firewall_id: UUID) -> list[Row]:
     prefix = f"{group_name(firewall_id)}_"
     return [row for row in tables["Address_Set"].rows.values() if row.name.startswith(prefix)]
+
+
+def _applies_to_private(group: Row) -> bool:
+    return bool(group.external_ids.get(APPLY_TO_PRIVATE_KEY) == "true")
 
 
 def _revision(group: Row) -> int:

@@ -763,6 +763,9 @@ def upgrade() -> None:
         sa.Column("location_id", sa.BigInteger(), nullable=False),
         sa.Column("policy", sa.Text(), server_default="ACCEPT", nullable=False),
         sa.Column("outbound_policy", sa.Text(), server_default="ACCEPT", nullable=False),
+        sa.Column(
+            "apply_to_private", sa.Boolean(), server_default=sa.text("false"), nullable=False
+        ),
         sa.Column("wanted_revision", sa.BigInteger(), server_default="1", nullable=False),
         sa.Column("pushed_revision", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("applied_revision", sa.BigInteger(), server_default="0", nullable=False),

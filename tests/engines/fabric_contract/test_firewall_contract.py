@@ -191,3 +191,51 @@ def test_what_no_packet_can_be_cannot_be_named(changes: dict[str, object]) -> No
 def test_a_set_that_is_not_there_cannot_be_named() -> None:
     with pytest.raises(ValueError, match="no set 5"):
         firewall(sets=())
+
+
+def test_private_ports_are_in_only_while_the_firewall_applies_to_them(
+    fabric: Fabric, make_port_spec
+) -> None:
+    spec = firewall()
+    fabric.ensure_firewall(spec)
+    public, first, later = (
+        make_port_spec(n, firewall_id=spec.firewall_id, is_private=n > 34) for n in (34, 35, 36)
+    )
+    foreign = make_port_spec(37, is_private=True)
+    for port in (public, first, foreign):
+        fabric.ensure_port(port)
+    assert found(fabric, spec).port_ids == (public.port_id,)  # type: ignore[union-attr]
+
+    both = dataclasses.replace(spec, revision=2, apply_to_private=True)
+    assert fabric.ensure_firewall(both)
+    assert not fabric.ensure_firewall(both)
+    fabric.ensure_port(later)
+    facts = found(fabric, spec)
+    assert facts is not None
+    assert set(facts.port_ids) == {public.port_id, first.port_id, later.port_id}
+    assert facts.lines == firewall_lines(both)
+    assert f"1 from-lport inport == @{facts.name} && ip allow-related" in facts.lines
+    for port in (first, later):
+        seen = fabric.find_port(port.port_id)
+        assert seen is not None
+        assert seen.firewall_ids == (spec.firewall_id,)
+
+    fabric.ensure_firewall(dataclasses.replace(spec, revision=3))
+    fabric.ensure_port(later)
+    assert found(fabric, spec).port_ids == (public.port_id,)  # type: ignore[union-attr]
+
+
+def test_private_ports_that_come_during_a_change_obey_it(fabric: Fabric, make_port_spec) -> None:
+    spec = firewall(apply_to_private=True)
+    ports = [
+        make_port_spec(n, firewall_id=spec.firewall_id, is_private=True) for n in range(40, 64)
+    ]
+    fabric.ensure_firewall(dataclasses.replace(spec, apply_to_private=False))
+    with ThreadPoolExecutor(max_workers=6) as pool:
+        made = [pool.submit(fabric.ensure_port, port) for port in ports]
+        pool.submit(fabric.ensure_firewall, dataclasses.replace(spec, revision=2)).result()
+        for it in made:
+            it.result()
+    facts = found(fabric, spec)
+    assert facts is not None
+    assert set(facts.port_ids) == {port.port_id for port in ports}

@@ -13,10 +13,14 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from scapy.layers.inet import TCP
 
 from awan.engines.fabric import GatewaySpec, PrivateNetworkSpec
+from awan.engines.fabric.firewall import FirewallSpec, RuleAction
 from awan.engines.fabric.ovn_private import RouterNames, router_mac
 from tests.engines.fabric_contract.conftest import Location, Tenant
+from tests.engines.fabric_contract.test_firewall_contract import rule
+from tests.engines.fabric_contract.test_firewall_packets import frame
 from tests.engines.fabric_contract.test_packets import (
     Card,
     forged_addresses,
@@ -45,8 +49,14 @@ class Private:
         self.location.fabric.ensure_private_network(spec)
         return spec
 
-    def add_member(self, network: PrivateNetworkSpec, node: int, host: int) -> Tenant:
-        """A member with its address and a default route by way of the gateway."""
+    def add_member(
+        self,
+        network: PrivateNetworkSpec,
+        node: int,
+        host: int,
+        firewall: FirewallSpec | None = None,
+    ) -> Tenant:
+        """A member with its address and a default route by way of the gateway; with its firewall, if there is one."""
         info = self.location.lab.info
         number = len(self.location.tenants)
         spec = replace(
@@ -55,7 +65,11 @@ class Private:
             mac=f"02:bb:00:{number:02x}:{node:02x}:{host:02x}",
             ipv4=CIDR.network_address + host,
             ipv6=None,
+            firewall_id=firewall.firewall_id if firewall is not None else None,
+            is_private=True,
         )
+        if firewall is not None:
+            self.location.fabric.ensure_firewall(firewall)
         tenant = Tenant(self.location.lab, info.nodes[node - 1].name, spec)
         self.location.tenants.append(tenant)
         tenant.plug()
@@ -288,3 +302,38 @@ def gap_of(member: Tenant, target: IPv4Address, event: Any) -> float:
     last = max(int(WATCHED_S / PING_INTERVAL_S), numbers[-1])
     steps = [b - a - 1 for a, b in zip(numbers, [*numbers[1:], last], strict=True)]
     return max(steps) * PING_INTERVAL_S
+
+
+def test_a_firewall_that_applies_to_private_ports(private: Private) -> None:
+    """The same port of a private network, before, while and after a firewall stands before it."""
+    network, location = private.add_network(), private.location
+    spec = FirewallSpec(uuid4(), uuid4(), 1, policy=RuleAction.DROP)
+    a = private.add_member(network, 1, 30)
+    b = private.add_member(network, 2, 31, spec)
+    try:
+        assert until_reached(a, b.spec.ipv4)
+        assert until_reached(b, a.spec.ipv4)
+        ssh = (rule(1, ports=(22, 22)),)
+        changes: list[tuple[dict[str, Any], list[str]]] = [
+            ({"apply_to_private": True}, []),
+            ({"apply_to_private": True, "rules": ssh}, ["ssh"]),
+            ({}, ["ssh", "http"]),
+        ]
+        for number, (changed, expected) in enumerate(changes):
+            location.fabric.ensure_firewall(replace(spec, revision=number + 2, **changed))
+            # A firewall that applies to no port is waited for nowhere.
+            assert all(location.fabric.wait_applied(it.system_id) for it in location.lab.info.nodes)
+            frames = {
+                name: bytes(frame(a, b, TCP(sport=1500 + number, dport=port, flags="S")))
+                for name, port in (("ssh", 22), ("http", 80))
+            }
+            with b.listen() as capture:
+                for raw in frames.values():
+                    a.send(raw)
+                assert all(capture.wait_for(frames[name]) for name in expected)
+                time.sleep(SETTLE_S)
+                assert [name for name, raw in frames.items() if capture.has(raw)] == expected
+            assert a.ping(b.spec.ipv4, count=1) == (number == 2)
+            assert b.ping(a.spec.ipv4, count=1)
+    finally:
+        location.fabric.ensure_firewall_absent(spec.firewall_id)
