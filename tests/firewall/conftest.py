@@ -14,6 +14,7 @@ from awan.engines.fabric.fake import FakeFabric
 from awan.engines.fabric.firewall import FirewallFacts
 from awan.firewall import firewall_id_of
 from awan.kit.database import transaction
+from tests.support.guests import create_settled
 from tests.support.in_process_worker import InProcessWorker, wait_until_idle
 from tests.support.simulated_cloud import SimulatedCloud
 
@@ -82,5 +83,5 @@ def fabric_of(cloud: SimulatedCloud) -> FakeFabric:
 
 @pytest.fixture
 def guarded(cloud: SimulatedCloud, worker: InProcessWorker) -> Guarded:
-    """A running instance."""
-    return Guarded(cloud, cloud.create_running()["uuid"])
+    """A running instance whose first boot is over."""
+    return Guarded(cloud, create_settled(cloud))

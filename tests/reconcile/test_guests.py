@@ -23,7 +23,7 @@ from awan.reconcile.nodes import NodeWatch
 from awan.reconcile.power import Verdict
 from awan.reconcile.repairs import act, find_known
 from awan.settings import get_settings
-from tests.reconcile.conftest import wait_until_booted
+from tests.support.guests import create_settled
 from tests.support.in_process_worker import InProcessWorker, wait_until_idle
 from tests.support.simulated_cloud import SimulatedCloud
 from tests.support.watched_guests import Guest, find_guest
@@ -33,8 +33,8 @@ pytestmark = pytest.mark.usefixtures("worker")
 
 @pytest.fixture
 def guest(cloud: SimulatedCloud, worker: InProcessWorker) -> Guest:
-    """An instance that runs."""
-    return find_guest(cloud, cloud.create_running()["uuid"])
+    """An instance that runs, its first boot over."""
+    return find_guest(cloud, create_settled(cloud))
 
 
 def announce(watch: NodeWatch, guest: Guest, power: Power, detail: str) -> None:
@@ -97,7 +97,6 @@ def test_a_stopped_guest_is_billed_as_before(guest: Guest, cloud: SimulatedCloud
             )
             return session.scalar(query) or 0
 
-    wait_until_booted(1)
     before = open_spans()
     assert before > 0
     guest.shut_down()
@@ -298,7 +297,6 @@ def test_what_could_not_be_brought_back_yet_can_be_left_off(guest: Guest) -> Non
 def test_what_is_missing_on_the_fabric_is_put_back(
     cloud: SimulatedCloud, guest: Guest, harm: str
 ) -> None:
-    wait_until_booted(1)
     before = fabric_state()
     sim_store().execute(harm)  # type: ignore[arg-type]
     check_location(cloud.location_id)

@@ -13,7 +13,7 @@ from awan.events import Event
 from awan.fleet.models import Node, NodeState
 from awan.kit.database import transaction
 from awan.reconcile.locations import check_location
-from tests.reconcile.conftest import wait_until_booted
+from tests.support.guests import create_settled
 from tests.support.simulated_cloud import SimulatedCloud
 from tests.support.watched_guests import Guest, find_guest
 
@@ -23,9 +23,7 @@ pytestmark = pytest.mark.usefixtures("worker")
 @pytest.fixture
 def guest(cloud: SimulatedCloud) -> Guest:
     """An instance that runs and is ready."""
-    found = find_guest(cloud, cloud.create_running()["uuid"])
-    wait_until_booted(1)
-    return found
+    return find_guest(cloud, create_settled(cloud))
 
 
 def quarantine(cloud: SimulatedCloud) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from awan.reconcile.leases import release_leases, take_leases
 from awan.reconcile.watching import run_watches
 from awan.settings import get_settings
 from tests.reconcile.conftest import scalar
+from tests.support.guests import create_settled
 from tests.support.in_process_worker import wait_until_idle
 from tests.support.simulated_cloud import SimulatedCloud
 from tests.support.watched_guests import find_guest
@@ -128,8 +129,8 @@ def watching() -> Iterator[None]:
 
 @pytest.mark.usefixtures("worker")
 def test_a_worker_reacts_to_events_and_lets_go_at_its_end(cloud: SimulatedCloud) -> None:
-    guest = find_guest(cloud, cloud.create_running()["uuid"])
-    other = find_guest(cloud, cloud.create_running()["uuid"])
+    guest = find_guest(cloud, create_settled(cloud))
+    other = find_guest(cloud, create_settled(cloud))
     workers.beat(get_settings().worker_id)
     with watching():
         until(lambda: scalar("SELECT count(*) FROM node WHERE seen_at IS NOT NULL") == 2)

@@ -100,10 +100,10 @@ def qemu_pid(uuid: str) -> int:
 
 def command_lines() -> Iterator[tuple[int, list[bytes]]]:
     """Pid and arguments of every process of the machine."""
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
+    for name in os.listdir("/proc"):
+        if name.isdigit():
             try:
-                yield int(entry.name), Path(entry.path, "cmdline").read_bytes().split(b"\0")
+                yield int(name), Path("/proc", name, "cmdline").read_bytes().split(b"\0")
             except (FileNotFoundError, ProcessLookupError):
                 continue
 
