@@ -200,6 +200,7 @@ class OvnFabric:
             if switch is None or group is None:
                 raise EngineRejected(ENGINE, call, f"there is no network {spec.switch}")
             port = find_row(tables, "Logical_Switch_Port", "name", str(spec.port_id))
+            is_new = port is None
             if port is None:
                 port = txn.insert(tables["Logical_Switch_Port"])
                 port.name = str(spec.port_id)
@@ -234,7 +235,14 @@ class OvnFabric:
                 switch.addvalue("ports", port)
             if not is_member:
                 group.addvalue("ports", port)
-            join_firewall(tables, call, port, spec.firewall_id, is_private=spec.is_private)
+            join_firewall(
+                tables,
+                call,
+                port,
+                spec.firewall_id,
+                is_private=spec.is_private,
+                is_new=is_new,
+            )
 
         self._nb.change(call, edit)
 

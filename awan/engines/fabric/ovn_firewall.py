@@ -118,9 +118,17 @@ def edit_firewall_absent(tables: Tables, firewall_id: UUID) -> None:
 
 
 def join_firewall(
-    tables: Tables, call: str, port: Row, firewall_id: UUID | None, *, is_private: bool
+    tables: Tables,
+    call: str,
+    port: Row,
+    firewall_id: UUID | None,
+    *,
+    is_private: bool,
+    is_new: bool,
 ) -> None:
-    """A stored or new port is in this firewall, where that applies to it, and in no other.
+    """The port is in this firewall, where that applies to it, and in no other.
+
+    `is_new`: it is made by this very transaction, so it is in none yet.
 
     Raises: EngineRejected when the firewall does not exist.
     """
@@ -134,7 +142,8 @@ def join_firewall(
             if not _applies_to_private(wanted):
                 wanted = None
     is_member = False
-    for group in _groups(tables):
+    # A location has as many groups as instances: they are searched only where that can find something.
+    for group in () if is_new else _groups(tables):
         if refers_to(group, "ports", port):
             if group == wanted:
                 is_member = True
