@@ -190,9 +190,10 @@ def _note_scrubbed(instance_id: UUID, *, has_password: bool) -> None:
         instance.seed_generation = SCRUBBED_GENERATION
         instance.seed_has_password = has_password
         instance.seed_look_at, instance.seed_heard_at = now(), None
-        if instance.user_data_secret_id is not None:
-            delete_secret(session, instance.user_data_secret_id)
-            instance.user_data_secret_id = None
+        user_data, instance.user_data_secret_id = instance.user_data_secret_id, None
+        session.flush()
+        if user_data is not None:
+            delete_secret(session, user_data)
 
 
 def _is_being_deleted(instance_id: UUID) -> bool:

@@ -76,14 +76,15 @@ class Instance(Base):
     desired_state: Mapped[str]
     observed_state: Mapped[str] = mapped_column(server_default="absent")
     status_reason: Mapped[str | None]
+    # Indexed: for each secret that is deleted, PostgreSQL looks for the rows that refer to it.
     password_secret_id: Mapped[UUID | None] = mapped_column(
-        ForeignKey("secret.secret_id", ondelete="SET NULL")
+        ForeignKey("secret.secret_id", ondelete="SET NULL"), index=True
     )
     user_data_secret_id: Mapped[UUID | None] = mapped_column(
-        ForeignKey("secret.secret_id", ondelete="SET NULL")
+        ForeignKey("secret.secret_id", ondelete="SET NULL"), index=True
     )
     new_password_secret_id: Mapped[UUID | None] = mapped_column(
-        ForeignKey("secret.secret_id", ondelete="SET NULL")
+        ForeignKey("secret.secret_id", ondelete="SET NULL"), index=True
     )
     new_password_in_seed: Mapped[bool] = mapped_column(server_default=text("false"))
     seed_generation: Mapped[int] = mapped_column(server_default="1")

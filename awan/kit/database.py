@@ -108,6 +108,7 @@ REST_MAX_S = 1.0
 _lock = threading.Lock()
 _engine: Engine | None = None
 _sessions: sessionmaker[Session] | None = None
+_single_statements: Engine | None = None
 
 
 def get_engine() -> Engine:
@@ -115,7 +116,7 @@ def get_engine() -> Engine:
 
     A transaction in which nothing happens for `IDLE_TRANSACTION_MAX_S` is ended by the server.
     """
-    global _engine, _sessions
+    global _engine, _sessions, _single_statements
     with _lock:
         if _engine is None:
             settings = get_settings()
@@ -133,16 +134,17 @@ def get_engine() -> Engine:
                 },
             )
             _sessions = sessionmaker(_engine, expire_on_commit=False)
+            _single_statements = _engine.execution_options(isolation_level="AUTOCOMMIT")
         return _engine
 
 
 def dispose_engine() -> None:
     """Closes all connections; the next use opens a new pool (tests that change databases, forked processes)."""
-    global _engine, _sessions
+    global _engine, _sessions, _single_statements
     with _lock:
         if _engine is not None:
             _engine.dispose()
-        _engine = _sessions = None
+        _engine = _sessions = _single_statements = None
 
 
 @event.listens_for(Pool, "checkin")
@@ -178,9 +180,30 @@ def transaction() -> Iterator[Session]:
     """
     get_engine()
     assert _sessions is not None
+    with _unavailable_when_lost(), _sessions.begin() as session:
+        yield session
+
+
+@contextmanager
+def single_statements() -> Iterator[Session]:
+    """A session whose every statement is a transaction of its own: for a read, or one statement that changes.
+
+    A transaction around a single statement costs a worker two round trips more. Rows can be read through it, but not
+    be changed by assignment: nothing flushes them. Locks end with their statement.
+    Raises: Unavailable when the database cannot be reached.
+    """
+    get_engine()
+    with (
+        _unavailable_when_lost(),
+        Session(_single_statements, autoflush=False, expire_on_commit=False) as session,
+    ):
+        yield session
+
+
+@contextmanager
+def _unavailable_when_lost() -> Iterator[None]:
     try:
-        with _sessions.begin() as session:
-            yield session
+        yield
     except (OperationalError, InterfaceError, InternalError) as err:
         if is_connection_error(err):
             raise Unavailable(

@@ -150,17 +150,25 @@ def release_address(session: Session, caller: Caller, resource_id: UUID) -> None
     """
     # Locks are taken in the same order everywhere: resource, instance, quota, node, address.
     resource = lock_owned(session, caller, ResourceKind.PUBLIC_IP, resource_id)
-    quotas.give_back(session, caller.account_id, public_ips=1)
     address = find_owned_address(session, caller.account_id, resource_id)
-    if address is None or not lock_owned_address(session, address):
+    if address is None:
         raise NotFound("Public network not found.")
+    # Before the quota is waited for: whoever ends the instance that has the address holds it, and waits for us.
+    _refuse_if_in_use(address)
+    quotas.give_back(session, caller.account_id, public_ips=1)
+    if not lock_owned_address(session, address):
+        raise NotFound("Public network not found.")
+    _refuse_if_in_use(address)
+    refuse_if_busy(session, resource)
+    return_to_pool(session, address, actor=caller.actor, operation_id=None)
+
+
+def _refuse_if_in_use(address: Address) -> None:
     if address.state != AddressState.FREE:
         what = "the gateway of a private network"
         if address.state == AddressState.ATTACHED:
             what = "attached to an instance"
         raise Conflict(f"The address is {what}; detach it first.")
-    refuse_if_busy(session, resource)
-    return_to_pool(session, address, actor=caller.actor, operation_id=None)
 
 
 def lock_owned_address(session: Session, address: Address) -> bool:

@@ -418,7 +418,7 @@ def _end_in(
             )
         )
         .order_by(Resource.resource_id)
-        .with_for_update()
+        .with_for_update(key_share=True)
     ).all()
     operation = session.get_one(Operation, target.operation_id, with_for_update=True)
     if OperationStatus(operation.status) in FINAL:

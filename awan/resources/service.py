@@ -67,15 +67,20 @@ def get_owned(session: Session, caller: Caller, kind: ResourceKind, uuid: UUID) 
 
 
 def lock_owned(session: Session, caller: Caller, kind: ResourceKind, uuid: UUID) -> Resource:
-    """As `get_owned`, with the row locked (FOR UPDATE) and read fresh: whoever changes a thing starts here."""
-    query = _owned(caller, kind, uuid).with_for_update()
+    """As `get_owned`, with the row locked (as `lock` does) and read fresh: whoever changes a thing starts here."""
+    query = _owned(caller, kind, uuid).with_for_update(key_share=True)
     return _found(session, query.execution_options(populate_existing=True), kind)
 
 
 def lock(session: Session, resource_id: UUID) -> Resource | None:
-    """The row locked and read fresh, deleted or not, whoever owns it: for workflows. None when it never existed."""
-    query = select(Resource).where(Resource.resource_id == resource_id).with_for_update()
-    return session.scalar(query.execution_options(populate_existing=True))
+    """The row locked and read fresh, deleted or not, whoever owns it: for workflows. None when it never existed.
+
+    FOR NO KEY UPDATE: one who holds a later lock may write a row that refers to the resource, which PostgreSQL checks
+    with a lock of its own (see `docs/decisions/0031-locks-of-resources-let-references-pass.md`).
+    """
+    query = select(Resource).where(Resource.resource_id == resource_id)
+    locked = query.with_for_update(key_share=True).execution_options(populate_existing=True)
+    return session.scalar(locked)
 
 
 def retire(session: Session, resource_id: UUID) -> bool:

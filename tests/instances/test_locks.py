@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import Connection, text
 
-from awan.instances.first_boot import mark_guest_ready
-from awan.kit.database import get_engine
+from awan.instances.first_boot import _note_scrubbed, mark_guest_ready
+from awan.kit.database import get_engine, transaction
+from awan.resources import lock
 from tests.support.in_process_worker import InProcessWorker
 from tests.support.simulated_cloud import SimulatedCloud
 
@@ -107,3 +109,32 @@ def test_a_deletion_is_accepted(cloud: SimulatedCloud) -> None:
     path = f"/instances/{uuid}"
     answer = check("resource", lambda: cloud.customer.http.request("DELETE", path, json=REMOVE))
     assert answer.status_code == 202
+
+
+def test_end_of_user_data(cloud: SimulatedCloud) -> None:
+    """It locks the instance alone: a change that holds the resource, and waits for the instance, is not waited for."""
+    uuid = UUID(cloud.create(user_data="#!/bin/sh\ntrue")["data"]["uuid"])
+    with held("resource"), ThreadPoolExecutor(1) as pool:
+        scrubbed = pool.submit(_note_scrubbed, uuid, has_password=False)
+        scrubbed.result(timeout=20)
+    with get_engine().connect() as connection:
+        assert connection.scalar(text("SELECT user_data_secret_id FROM instance")) is None
+
+
+def test_rows_that_refer_to_a_locked_resource_can_be_written(cloud: SimulatedCloud) -> None:
+    """PostgreSQL checks them FOR KEY SHARE, in whatever order: that must not wait for who holds the resource."""
+    uuid = UUID(cloud.create()["data"]["uuid"])
+    one = text("SELECT 1 FROM resource WHERE resource_id = :uuid FOR KEY SHARE NOWAIT")
+    with transaction() as session, get_engine().connect() as other:
+        lock(session, uuid)
+        assert other.scalar(one, {"uuid": uuid}) == 1
+
+
+def test_an_attached_address_is_refused_without_its_quota(cloud: SimulatedCloud) -> None:
+    """Who ends the instance holds the quota and goes on to the address's resource, which the refused call holds."""
+    created = cloud.create()["data"]
+    listed = cloud.customer.http.get("/networks/public").json()["data"]["data"]
+    with held("quota"), ThreadPoolExecutor(1) as pool:
+        path = f"/networks/public/{listed[0]['uuid']}"
+        refused = pool.submit(cloud.customer.http.delete, path).result(timeout=20)
+    assert refused.status_code == 409, (created, refused.text)
