@@ -11,6 +11,7 @@ from __future__ import annotations
 from uuid import UUID
 
 import structlog
+from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
 from awan.catalogue import engines
@@ -68,23 +69,25 @@ def remove_if_gone(target: Target) -> None:
 
 def note_pushed(session: Session, firewall_id: UUID, revision: int) -> bool:
     """This revision was committed to the fabric; False when the firewall is gone, so that it must not stay there."""
-    row = _lock(session, firewall_id)
-    if row.deleted_at is not None:
-        return False
-    row.pushed_revision = max(row.pushed_revision, revision)
-    session.flush()
-    return True
+    noted = session.scalar(
+        update(Firewall)
+        .where(Firewall.firewall_id == firewall_id, Firewall.deleted_at.is_(None))
+        .values(pushed_revision=func.greatest(Firewall.pushed_revision, revision))
+        .returning(Firewall.firewall_id)
+        .execution_options(synchronize_session=False)
+    )
+    return noted is not None
 
 
 def note_applied(session: Session, firewall_id: UUID, revision: int) -> None:
     """The nodes have confirmed this revision, which was pushed before they were asked."""
-    row = _lock(session, firewall_id)
-    row.applied_revision = max(row.applied_revision, min(revision, row.pushed_revision))
-    session.flush()
-
-
-def _lock(session: Session, firewall_id: UUID) -> Firewall:
-    return session.get_one(Firewall, firewall_id, with_for_update=True, populate_existing=True)
+    confirmed = func.least(revision, Firewall.pushed_revision)
+    session.execute(
+        update(Firewall)
+        .where(Firewall.firewall_id == firewall_id, Firewall.applied_revision < confirmed)
+        .values(applied_revision=confirmed)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def _location_of(session: Session, firewall_id: UUID) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from uuid import UUID
 
 from sqlalchemy import select
@@ -13,7 +13,7 @@ from awan.catalogue.models import Tier
 from awan.credentials import SshKey
 from awan.engines.fabric import PortSpec
 from awan.engines.fabric.firewall import FirewallSpec
-from awan.engines.hypervisor import DiskSpec, DomainSpec, NicSpec, NodeEndpoint
+from awan.engines.hypervisor import DiskSpec, DomainSpec, NicSpec
 from awan.engines.registry import LocationEngines
 from awan.engines.seed import (
     SeedNic,
@@ -27,7 +27,7 @@ from awan.firewall import Firewall, firewall_id_of, read_spec
 from awan.fleet import Node, NodeState, NodeThreads, endpoint, node_threads
 from awan.instances.models import CpuMode, Instance, InstanceSshKey
 from awan.instances.rules import cpu_shares
-from awan.kit.database import transaction
+from awan.kit.database import single_statements, transaction
 from awan.kit.secrets import get_secret
 from awan.networks import port_specs
 from awan.networks.ports import NetworkSpec
@@ -39,58 +39,82 @@ ROOT_TARGET, SEED_TARGET = 0, 1
 SECRET_GENERATION, SCRUBBED_GENERATION = 1, 2
 
 
-@dataclass(frozen=True)
 class Situation:
-    """Everything that the steps of one instance need, read in one transaction.
+    """Everything that the steps of one instance need.
 
-    A node that is lost is asked for nothing any more: what lay on it is gone with it.
-    `firewall` is None once it has ended; `pushed_revision` is what the fabric was told of it before.
+    What every step needs is read at once, the rest when it is first asked for: as it is then, and the same from then
+    on. A node that is lost is asked for nothing any more: what lay on it is gone with it.
+    `pushed_revision` is what the fabric was told of the firewall before all that the step does.
     """
 
-    instance: Instance
-    tier: Tier
-    node: NodeEndpoint
-    is_node_lost: bool
-    threads: NodeThreads
-    chassis: str
-    engines: LocationEngines
-    image: ImageSource
-    root: Volume | None
-    ports: list[tuple[NetworkSpec, PortSpec]]
-    firewall_id: UUID
-    firewall: FirewallSpec | None
-    pushed_revision: int
+    def __init__(
+        self, instance: Instance, node: Node, engines: LocationEngines, pushed_revision: int
+    ) -> None:
+        assert node.ovn_system_id is not None
+        self.instance = instance
+        self.node = endpoint(node)
+        self.is_node_lost = node.state == NodeState.LOST
+        self.chassis = node.ovn_system_id
+        self.engines = engines
+        self.firewall_id = firewall_id_of(instance.instance_id)
+        self.pushed_revision = pushed_revision
+        self._node = node
+
+    @cached_property
+    def tier(self) -> Tier:
+        """What the instance was sold as."""
+        with single_statements() as session:
+            return session.get_one(Tier, self.instance.tier_id)
+
+    @cached_property
+    def threads(self) -> NodeThreads:
+        """Whose the threads of the node are."""
+        with single_statements() as session:
+            return node_threads(session, self._node, self.instance.instance_id)
+
+    @cached_property
+    def image(self) -> ImageSource:
+        """What the root disk is made of. Raises: NotFound when it is not available any more."""
+        with single_statements() as session:
+            return image_source(session, self.instance.image_id)
+
+    @cached_property
+    def root(self) -> Volume | None:
+        """The root disk; None when it is deleted."""
+        with single_statements() as session:
+            volumes = volumes_of(session, self.instance.instance_id)
+        return volumes[0] if volumes else None
+
+    @cached_property
+    def ports(self) -> list[tuple[NetworkSpec, PortSpec]]:
+        """The ports that the fabric must have, each with its network."""
+        with single_statements() as session:
+            return port_specs(
+                session,
+                self.instance.instance_id,
+                hostname=self.instance.hostname,
+                operation_id=self.instance.create_operation_id,
+                firewall_id=self.firewall_id,
+            )
+
+    @cached_property
+    def firewall(self) -> FirewallSpec | None:
+        """As it is wanted; None once it has ended."""
+        with transaction() as session:
+            return read_spec(session, self.firewall_id)
 
 
 def read_situation(instance_id: UUID) -> Situation:
     """The instance as the database has it now."""
-    with transaction() as session:
-        instance = session.get_one(Instance, instance_id)
-        node = session.get_one(Node, instance.node_id)
-        assert node.ovn_system_id is not None
-        volumes = volumes_of(session, instance_id)
-        firewall_id = firewall_id_of(instance_id)
-        return Situation(
-            instance=instance,
-            tier=session.get_one(Tier, instance.tier_id),
-            node=endpoint(node),
-            is_node_lost=node.state == NodeState.LOST,
-            threads=node_threads(session, node, instance_id),
-            chassis=node.ovn_system_id,
-            engines=engines(session, instance.location_id),
-            image=image_source(session, instance.image_id),
-            root=volumes[0] if volumes else None,
-            ports=port_specs(
-                session,
-                instance_id,
-                hostname=instance.hostname,
-                operation_id=instance.create_operation_id,
-                firewall_id=firewall_id,
-            ),
-            firewall_id=firewall_id,
-            firewall=read_spec(session, firewall_id),
-            pushed_revision=session.get_one(Firewall, firewall_id).pushed_revision,
-        )
+    query = (
+        select(Instance, Node, Firewall.pushed_revision)
+        .join(Node, Node.node_id == Instance.node_id)
+        .join(Firewall, Firewall.firewall_id == firewall_id_of(instance_id))
+        .where(Instance.instance_id == instance_id)
+    )
+    with single_statements() as session:
+        instance, node, pushed_revision = session.execute(query).one()
+        return Situation(instance, node, engines(session, instance.location_id), pushed_revision)
 
 
 def root_handle(it: Situation) -> VolumeHandle:
@@ -117,7 +141,7 @@ def render_later_seed(spec: SeedSpec, *, with_password: bool) -> bytes:
 def seed_spec(it: Situation) -> SeedSpec:
     """What the guest is told; the secrets only as long as they are stored."""
     instance = it.instance
-    with transaction() as session:
+    with single_statements() as session:
         keys = session.scalars(
             select(SshKey.key)
             .join(InstanceSshKey, InstanceSshKey.ssh_key_id == SshKey.ssh_key_id)

@@ -23,7 +23,7 @@ from awan.instances.situation import (
     root_handle,
     seed_handle,
 )
-from awan.kit.database import transaction
+from awan.kit.database import single_statements, transaction
 from awan.networks import ensure_network
 from awan.networks.models import Nic
 from awan.operations import Target, is_cancel_requested
@@ -38,7 +38,7 @@ def ensure_image(target: Target) -> None:
     """The template image lies on the node (uploaded once per node and build)."""
     it = read_situation(target.subject_id)
     it.engines.volumes.ensure_image(it.node, it.image)
-    with transaction() as session:
+    with single_statements() as session:
         note_image(session, it.node.node_id, it.instance.image_id)
 
 
@@ -47,7 +47,7 @@ def make_root_volume(target: Target) -> None:
     it = read_situation(target.subject_id)
     root_handle(it)
     assert it.root is not None
-    with transaction() as session:
+    with single_statements() as session:
         mark_ready(session, it.root.volume_id)
 
 
@@ -83,7 +83,7 @@ def push_firewall(it: Situation) -> None:
     """The instance's firewall is in the fabric, for ports to be in it; one that has ended is left alone."""
     if it.firewall is not None:
         it.engines.fabric.ensure_firewall(it.firewall)
-        with transaction() as session:
+        with single_statements() as session:
             note_pushed(session, it.firewall_id, it.firewall.revision)
 
 
@@ -135,7 +135,7 @@ def _until_settled(it: Situation, act: Callable[[NodeThreads], None]) -> None:
     for _ in range(THREAD_ROUNDS_MAX):
         act(threads)
         acted_on = threads
-        with transaction() as session:
+        with single_statements() as session:
             node = session.get_one(Node, it.node.node_id)
             threads = node_threads(session, node, it.instance.instance_id)
         if threads == acted_on:
@@ -160,7 +160,7 @@ def wait_for_ports(target: Target) -> None:
             port.port_id, it.chassis, timeout_s=PORT_UP_TIMEOUT_S
         ):
             raise EngineUnavailable("fabric", "wait_port_up", f"port {port.port_id} is not up")
-    with transaction() as session:
+    with single_statements() as session:
         note_applied(session, it.firewall_id, it.pushed_revision)
 
 
@@ -203,7 +203,7 @@ def remove_volumes(target: Target) -> None:
     it = read_situation(target.subject_id)
     if it.is_node_lost:
         return
-    with transaction() as session:
+    with single_statements() as session:
         volumes = volumes_of(session, target.subject_id)
     for volume in volumes:
         it.engines.volumes.delete(it.node, volume.volume_id)

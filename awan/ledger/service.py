@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -74,26 +75,29 @@ def open_spans(
     actor: str,
 ) -> None:
     """Opens a usage span for each locked price of the resource. Spans that are open already stay as they are."""
-    for price in locked_prices(session, resource_id):
-        session.execute(
-            insert(UsageSpan)
-            .values(
-                account_id=account_id,
-                resource_id=resource_id,
-                component=price.component,
-                quantity=price.quantity,
-                price_id=price.price_id,
-                currency=price.currency,
-                monthly_minor=price.monthly_minor,
-                opened_at=at,
-                opened_by_operation_id=operation_id,
-                actor=actor,
-            )
-            .on_conflict_do_nothing(
-                index_elements=["resource_id", "component"],
-                index_where=UsageSpan.closed_at.is_(None),
-            )
+    locked = ("component", "quantity", "price_id", "currency", "monthly_minor")
+    given: dict[str, ColumnElement[Any]] = {
+        "account_id": bindparam("account_id", account_id, UsageSpan.account_id.type),
+        "resource_id": bindparam("of_resource_id", resource_id, UsageSpan.resource_id.type),
+        "opened_at": bindparam("opened_at", at, UsageSpan.opened_at.type),
+        "opened_by_operation_id": bindparam(
+            "operation_id", operation_id, UsageSpan.opened_by_operation_id.type
+        ),
+        "actor": bindparam("actor", actor, UsageSpan.actor.type),
+    }
+    prices = (
+        select(*(getattr(LockedPrice, name) for name in locked), *given.values())
+        .where(LockedPrice.resource_id == resource_id)
+        .order_by(LockedPrice.component)
+    )
+    session.execute(
+        insert(UsageSpan)
+        .from_select([*locked, *given], prices)
+        .on_conflict_do_nothing(
+            index_elements=["resource_id", "component"],
+            index_where=UsageSpan.closed_at.is_(None),
         )
+    )
 
 
 def close_spans(

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
 from uuid import UUID
@@ -38,7 +39,7 @@ from awan.errors import (
 )
 from awan.events import record
 from awan.kit.clock import now
-from awan.kit.database import is_connection_error, transaction
+from awan.kit.database import is_connection_error, single_statements, transaction
 from awan.operations.durable import RECOVERIES_MAX
 from awan.operations.models import FINAL, Operation, OperationStatus
 from awan.operations.plans import Failure, Plan, Step, Target
@@ -120,29 +121,24 @@ class _Turn:
 def _claim(target: Target) -> int:
     """Makes this the execution that acts; gives its number. One that was taken for dead stops at its next look."""
 
-    def claim(session: Session) -> int:
-        return session.execute(
-            update(Operation)
-            .where(Operation.operation_id == target.operation_id)
-            .values(execution=Operation.execution + 1)
-            .returning(Operation.execution)
-        ).scalar_one()
-
-    return _in_transaction(claim)
+    statement = (
+        update(Operation)
+        .where(Operation.operation_id == target.operation_id)
+        .values(execution=Operation.execution + 1)
+        .returning(Operation.execution)
+        .execution_options(synchronize_session=False)
+    )
+    return _patiently(single_statements, lambda session: session.execute(statement).scalar_one())
 
 
 def _is_ours(turn: _Turn) -> bool:
     """Whether the operation goes on and this execution is the one that carries it out."""
 
-    def look(session: Session) -> bool:
-        row = session.execute(
-            select(Operation.status, Operation.execution).where(
-                Operation.operation_id == turn.target.operation_id
-            )
-        ).one()
-        return OperationStatus(row.status) not in FINAL and row.execution == turn.execution
-
-    return _in_transaction(look)
+    query = select(Operation.status, Operation.execution).where(
+        Operation.operation_id == turn.target.operation_id
+    )
+    row = _patiently(single_statements, lambda session: session.execute(query).one())
+    return OperationStatus(row.status) not in FINAL and row.execution == turn.execution
 
 
 def _leave_to_others(turn: _Turn) -> None:
@@ -161,12 +157,14 @@ def _leave_to_others(turn: _Turn) -> None:
     raise TimeoutError(f"operation {turn.target.operation_id} was taken over and never ended")
 
 
-def _in_transaction(work: Callable[[Session], T]) -> T:
-    """`work` in a transaction of its own, as soon as the database lets it."""
+def _patiently(
+    open_session: Callable[[], AbstractContextManager[Session]], work: Callable[[Session], T]
+) -> T:
+    """`work` in a session of its own, as soon as the database lets it."""
     patience = _Patience(60.0)
     while True:
         try:
-            with transaction() as session:
+            with open_session() as session:
                 return work(session)
         except Exception as err:
             delay_s = patience.delay_s(err)
@@ -262,7 +260,7 @@ def _enter(step: Step, turn: _Turn) -> bool:
     Raises: OperationCancelled when it was asked for and is still possible.
     """
     target = turn.target
-    with transaction() as session:
+    with single_statements() as session:
         row = session.execute(
             update(Operation)
             .where(
@@ -277,8 +275,8 @@ def _enter(step: Step, turn: _Turn) -> bool:
                 percent=step.percent,
             )
             .returning(Operation.cancel_requested_at)
+            .execution_options(synchronize_session=False)
         ).one_or_none()
-        notify(session, target.operation_id)
     if row is None:
         return False
     if row.cancel_requested_at is not None and step.cancellable:
@@ -396,7 +394,7 @@ def _end(turn: _Turn, ending: _Ending, write: Callable[[Session], None]) -> None
 
     Raises: what `write` raises, after retries while the database is away.
     """
-    if not _in_transaction(lambda session: _end_in(session, turn, ending, write)):
+    if not _patiently(transaction, lambda session: _end_in(session, turn, ending, write)):
         _leave_to_others(turn)
 
 
@@ -406,14 +404,12 @@ def _end_in(
     """False when the end is another worker's to write. Ended already: no effect."""
     target = turn.target
     # The same order of locks as everywhere: the resources first, by their ids, then the operation.
-    resource_id = session.scalar(
-        select(Operation.resource_id).where(Operation.operation_id == target.operation_id)
-    )
+    its_own = select(Operation.resource_id).where(Operation.operation_id == target.operation_id)
     held = session.scalars(
         select(Resource)
         .where(
             or_(
-                Resource.resource_id == resource_id,
+                Resource.resource_id == its_own.scalar_subquery(),
                 Resource.active_operation_id == target.operation_id,
             )
         )

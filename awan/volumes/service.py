@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -56,10 +56,12 @@ def volumes_of(session: Session, instance_id: UUID) -> Sequence[Volume]:
 
 
 def mark_ready(session: Session, volume_id: UUID) -> None:
-    """The engine has the volume."""
-    volume = session.get_one(Volume, volume_id)
-    if volume.state == VolumeState.CREATING:
-        volume.state = VolumeState.READY
+    """The engine has the volume. Known already: no effect."""
+    session.execute(
+        update(Volume)
+        .where(Volume.volume_id == volume_id, Volume.state == VolumeState.CREATING)
+        .values(state=VolumeState.READY)
+    )
 
 
 def mark_deleted(session: Session, instance_id: UUID) -> None:

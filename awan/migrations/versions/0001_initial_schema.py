@@ -916,13 +916,25 @@ def upgrade() -> None:
         unique=False,
     )
     op.create_index(op.f("ix_instance_image_id"), "instance", ["image_id"], unique=False)
+    op.create_index(
+        op.f("ix_instance_new_password_secret_id"),
+        "instance",
+        ["new_password_secret_id"],
+        unique=False,
+    )
     op.create_index(op.f("ix_instance_node_id"), "instance", ["node_id"], unique=False)
+    op.create_index(
+        op.f("ix_instance_password_secret_id"), "instance", ["password_secret_id"], unique=False
+    )
     op.create_index(
         op.f("ix_instance_seed_look_at"),
         "instance",
         ["seed_look_at"],
         unique=False,
         postgresql_where=sa.text("seed_has_password"),
+    )
+    op.create_index(
+        op.f("ix_instance_user_data_secret_id"), "instance", ["user_data_secret_id"], unique=False
     )
     op.create_table(
         "locked_price",
@@ -1781,12 +1793,15 @@ def downgrade() -> None:
     op.drop_table("node_image")
     op.drop_table("metric_node")
     op.drop_table("locked_price")
+    op.drop_index(op.f("ix_instance_user_data_secret_id"), table_name="instance")
     op.drop_index(
         op.f("ix_instance_seed_look_at"),
         table_name="instance",
         postgresql_where=sa.text("seed_has_password"),
     )
+    op.drop_index(op.f("ix_instance_password_secret_id"), table_name="instance")
     op.drop_index(op.f("ix_instance_node_id"), table_name="instance")
+    op.drop_index(op.f("ix_instance_new_password_secret_id"), table_name="instance")
     op.drop_index(op.f("ix_instance_image_id"), table_name="instance")
     op.drop_index(op.f("ix_instance_account_id_observed_state"), table_name="instance")
     op.drop_table("instance")
