@@ -132,6 +132,25 @@ def all_current_prices(session: Session, currency: str) -> dict[int, dict[Compon
     return found
 
 
+def first_price(
+    session: Session, location_id: int, component: Component, currency: str
+) -> PriceTag | None:
+    """What the component costs now in the first tier of the location that prices it; None when none does."""
+    row = session.scalars(
+        select(Price)
+        .join(TierLocation, TierLocation.tier_id == Price.tier_id)
+        .where(
+            TierLocation.location_id == location_id,
+            Price.component == component,
+            Price.currency == currency,
+            Price.valid_from <= func.now(),
+        )
+        .order_by(Price.tier_id, Price.valid_from.desc())
+        .limit(1)
+    ).first()
+    return _tag(row) if row is not None else None
+
+
 def _tag(row: Price) -> PriceTag:
     return PriceTag(Component(row.component), row.currency, row.monthly_minor, row.price_id)
 
@@ -194,6 +213,13 @@ def engines(session: Session, location_id: int) -> LocationEngines:
     return open_engines(location_id, _engine_rows(session, location_id))
 
 
+def engines_of(
+    session: Session, location_id: int, rows: Sequence[LocationEngine]
+) -> LocationEngines:
+    """As `engines`, of a location whose rows were all read with something else."""
+    return open_engines(location_id, _checked(session, rows))
+
+
 def volumes_driver(session: Session, location_id: int) -> str:
     """The name of the driver that keeps a location's disks; no engine is opened.
 
@@ -203,16 +229,18 @@ def volumes_driver(session: Session, location_id: int) -> str:
 
 
 def _engine_rows(session: Session, location_id: int) -> dict[str, tuple[str, dict[str, Any]]]:
-    rows = {
-        row.kind: (row.driver, _with_secrets(session, row))
-        for row in session.scalars(
-            select(LocationEngine).where(LocationEngine.location_id == location_id)
-        ).all()
-    }
-    missing = {kind.value for kind in REQUIRED_ENGINES} - set(rows)
+    query = select(LocationEngine).where(LocationEngine.location_id == location_id)
+    return _checked(session, session.scalars(query).all())
+
+
+def _checked(
+    session: Session, rows: Sequence[LocationEngine]
+) -> dict[str, tuple[str, dict[str, Any]]]:
+    found = {row.kind: (row.driver, _with_secrets(session, row)) for row in rows}
+    missing = {kind.value for kind in REQUIRED_ENGINES} - set(found)
     if missing:
         raise Unavailable(f"The location has no {' and no '.join(sorted(missing))} engine yet.")
-    return rows
+    return found
 
 
 def _with_secrets(session: Session, row: LocationEngine) -> dict[str, Any]:

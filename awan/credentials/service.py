@@ -103,6 +103,8 @@ def remove_key(session: Session, caller: Caller, ssh_key_id: int) -> SshKey:
 
 def find_keys(session: Session, account_id: UUID, ids: Sequence[int]) -> dict[int, SshKey]:
     """The account's live keys among `ids`, by id."""
+    if not ids:
+        return {}
     rows = session.scalars(
         select(SshKey).where(
             SshKey.ssh_key_id.in_(ids), SshKey.account_id == account_id, SshKey.deleted_at.is_(None)

@@ -258,8 +258,11 @@ def forget_copies(session: Session, node_id: UUID, sha256: str) -> None:
     )
 
 
-def note_answer(session: Session, node_id: UUID) -> bool:
-    """The node has just answered. Whether it counted as unreachable until now; then its instances are known again."""
+def note_usual_answer(session: Session, node_id: UUID) -> bool:
+    """A node that counts as reachable has just answered, which is noted in one statement. False: it does not count so.
+
+    Then `note_answer` is to be asked.
+    """
     usual = (
         update(Node)
         .where(Node.node_id == node_id, Node.health == NodeHealth.REACHABLE)
@@ -267,7 +270,12 @@ def note_answer(session: Session, node_id: UUID) -> bool:
         .returning(Node.node_id)
         .execution_options(synchronize_session=False)
     )
-    if session.scalar(usual) is not None:
+    return session.scalar(usual) is not None
+
+
+def note_answer(session: Session, node_id: UUID) -> bool:
+    """The node has just answered. Whether it counted as unreachable until now; then its instances are known again."""
+    if note_usual_answer(session, node_id):
         return False
     node = session.get_one(Node, node_id, with_for_update=True, populate_existing=True)
     node.seen_at = _database_time(session)

@@ -89,6 +89,7 @@ def create_instance(
         vcpus=request.cpu,
         memory_gib=request.memory,
         storage_gib=request.storage,
+        public_ips=1 if request.use_public_ip and order.address is None else 0,
     )
     instance_id, operation_id = new_id(), new_id()
     node = place(
@@ -131,11 +132,19 @@ def create_instance(
             session, instance_id=instance_id, network=order.network, operation_id=operation_id
         )
     if request.use_public_ip:
-        address = order.address or allocate(
-            session, caller, request.location_id, operation_id=operation_id
-        )
         create_public_nic(
-            session, instance_id=instance_id, address=address, operation_id=operation_id
+            session,
+            instance_id=instance_id,
+            address=order.address
+            or allocate(
+                session,
+                caller,
+                request.location_id,
+                operation_id=operation_id,
+                takes_quota=False,
+            ),
+            operation_id=operation_id,
+            is_new=order.address is None,
         )
     lock_prices(session, instance_id, order.items)
     operation = begin(
@@ -316,6 +325,7 @@ def _insert_resource(
         location_id=request.location_id,
         operation_id=operation_id,
         name_field="hostname",
+        is_active=True,
     )
 
 

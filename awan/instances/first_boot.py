@@ -6,6 +6,7 @@ import time
 from uuid import UUID
 
 import structlog
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from awan.catalogue import engines
@@ -23,7 +24,7 @@ from awan.instances.situation import (
     seed_spec,
 )
 from awan.kit.clock import now
-from awan.kit.database import transaction
+from awan.kit.database import single_statements, transaction
 from awan.kit.secrets import delete_secret
 from awan.ledger import open_spans
 from awan.networks import public_addresses
@@ -88,26 +89,27 @@ def wait_round(instance_id: str, round_s: float) -> str:
 
 
 def _sign(instance_id: UUID) -> str:
-    with transaction() as session:
-        instance = session.get_one(Instance, instance_id)
+    query = (
+        select(Instance, Resource.active_operation_id, Node, TemplateImage.has_agent)
+        .join(Resource, Resource.resource_id == Instance.instance_id)
+        .join(Node, Node.node_id == Instance.node_id)
+        .join(TemplateImage, TemplateImage.image_id == Instance.image_id)
+        .where(Instance.instance_id == instance_id)
+    )
+    with single_statements() as session:
+        instance, active_operation_id, row, has_agent = session.execute(query).one()
         if instance.desired_state == DesiredState.DELETED or instance.deleted_at is not None:
             return "gone"
-        if session.get_one(Resource, instance_id).active_operation_id is not None:
+        if active_operation_id is not None:
             return "busy"
         if instance.observed_state != ObservedState.RUNNING:
             return "stopped"
-        node = endpoint(session.get_one(Node, instance.node_id))
-        hypervisor = engines(session, instance.location_id).hypervisor
-        has_agent = _image_has_agent(session, instance.image_id)
+        node, hypervisor = endpoint(row), engines(session, instance.location_id).hypervisor
     try:
         sign = hypervisor.guest_sign(node, instance_id)
     except EngineError:
         return "unreachable"
     return GuestSign.NONE if has_agent and sign is GuestSign.TRAFFIC else sign
-
-
-def _image_has_agent(session: Session, image_id: UUID) -> bool:
-    return session.get_one(TemplateImage, image_id).has_agent
 
 
 def mark_guest_ready(instance_id: str, sign: str) -> None:
@@ -197,6 +199,6 @@ def _note_scrubbed(instance_id: UUID, *, has_password: bool) -> None:
 
 
 def _is_being_deleted(instance_id: UUID) -> bool:
-    with transaction() as session:
-        instance = session.get_one(Instance, instance_id)
-        return instance.desired_state == DesiredState.DELETED
+    query = select(Instance.desired_state).where(Instance.instance_id == instance_id)
+    with single_statements() as session:
+        return session.execute(query).scalar_one() == DesiredState.DELETED

@@ -94,7 +94,7 @@ def create_instance(
         if call.earlier:
             return again(session, call.earlier)
         instance, operation = creation.create_instance(session, caller, body)
-        data = show_detail(session, service.get_view(session, caller, instance.instance_id))
+        data = show_detail(session, service.get_kept_view(session, instance.instance_id))
         return call.keep(
             answer(
                 "Vm berhasil dibuat",

@@ -8,8 +8,9 @@ from uuid import UUID
 
 from sqlalchemy import select
 
-from awan.catalogue import engines, image_source
-from awan.catalogue.models import Tier
+from awan.catalogue import image_source
+from awan.catalogue.models import LocationEngine, Tier
+from awan.catalogue.service import engines_of
 from awan.credentials import SshKey
 from awan.engines.fabric import PortSpec
 from awan.engines.fabric.firewall import FirewallSpec
@@ -107,14 +108,18 @@ class Situation:
 def read_situation(instance_id: UUID) -> Situation:
     """The instance as the database has it now."""
     query = (
-        select(Instance, Node, Firewall.pushed_revision)
+        select(Instance, Node, Firewall.pushed_revision, LocationEngine)
         .join(Node, Node.node_id == Instance.node_id)
         .join(Firewall, Firewall.firewall_id == firewall_id_of(instance_id))
+        .outerjoin(LocationEngine, LocationEngine.location_id == Instance.location_id)
         .where(Instance.instance_id == instance_id)
     )
     with single_statements() as session:
-        instance, node, pushed_revision = session.execute(query).one()
-        return Situation(instance, node, engines(session, instance.location_id), pushed_revision)
+        rows = session.execute(query).all()
+        instance, node, pushed_revision, _ = rows[0]
+        configured = [engine for *_, engine in rows if engine is not None]
+        opened = engines_of(session, instance.location_id, configured)
+        return Situation(instance, node, opened, pushed_revision)
 
 
 def root_handle(it: Situation) -> VolumeHandle:

@@ -24,7 +24,7 @@ from awan.engines.hypervisor import COUNTERS_TIMEOUT_S, NodeEndpoint
 from awan.engines.registry import LocationEngines
 from awan.errors import EngineError, NotFound, Unavailable
 from awan.fleet import endpoint, get_node
-from awan.kit.database import transaction
+from awan.kit.database import single_statements, transaction
 from awan.kit.ids import new_id
 from awan.metrics import history
 from awan.metrics.service import store_counters
@@ -95,7 +95,7 @@ class _Reached:
 def claim_due(most: int = NODES_AT_ONCE) -> list[Claim]:
     """Takes at most so many nodes that are due; they are due again after `metrics_interval_s`."""
     claim_id, settings = new_id(), get_settings()
-    with transaction() as session:
+    with single_statements() as session:
         node_ids = session.scalars(
             _CLAIM,
             {
@@ -138,7 +138,7 @@ def collect(claim: Claim) -> bool:
 
 
 def _reach(node_id: UUID) -> _Reached:
-    with transaction() as session:
+    with single_statements() as session:
         node = get_node(session, node_id)
         return _Reached(endpoint(node), engines(session, node.location_id))
 

@@ -12,9 +12,9 @@ from sqlalchemy.dialects.postgresql import INET
 from sqlalchemy.orm import Session
 
 from awan.accounts import Caller, quotas
-from awan.catalogue import Component, PricedItem
-from awan.catalogue.models import Location, TierLocation
-from awan.catalogue.service import all_current_prices
+from awan.catalogue import Component, PricedItem, PriceTag
+from awan.catalogue.models import Location
+from awan.catalogue.service import first_price
 from awan.errors import Conflict, Invalid, NoCapacity, NotFound
 from awan.events import record
 from awan.kit.clock import now
@@ -32,14 +32,21 @@ NO_ADDRESS = "The location has no free public address at the moment."
 
 
 def allocate(
-    session: Session, caller: Caller, location_id: int, *, operation_id: UUID | None = None
+    session: Session,
+    caller: Caller,
+    location_id: int,
+    *,
+    operation_id: UUID | None = None,
+    takes_quota: bool = True,
 ) -> Address:
     """Takes an address for the account: free to use, priced, and (unless part of an instance's creation) billed.
 
+    Without `takes_quota` the caller has taken it from the quota already, with other things.
     An address that the account released itself may come back to it; others wait until its quarantine is over.
     Raises: QuotaExceeded, NoCapacity.
     """
-    quotas.take(session, caller.account_id, public_ips=1)
+    if takes_quota:
+        quotas.take(session, caller.account_id, public_ips=1)
     address = session.scalars(
         select(Address)
         .join(Pool)
@@ -102,15 +109,12 @@ def _takeable(account_id: UUID) -> Any:
     return or_(Address.state == AddressState.AVAILABLE, rested)
 
 
-def _ip_price(session: Session, currency: str, location_id: int) -> Any:
+def _ip_price(session: Session, currency: str, location_id: int) -> PriceTag:
     """An address costs what it costs in the location's first tier that prices it. Raises: Invalid when none does."""
-    offered = set(
-        session.scalars(select(TierLocation.tier_id).where(TierLocation.location_id == location_id))
-    )
-    for tier_id, prices in sorted(all_current_prices(session, currency).items()):
-        if tier_id in offered and Component.PUBLIC_IP in prices:
-            return prices[Component.PUBLIC_IP]
-    raise Invalid.field("location_id", "Public addresses are not sold in this location.")
+    price = first_price(session, location_id, Component.PUBLIC_IP, currency)
+    if price is None:
+        raise Invalid.field("location_id", "Public addresses are not sold in this location.")
+    return price
 
 
 def bill_address(

@@ -22,22 +22,29 @@ from awan.networks.addresses import (
 )
 from awan.networks.models import Address, AddressState, Nic, NicRole, Pool
 from awan.networks.names import mark_stale
-from awan.networks.pools import ipv6_pool, network_spec
+from awan.networks.pools import network_spec, pool_with_ipv6
 from awan.networks.rules import ipv6_of, switch_name
 
 
 def create_public_nic(
-    session: Session, *, instance_id: UUID, address: Address, operation_id: UUID
+    session: Session,
+    *,
+    instance_id: UUID,
+    address: Address,
+    operation_id: UUID,
+    is_new: bool = False,
 ) -> Nic:
     """A card on the address's network; it also gets an IPv6 address where the location has a prefix.
 
+    `is_new`: the address was allocated in this transaction, so it is locked and nobody else knows it.
     Raises: Invalid when the address is in use.
     """
-    if not lock_owned_address(session, address) or address.state != AddressState.FREE:
-        raise Invalid.field("public_network", "The selected public network is in use.")
-    refuse_if_address_busy(session, address)
+    if not is_new:
+        if not lock_owned_address(session, address) or address.state != AddressState.FREE:
+            raise Invalid.field("public_network", "The selected public network is in use.")
+        refuse_if_address_busy(session, address)
     assert address.account_id is not None
-    pool = session.get_one(Pool, address.pool_id)
+    pool, six = pool_with_ipv6(session, address.pool_id)
     nic = Nic(
         nic_id=public_nic_id(operation_id),
         instance_id=instance_id,
@@ -51,14 +58,13 @@ def create_public_nic(
     session.flush()
     address.state = AddressState.ATTACHED
     address.nic_id = nic.nic_id
-    _add_ipv6(session, nic, pool)
+    _add_ipv6(session, nic, six)
     session.flush()
     return nic
 
 
-def _add_ipv6(session: Session, nic: Nic, pool: Pool) -> None:
-    """The card's IPv6 address, where the location has a prefix on the network of the IPv4 pool."""
-    six = ipv6_pool(session, pool)
+def _add_ipv6(session: Session, nic: Nic, six: Pool | None) -> None:
+    """The card's IPv6 address, where the location has a pool of them on the network of the IPv4 pool."""
     if six is None:
         return
     assert isinstance(six.cidr, IPv6Network)
@@ -149,7 +155,7 @@ def give_public_address(
         session.flush()
         return
     assert address.account_id is not None
-    pool = session.get_one(Pool, address.pool_id)
+    pool, six = pool_with_ipv6(session, address.pool_id)
     if nic is None:
         nic = Nic(
             nic_id=nic_id,
@@ -165,7 +171,7 @@ def give_public_address(
     session.flush()
     address.state, address.nic_id = AddressState.ATTACHED, nic_id
     bill_address(session, address, actor=actor, operation_id=operation_id)
-    _add_ipv6(session, nic, pool)
+    _add_ipv6(session, nic, six)
     session.flush()
 
 

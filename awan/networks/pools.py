@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TypeVar
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import and_, delete, func, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from awan.accounts import Caller
 from awan.catalogue.service import check_location
@@ -105,11 +105,10 @@ def list_pools(session: Session) -> list[tuple[Pool, dict[str, int]]]:
 
 def network_spec(session: Session, pool_id: int) -> PublicNetworkSpec:
     """The logical switch of an IPv4 pool, with the location's IPv6 pool on the same provider network beside it."""
-    pool = session.get(Pool, pool_id)
-    if pool is None or not isinstance(pool.cidr, IPv4Network):
+    pool, six = pool_with_ipv6(session, pool_id)
+    if not isinstance(pool.cidr, IPv4Network):
         raise NotFound("Pool not found.")
     assert isinstance(pool.gateway, IPv4Address)
-    six = ipv6_pool(session, pool)
     assert six is None or (
         isinstance(six.cidr, IPv6Network) and isinstance(six.gateway, IPv6Address)
     )
@@ -125,19 +124,26 @@ def network_spec(session: Session, pool_id: int) -> PublicNetworkSpec:
     )
 
 
-def ipv6_pool(session: Session, pool: Pool) -> Pool | None:
-    return session.scalars(
-        select(Pool)
-        .where(
-            Pool.location_id == pool.location_id,
-            Pool.family == 6,
-            Pool.is_enabled,
-            Pool.physical_network == pool.physical_network,
-            Pool.vlan.is_not_distinct_from(pool.vlan),
-        )
-        .order_by(Pool.pool_id)
+def pool_with_ipv6(session: Session, pool_id: int) -> tuple[Pool, Pool | None]:
+    """A pool, and the location's IPv6 pool on the same provider network. Raises: NotFound."""
+    six = aliased(Pool)
+    beside = and_(
+        six.location_id == Pool.location_id,
+        six.family == 6,
+        six.is_enabled,
+        six.physical_network == Pool.physical_network,
+        six.vlan.is_not_distinct_from(Pool.vlan),
+    )
+    row = session.execute(
+        select(Pool, six)
+        .outerjoin(six, beside)
+        .where(Pool.pool_id == pool_id)
+        .order_by(six.pool_id)
         .limit(1)
-    ).first()
+    ).one_or_none()
+    if row is None:
+        raise NotFound("Pool not found.")
+    return row[0], row[1]
 
 
 def delete_pool(session: Session, caller: Caller, pool_id: int) -> None:

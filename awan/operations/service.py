@@ -76,13 +76,15 @@ def begin(
     besides and on which nothing may run either: all in the order of their ids. `operation_id` may be given so that
     other ids can be derived from it beforehand. Operations of one `partition_key` (default: the subject) run one after
     the other in the order of their transactions' start.
+    A resource that was made for this very operation has it as its active one already.
     Without `holds_resource` it is about a part of the resource: it begins whatever runs on the whole, and does not
     keep anything from being begun there.
     Raises: Conflict (with Retry-After) when another operation runs on the resource, unless `queue_behind`.
     """
     if not is_registered(plan):
         raise ValueError(f"{plan.workflow} is not registered")
-    if resource is not None and holds_resource and not queue_behind:
+    is_new = resource is not None and resource.active_operation_id == operation_id is not None
+    if resource is not None and holds_resource and not queue_behind and not is_new:
         refuse_if_busy(session, resource)
     for other in also:
         refuse_if_busy(session, other)

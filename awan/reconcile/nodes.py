@@ -31,12 +31,12 @@ from awan.engines.hypervisor import (
 from awan.errors import EngineError
 from awan.events import record
 from awan.fleet import Node, NodeState, endpoint
-from awan.fleet.service import WATCH_ACTOR, note_answer, note_silence
+from awan.fleet.service import WATCH_ACTOR, note_answer, note_silence, note_usual_answer
 from awan.fleet.workflows import FENCE
 from awan.instances.models import Instance
 from awan.instances.recover import ACTOR, Reason
 from awan.instances.rules import SETTLED_STATES
-from awan.kit.database import transaction
+from awan.kit.database import single_statements, transaction
 from awan.operations import ControlPlane, Operation, begin
 from awan.operations.models import FINAL
 from awan.reconcile.power import Circumstances, Verdict, judge
@@ -87,7 +87,7 @@ class NodeWatch:
 
     def reach(self) -> Reached:
         """Raises: EngineError when the location's engines cannot be opened."""
-        with transaction() as session:
+        with single_statements() as session:
             node = session.get_one(Node, self.node_id)
             hypervisor = engines(session, node.location_id).hypervisor
             return Reached(endpoint(node), hypervisor, node.state == NodeState.LOST)
@@ -109,7 +109,7 @@ class NodeWatch:
 
         `reached`: where the node has just been found.
         """
-        with transaction() as session:
+        with single_statements() as session:
             known = known_on(session, self.node_id)
         asked_at = time.monotonic()
         try:
@@ -133,7 +133,7 @@ class NodeWatch:
         self._note_answer()
 
     def _look_at(self, instance_id: UUID) -> None:
-        with transaction() as session:
+        with single_statements() as session:
             known = find_known(session, self.node_id, instance_id)
         if known is None:
             return
@@ -200,6 +200,9 @@ class NodeWatch:
             put_back_private_networks(location_id)
 
     def _note_answer(self) -> None:
+        with single_statements() as session:
+            if note_usual_answer(session, self.node_id):
+                return
         with transaction() as session:
             has_changed = note_answer(session, self.node_id)
             if has_changed:

@@ -34,8 +34,11 @@ def create(
     location_id: int | None,
     operation_id: UUID | None,
     name_field: str = "name",
+    is_active: bool = False,
 ) -> Resource:
     """Writes the ownership row, before the thing's own row, under the same uuid.
+
+    `is_active`: the operation that makes it is about to be begun, and works on it until it ends.
 
     Raises: Invalid on the field `name_field` when the account already has a live thing of that kind and name (only
     for kinds whose names are unique: instances, whatever the case, SSH keys, and private networks of a location).
@@ -49,6 +52,7 @@ def create(
             name=name,
             location_id=location_id,
             created_by_operation_id=operation_id,
+            active_operation_id=operation_id if is_active else None,
         )
         .on_conflict_do_nothing()
         .returning(Resource)
