@@ -15,6 +15,7 @@ import awan.console.pages
 import awan.console.routes
 import awan.credentials.routes
 import awan.event_stream.routes
+import awan.firewall.group_routes
 import awan.firewall.routes
 import awan.fleet.routes
 import awan.instances.admin_routes
@@ -50,6 +51,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     awan.catalogue.routes.sizes_router,
     awan.networks.routes.instances_router,
     awan.firewall.routes.router,
+    awan.firewall.group_routes.instances_router,
     awan.instances.routes.router,
     awan.instances.power_routes.router,
     awan.instances.guest_routes.router,
@@ -59,6 +61,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     awan.networks.routes.router,
     awan.instances.card_routes.addresses_router,
     awan.networks.private_routes.router,
+    awan.firewall.group_routes.router,
     awan.instances.network_routes.router,
     awan.metrics.graph_routes.router,
     awan.credentials.routes.router,
@@ -85,6 +88,7 @@ WORKFLOW_MODULES = (
     "awan.catalogue.images",
     "awan.console.workflows",
     "awan.firewall.workflows",
+    "awan.firewall.group_workflows",
     "awan.fleet.workflows",
     "awan.networks.workflows",
     "awan.networks.private_workflows",

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, text
-from sqlalchemy.dialects.postgresql import CIDR
+from sqlalchemy.dialects.postgresql import CIDR, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from awan.engines.fabric.firewall import Direction, RuleAction, RuleProtocol
@@ -120,3 +120,44 @@ class FirewallTrial(Base):
     before: Mapped[dict[str, Any]]
     ends_at: Mapped[datetime] = mapped_column(index=True)
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+
+
+class FirewallGroup(Base):
+    """Rules that firewalls of a location share. Revisions as in `Firewall`.
+
+    `rules` are in the order in which they are tried, in the form of `groups.as_stored`. Instances that have all
+    `member_labels` are behind the group, too; with none it is for those alone that it is attached to.
+    """
+
+    __tablename__ = "firewall_group"
+    __table_args__ = (
+        CheckConstraint(
+            "applied_revision <= pushed_revision AND pushed_revision <= wanted_revision",
+            name="revisions",
+        ),
+        Index(None, "account_id", "location_id", postgresql_where=text("deleted_at IS NULL")),
+    )
+
+    group_id: Mapped[UUID] = mapped_column(ForeignKey("resource.resource_id"), primary_key=True)
+    account_id: Mapped[UUID] = mapped_column(ForeignKey("account.account_id"))
+    location_id: Mapped[int] = mapped_column(ForeignKey("location.location_id"))
+    description: Mapped[str]
+    rules: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
+    member_labels: Mapped[dict[str, str]]
+    wanted_revision: Mapped[int] = mapped_column(server_default="1")
+    pushed_revision: Mapped[int] = mapped_column(server_default="0")
+    applied_revision: Mapped[int] = mapped_column(server_default="0")
+    apply_operation_id: Mapped[UUID | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+    deleted_at: Mapped[datetime | None]
+
+
+class FirewallAttachment(Base):
+    """A group that a firewall has; `position` is its place among them, from 1."""
+
+    __tablename__ = "firewall_attachment"
+    __table_args__ = (Index(None, "group_id"),)
+
+    firewall_id: Mapped[UUID] = mapped_column(ForeignKey("firewall.firewall_id"), primary_key=True)
+    group_id: Mapped[UUID] = mapped_column(ForeignKey("firewall_group.group_id"), primary_key=True)
+    position: Mapped[int]

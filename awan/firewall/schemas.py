@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from awan.engines.fabric.firewall import Direction, RuleAction, RuleProtocol
-from awan.firewall.models import Firewall, FirewallTrial, Ipset, IpsetEntry, Rule
+from awan.firewall.models import Firewall, FirewallGroup, FirewallTrial, Ipset, IpsetEntry, Rule
 from awan.firewall.rules import (
     ALL_PORTS,
     DESCRIPTION_MAX,
@@ -75,8 +75,8 @@ Description = Annotated[str, StringConstraints(max_length=DESCRIPTION_MAX)]
 Prefix = Annotated[str, StringConstraints(max_length=64), AfterValidator(_prefix)]
 
 
-def sync_status(firewall: Firewall) -> SyncStatus:
-    """Whether the nodes have confirmed the firewall as it is wanted now."""
+def sync_status(firewall: Firewall | FirewallGroup) -> SyncStatus:
+    """Whether the nodes have confirmed the firewall or group as it is wanted now."""
     return "applied" if firewall.applied_revision >= firewall.wanted_revision else "pending"
 
 

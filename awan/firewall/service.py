@@ -17,7 +17,15 @@ from awan.accounts import Caller
 from awan.engines.fabric.firewall import Direction, RuleAction, RuleProtocol
 from awan.errors import Conflict, Invalid, NotFound, QuotaExceeded
 from awan.events import record
-from awan.firewall.models import Firewall, FirewallTrial, Ipset, IpsetEntry, Rule
+from awan.firewall.models import (
+    Firewall,
+    FirewallAttachment,
+    FirewallGroup,
+    FirewallTrial,
+    Ipset,
+    IpsetEntry,
+    Rule,
+)
 from awan.firewall.rules import ENTRIES_MAX, IPSETS_MAX, RULES_MAX, RuleValues, check_protocol
 from awan.firewall.workflows import APPLY
 from awan.kit.clock import now
@@ -62,8 +70,8 @@ def retire_firewall(session: Session, instance_id: UUID, requester: Requester) -
         return
     firewall.deleted_at = now()
     ids = select(Ipset.ipset_id).where(Ipset.firewall_id == firewall.firewall_id)
-    trial = FirewallTrial.firewall_id == firewall.firewall_id
-    session.execute(delete(FirewallTrial).where(trial))
+    for kind in (FirewallTrial, FirewallAttachment):
+        session.execute(delete(kind).where(kind.firewall_id == firewall.firewall_id))
     session.execute(delete(Rule).where(Rule.firewall_id == firewall.firewall_id))
     session.execute(delete(IpsetEntry).where(IpsetEntry.ipset_id.in_(ids)))
     session.execute(delete(Ipset).where(Ipset.firewall_id == firewall.firewall_id))
@@ -87,7 +95,7 @@ def request_apply(session: Session, requester: Requester, instance_id: UUID) -> 
         return None
     if firewall.applied_revision >= firewall.wanted_revision:
         return None
-    if _unfinished(session, firewall) is not None:
+    if unfinished(session, firewall) is not None:
         return None
     return _begin_apply(session, requester, resource, firewall)
 
@@ -417,7 +425,7 @@ def change(
     """A revision more of a locked firewall, the event, and the operation that brings it to the fabric."""
     firewall.wanted_revision += 1
     session.flush()
-    operation = _unfinished(session, firewall)
+    operation = unfinished(session, firewall)
     if operation is None or operation.status != OperationStatus.QUEUED:
         # One that runs may have read the firewall before this change.
         operation = _begin_apply(session, requester, resource, firewall)
@@ -425,7 +433,7 @@ def change(
     return operation
 
 
-def _unfinished(session: Session, firewall: Firewall) -> Operation | None:
+def unfinished(session: Session, firewall: Firewall | FirewallGroup) -> Operation | None:
     """The operation that was asked for last, if it has not ended.
 
     Its row is locked: one that is queued can begin, and then read the firewall, only after this transaction.

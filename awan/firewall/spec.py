@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, Select, and_, select
 from sqlalchemy.orm import Session
 
 from awan.engines.fabric.firewall import (
+    GROUPS_MAX,
     AddressSetSpec,
     Direction,
+    FirewallGroupSpec,
     FirewallSpec,
     RuleAction,
     RuleProtocol,
     RuleSpec,
 )
-from awan.firewall.models import Firewall, IpsetEntry, Rule
+from awan.firewall.models import Firewall, FirewallAttachment, FirewallGroup, IpsetEntry, Rule
+from awan.kit.ids import derived_id
+from awan.resources import Resource
 
 
 def read_spec(session: Session, firewall_id: UUID) -> FirewallSpec | None:
@@ -30,7 +35,7 @@ def read_spec(session: Session, firewall_id: UUID) -> FirewallSpec | None:
 
 
 def read_specs(session: Session, rows: Sequence[Firewall]) -> list[FirewallSpec]:
-    """Those of many, in three queries."""
+    """Those of many, in five queries."""
     ids = [row.firewall_id for row in rows]
     rules: dict[UUID, list[Rule]] = {}
     for rule in session.scalars(
@@ -42,7 +47,84 @@ def read_specs(session: Session, rows: Sequence[Firewall]) -> list[FirewallSpec]
         rules.setdefault(rule.firewall_id, []).append(rule)
     used = {rule.ipset_id for of in rules.values() for rule in of if rule.ipset_id is not None}
     networks = _networks(session, used)
-    return [_spec(row, rules.get(row.firewall_id, []), networks) for row in rows]
+    groups = groups_of(session, ids)
+    return [
+        _spec(row, rules.get(row.firewall_id, []), networks, groups[row.firewall_id])
+        for row in rows
+    ]
+
+
+def read_group_spec(session: Session, group_id: UUID) -> FirewallGroupSpec | None:
+    """The group as it is wanted now; None when it is gone."""
+    row = session.get(FirewallGroup, group_id, populate_existing=True)
+    return None if row is None or row.deleted_at is not None else group_spec(row)
+
+
+def group_spec(row: FirewallGroup) -> FirewallGroupSpec:
+    """The group as the fabric is told. Rules and revision are one row, so that they go together."""
+    return FirewallGroupSpec(
+        group_id=row.group_id,
+        account_id=row.account_id,
+        revision=row.wanted_revision,
+        rules=tuple(
+            _group_rule(row.group_id, number, stored)
+            for number, stored in enumerate(row.rules, start=1)
+            if stored["is_enabled"]
+        ),
+    )
+
+
+def _group_rule(group_id: UUID, number: int, stored: dict[str, Any]) -> RuleSpec:
+    ports = stored["ports"]
+    return RuleSpec(
+        rule_id=derived_id(group_id, f"rule {number}"),
+        direction=Direction(stored["direction"]),
+        protocol=RuleProtocol(stored["protocol"]),
+        action=RuleAction(stored["action"]),
+        ports=(ports[0], ports[1]) if ports is not None else None,
+        icmp_type=stored["icmp_type"],
+        peers=tuple(ip_network(text) for text in stored["sources"]),
+    )
+
+
+def groups_of(session: Session, firewall_ids: Collection[UUID]) -> dict[UUID, list[FirewallGroup]]:
+    """Firewall -> its groups in their order: those attached to it, then those by label, the oldest first."""
+    attached = (
+        select(FirewallAttachment.firewall_id, FirewallGroup)
+        .join(FirewallGroup, FirewallGroup.group_id == FirewallAttachment.group_id)
+        .where(FirewallAttachment.firewall_id.in_(firewall_ids), FirewallGroup.deleted_at.is_(None))
+        .order_by(FirewallAttachment.firewall_id, FirewallAttachment.position)
+    )
+    labelled = (
+        labelled_firewalls()
+        .where(Firewall.firewall_id.in_(firewall_ids))
+        .order_by(Firewall.firewall_id, FirewallGroup.created_at, FirewallGroup.group_id)
+    )
+    found: dict[UUID, list[FirewallGroup]] = {firewall_id: [] for firewall_id in firewall_ids}
+    for query in (attached, labelled) if firewall_ids else ():
+        rows = session.execute(query.execution_options(populate_existing=True))
+        for firewall_id, group in rows:
+            if group not in found[firewall_id]:
+                found[firewall_id].append(group)
+    return {firewall_id: groups[:GROUPS_MAX] for firewall_id, groups in found.items()}
+
+
+def labelled_firewalls(*conditions: ColumnElement[bool]) -> Select[UUID, FirewallGroup]:
+    """Firewalls with the groups that their instances are behind by label."""
+    return (
+        select(Firewall.firewall_id, FirewallGroup)
+        .join(Resource, Resource.resource_id == Firewall.instance_id)
+        .join(
+            FirewallGroup,
+            and_(
+                FirewallGroup.account_id == Firewall.account_id,
+                FirewallGroup.location_id == Firewall.location_id,
+                FirewallGroup.member_labels != {},
+                Resource.labels.contains(FirewallGroup.member_labels),
+            ),
+        )
+        .where(Firewall.deleted_at.is_(None), FirewallGroup.deleted_at.is_(None), *conditions)
+    )
 
 
 def _networks(
@@ -56,7 +138,10 @@ def _networks(
 
 
 def _spec(
-    row: Firewall, rules: Sequence[Rule], networks: dict[int, list[IPv4Network | IPv6Network]]
+    row: Firewall,
+    rules: Sequence[Rule],
+    networks: dict[int, list[IPv4Network | IPv6Network]],
+    groups: Sequence[FirewallGroup],
 ) -> FirewallSpec:
     """Only the sets that an enabled rule refers to are of use to the fabric."""
     used = sorted({rule.ipset_id for rule in rules if rule.ipset_id is not None})
@@ -83,4 +168,5 @@ def _spec(
             for rule in rules
         ),
         sets=tuple(AddressSetSpec(ipset_id, tuple(networks[ipset_id])) for ipset_id in used),
+        groups=tuple(group_spec(group) for group in groups),
     )

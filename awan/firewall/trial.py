@@ -1,8 +1,8 @@
 """Trials: what is changed at a firewall goes back by itself unless its owner confirms it in time.
 
-Who shuts himself out need only wait. What goes back: policies, where the firewall stands, rules, and the entries of all
-sets that there were. Sets that are made meanwhile stay, without a rule; none can be deleted, since what goes back may
-need it.
+Who shuts himself out need only wait. What goes back: policies, where the firewall stands, rules, groups, and the
+entries of all sets that there were. Rules of a group are not the firewall's own: they stay. Sets that are made
+meanwhile stay, without a rule; none can be deleted, since what goes back may need it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from sqlalchemy.orm import Session
 
 from awan.accounts import Caller
 from awan.errors import Conflict
-from awan.firewall.models import Firewall, FirewallTrial, Ipset, IpsetEntry, Rule
+from awan.firewall.models import (
+    Firewall,
+    FirewallAttachment,
+    FirewallTrial,
+    Ipset,
+    IpsetEntry,
+    Rule,
+)
 from awan.firewall.service import change, entries_of, lock_firewall, lock_owned_firewall, note
 from awan.kit.clock import now
 from awan.kit.database import transaction
@@ -121,6 +128,14 @@ def _read(session: Session, firewall: Firewall) -> dict[str, Any]:
         "policy": firewall.policy,
         "outbound_policy": firewall.outbound_policy,
         "apply_to_private": firewall.apply_to_private,
+        "groups": [
+            str(group_id)
+            for group_id in session.scalars(
+                select(FirewallAttachment.group_id)
+                .where(FirewallAttachment.firewall_id == firewall.firewall_id)
+                .order_by(FirewallAttachment.position)
+            )
+        ],
         "rules": [{name: _plain(getattr(rule, name)) for name in RULE_COLUMNS} for rule in rules],
         "entries": {
             str(ipset_id): [
@@ -158,7 +173,13 @@ def _revert(
     before = trial.before
     firewall.policy, firewall.outbound_policy = before["policy"], before["outbound_policy"]
     firewall.apply_to_private = before["apply_to_private"]
-    session.execute(delete(Rule).where(Rule.firewall_id == firewall.firewall_id))
+    for kind in (Rule, FirewallAttachment):
+        session.execute(delete(kind).where(kind.firewall_id == firewall.firewall_id))
+    # A group that is gone meanwhile does nothing any more.
+    session.add_all(
+        FirewallAttachment(firewall_id=firewall.firewall_id, group_id=UUID(text), position=position)
+        for position, text in enumerate(before["groups"], start=1)
+    )
     ids = [int(text) for text in before["entries"]]
     session.execute(delete(IpsetEntry).where(IpsetEntry.ipset_id.in_(ids)))
     session.flush()

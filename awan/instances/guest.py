@@ -15,6 +15,7 @@ from awan.accounts import Caller
 from awan.engines.seed import hash_password
 from awan.errors import Conflict, Invalid
 from awan.events import record
+from awan.firewall.groups import follow_labels, lock_membership
 from awan.instances.create import HOSTNAME_TAKEN
 from awan.instances.guest_workflows import RENAME, RESET, SET_PASSWORD
 from awan.instances.models import DesiredState, Instance, ObservedState
@@ -32,7 +33,7 @@ from awan.instances.situation import PASSWORD_PURPOSE, SECRET_GENERATION
 from awan.kit.secrets import put_secret
 from awan.operations import Operation
 from awan.operations.service import refuse_if_busy
-from awan.resources import Resource
+from awan.resources import Resource, ResourceKind, get_owned
 
 FIRST_BOOT_PENDING = (
     "The guest has not finished its first boot yet. Try again once ready_at of the instance is set."
@@ -117,10 +118,15 @@ def reset(session: Session, caller: Caller, instance_id: UUID) -> Operation:
 def set_labels(
     session: Session, caller: Caller, instance_id: UUID, labels: Mapping[str, str]
 ) -> None:
-    """The instance has these labels and no others. Raises: NotFound."""
+    """The instance has these labels and no others, and the firewall groups that go by them.
+
+    Raises: NotFound, QuotaExceeded (firewall groups).
+    """
+    owned = get_owned(session, caller, ResourceKind.INSTANCE, instance_id)
+    lock_membership(session, owned.account_id)
     resource, _ = lock_instance(session, caller, instance_id)
     if resource.labels != labels:
-        resource.labels = dict(labels)
+        follow_labels(session, caller, resource, labels)
         _record(session, caller, resource, "instance.labelled", {"labels": dict(labels)})
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from awan.kit.database import transaction
 from awan.reconcile.expected import Expectations, look_first
 from awan.reconcile.findings import Finding
+from awan.reconcile.firewall_groups import compare_groups
 from awan.reconcile.private_networks import compare_networks
 from awan.reconcile.reading import Seen, one_snapshot, open_sites, read
 from awan.reconcile.row_checks import check_rows
@@ -63,3 +64,5 @@ def _compare(expected: ExpectedLocation, seen: Seen) -> Iterator[Finding]:
         yield from compare_names(expected, seen.names)
     if seen.firewalls is not None:
         yield from compare_firewalls(expected, seen.firewalls)
+    if seen.firewall_groups is not None:
+        yield from compare_groups(expected, seen.firewall_groups)

@@ -20,6 +20,7 @@ from awan.engines.fabric import PortSpec
 from awan.engines.hypervisor import Power
 from awan.engines.nameserver import RecordKey
 from awan.firewall import Firewall, firewall_id_of
+from awan.firewall.models import FirewallGroup
 from awan.firewall.spec import read_specs
 from awan.fleet.models import Node, NodeImage, NodeState
 from awan.instances.first_boot import FIRST_BOOT
@@ -159,6 +160,14 @@ class Expectations:
         volumes = self._volumes(location.location_id, settled)
         zones = all_zones(session).get(location.location_id)
         watched = self._watched_screens()
+        groups = frozenset(
+            session.scalars(
+                select(FirewallGroup.group_id).where(
+                    FirewallGroup.location_id == location.location_id,
+                    FirewallGroup.deleted_at.is_(None),
+                )
+            )
+        )
         return ExpectedLocation(
             code=location.code,
             nodes=self._nodes(nodes),
@@ -180,9 +189,12 @@ class Expectations:
             names=self._names(location.location_id),
             names_zone=zones.forward if zones is not None else None,
             firewalls=self._firewalls(settled, guarded),
+            group_ids=groups,
             networks=networks,
             unsettled=replace(
-                self._unsettled(location.location_id, unsettled, half_made), switches=open_switches
+                self._unsettled(location.location_id, unsettled, half_made),
+                switches=open_switches,
+                group_ids=self._touched,
             ),
         )
 

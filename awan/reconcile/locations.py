@@ -22,6 +22,8 @@ from awan.engines.volumes.names import read_name
 from awan.errors import EngineError
 from awan.events import record
 from awan.firewall import Firewall
+from awan.firewall.groups import request_apply_group
+from awan.firewall.models import FirewallGroup
 from awan.firewall.service import request_apply
 from awan.fleet import NodeHealth
 from awan.instances.models import Instance
@@ -34,6 +36,7 @@ from awan.networks.pools import network_spec
 from awan.operations import ControlPlane
 from awan.reconcile.expected import Expectations, look_first
 from awan.reconcile.findings import Finding, FindingKind
+from awan.reconcile.firewall_groups import compare_groups
 from awan.reconcile.models import StrayKind
 from awan.reconcile.power import Verdict
 from awan.reconcile.private_networks import compare_networks, put_back_private_networks
@@ -150,7 +153,7 @@ def _put_back_networks(site: Site) -> None:
 
 
 def _apply_pending(location_id: int) -> None:
-    """Firewalls that a node has not confirmed, or that could not be pushed, are brought there again."""
+    """Firewalls and groups that a node has not confirmed, or that could not be pushed, are brought there again."""
     with transaction() as session:
         pending = session.scalars(
             select(Firewall.instance_id)
@@ -162,9 +165,19 @@ def _apply_pending(location_id: int) -> None:
                 Instance.observed_state.in_(SETTLED_STATES),
             )
         ).all()
+        groups = session.scalars(
+            select(FirewallGroup.group_id).where(
+                FirewallGroup.location_id == location_id,
+                FirewallGroup.applied_revision < FirewallGroup.wanted_revision,
+                FirewallGroup.deleted_at.is_(None),
+            )
+        ).all()
     for instance_id in pending:
         with transaction() as session:
             request_apply(session, ControlPlane(ACTOR), instance_id)
+    for group_id in groups:
+        with transaction() as session:
+            request_apply_group(session, ControlPlane(ACTOR), group_id)
 
 
 def _networks_in_use(session: Session, location_id: int) -> list[PublicNetworkSpec]:
@@ -213,6 +226,8 @@ def _compare(expected: ExpectedLocation, seen: Seen) -> Iterator[Found]:
         yield from (Found(None, it) for it in compare_names(expected, seen.names))
     if seen.firewalls is not None:
         yield from (Found(None, it) for it in compare_firewalls(expected, seen.firewalls))
+    if seen.firewall_groups is not None:
+        yield from (Found(None, it) for it in compare_groups(expected, seen.firewall_groups))
 
 
 def _instance_of(finding: Finding, owners: Mapping[str, UUID]) -> UUID | None:
@@ -237,6 +252,6 @@ def _scopes(seen: Seen) -> set[Scope]:
         scopes.add(Scope(StrayKind.NETWORK, None))
     if seen.names is not None:
         scopes.add(Scope(StrayKind.NAME, None))
-    if seen.firewalls is not None:
+    if seen.firewall_groups is not None:
         scopes.add(Scope(StrayKind.FIREWALL, None))
     return scopes

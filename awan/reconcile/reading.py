@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from awan.catalogue import engines
 from awan.catalogue.models import Location
 from awan.engines.fabric import ChassisFacts, PortFacts, PrivateNetworkFacts
-from awan.engines.fabric.firewall import FirewallFacts
+from awan.engines.fabric.firewall import FirewallFacts, FirewallGroupFacts
 from awan.engines.hypervisor import DomainFacts
 from awan.engines.nameserver import RecordKey
 from awan.engines.registry import LocationEngines
@@ -43,6 +43,7 @@ class Seen:
     networks: list[PrivateNetworkFacts] | None = None
     names: dict[RecordKey, tuple[str, ...]] | None = None
     firewalls: Sequence[FirewallFacts] | None = None
+    firewall_groups: Sequence[FirewallGroupFacts] | None = None
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -129,6 +130,7 @@ def _begin_reading(
     ]
     ports = readers.submit(opened.fabric.list_ports)
     firewalls = readers.submit(opened.fabric.list_firewalls)
+    groups = readers.submit(opened.fabric.list_firewall_groups)
     networks = readers.submit(opened.fabric.list_private_networks)
     chassis = readers.submit(opened.fabric.list_chassis) if with_chassis else None
     names = (
@@ -157,6 +159,8 @@ def _begin_reading(
             no_names = _silence(FindingKind.NAMESERVER_SILENT, code, code, "The nameserver")
             seen.names = _result(names, seen, no_names)
         seen.firewalls = _result(firewalls, seen, silence)
+        if seen.firewalls is not None:
+            seen.firewall_groups = _result(groups, seen, silence)
         if chassis is None:
             return seen
         found_chassis = _result(chassis, seen, silence)

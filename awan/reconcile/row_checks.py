@@ -123,6 +123,9 @@ RESOURCES = (
             WHEN 'public_ip' THEN EXISTS (
                 SELECT FROM address WHERE address.resource_id = named.resource_id
                     AND address.account_id = named.account_id)
+            WHEN 'firewall_group' THEN EXISTS (
+                SELECT FROM firewall_group WHERE group_id = named.resource_id
+                    AND deleted_at IS NULL AND firewall_group.account_id = named.account_id)
             WHEN 'ssh_key' THEN EXISTS (
                 SELECT FROM ssh_key WHERE ssh_key.resource_id = named.resource_id
                     AND deleted_at IS NULL AND ssh_key.account_id = named.account_id)

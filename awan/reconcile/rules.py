@@ -102,6 +102,7 @@ class Unsettled:
     switches: Collection[str] = frozenset()
     addresses: Collection[IPv4Address | IPv6Address] = frozenset()
     firewall_ids: Collection[UUID] = frozenset()
+    group_ids: Collection[UUID] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ class ExpectedLocation:
     names: Mapping[RecordKey, ExpectedName] = field(default_factory=dict)
     names_zone: str | None = None
     firewalls: Sequence[ExpectedFirewall] = ()
+    group_ids: Collection[UUID] = frozenset()
     networks: Mapping[str, str | None] = field(default_factory=dict)
     unsettled: Unsettled = field(default_factory=Unsettled)
     looked_at: datetime = field(default_factory=now)

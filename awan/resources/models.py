@@ -15,6 +15,7 @@ from awan.kit.database import Base, one_of
 class ResourceKind(StrEnum):
     """What can be owned."""
 
+    FIREWALL_GROUP = "firewall_group"
     INSTANCE = "instance"
     PRIVATE_NETWORK = "private_network"
     PUBLIC_IP = "public_ip"
@@ -52,6 +53,14 @@ class Resource(Base):
             "name",
             unique=True,
             postgresql_where=text("kind = 'private_network' AND deleted_at IS NULL"),
+        ),
+        Index(
+            "uq_resource_live_firewall_group_name",
+            "account_id",
+            "location_id",
+            "name",
+            unique=True,
+            postgresql_where=text("kind = 'firewall_group' AND deleted_at IS NULL"),
         ),
         Index(
             "ix_resource_live",

@@ -16,6 +16,7 @@ from awan.kit.http import Request
 from awan.resources.models import Resource, ResourceKind
 
 TITLES = {
+    ResourceKind.FIREWALL_GROUP: "Firewall group",
     ResourceKind.INSTANCE: "Instance",
     ResourceKind.PRIVATE_NETWORK: "Private network",
     ResourceKind.PUBLIC_IP: "Public network",
@@ -41,7 +42,8 @@ def create(
     `is_active`: the operation that makes it is about to be begun, and works on it until it ends.
 
     Raises: Invalid on the field `name_field` when the account already has a live thing of that kind and name (only
-    for kinds whose names are unique: instances, whatever the case, SSH keys, and private networks of a location).
+    for kinds whose names are unique: instances, whatever the case, SSH keys, and private networks and firewall groups
+    of a location).
     """
     row: Resource | None = session.scalar(
         insert(Resource)

@@ -127,6 +127,10 @@ class World:
         path = f"{self.guarded}/firewall/rules"
         return f"{path}/{self.make(f'/instances/{path}', self.rule_body())['uuid']}"
 
+    def group_rule(self) -> dict[str, Any]:
+        """A rule of a firewall group."""
+        return {"destination_port": next(self._numbers), "protocol": "tcp", "action": "ACCEPT"}
+
     def ipset_body(self) -> dict[str, Any]:
         """An IPSet to add."""
         return {"name": self.name(), "description": ""}
@@ -141,12 +145,16 @@ class World:
         path = f"{self.ipset()}/cidrs"
         return f"{path}/{self.make(f'/instances/{path}', _entry('10.0.0.3'))['uuid']}"
 
+    def group(self) -> str:
+        """A firewall group."""
+        return str(self.make("/firewall-groups", self.network_body())["uuid"])
+
     def network(self) -> str:
         """A private network."""
         return str(self.make("/networks/private", self.network_body())["uuid"])
 
     def network_body(self) -> dict[str, Any]:
-        """A private network to make."""
+        """A private network to make, or a firewall group."""
         return {"name": self.name(), "location_id": self.cloud.location_id}
 
     def member(self) -> str:
@@ -302,6 +310,17 @@ CALLS: dict[str, Callable[[World], Pair]] = {
     "PUT /instances/{instance_uuid}/firewall/rules/{firewall_rule_id}/position": lambda w: w.both(
         "/instances/{}/position", w.rule, {"position": 1}
     ),
+    "PUT /instances/{instance_uuid}/firewall/groups": lambda w: w.twice(
+        f"/instances/{w.guarded}/firewall/groups", lambda: {"groups": [w.group()]}
+    ),
+    "POST /firewall-groups": lambda w: w.twice("/firewall-groups", w.network_body),
+    "PUT /firewall-groups/{group_uuid}": lambda w: w.twice(
+        f"/firewall-groups/{w.group()}", lambda: {"name": w.name()}
+    ),
+    "PUT /firewall-groups/{group_uuid}/rules": lambda w: w.twice(
+        f"/firewall-groups/{w.group()}/rules", lambda: {"rules": [w.group_rule()]}
+    ),
+    "DELETE /firewall-groups/{group_uuid}": lambda w: w.both("/firewall-groups/{}", w.group),
     "POST /instances/{instance_uuid}/firewall/ipsets": lambda w: w.twice(
         f"/instances/{w.guarded}/firewall/ipsets", w.ipset_body
     ),

@@ -32,6 +32,7 @@ OWNED_IN_PATH = {
     "webhook_uuid": ("webhook", UNKNOWN_UUID),
     "delivery_uuid": ("delivery", UNKNOWN_UUID),
     "firewall_rule_id": ("firewall_rule", UNKNOWN_UUID),
+    "group_uuid": ("firewall_group", UNKNOWN_UUID),
     "ipset_id": ("ipset", UNKNOWN_ID),
     "iplist_id": ("ipset_entry", UNKNOWN_UUID),
     "/operations/{uuid}": ("operation", UNKNOWN_UUID),
@@ -45,6 +46,7 @@ OWNED_IN_FIELDS = {
     "vswitch": ("private_network", UNKNOWN_UUID),
     "vswitch_uuid": ("private_network", UNKNOWN_UUID),
     "uuids": ("instance", UNKNOWN_UUID),
+    "groups": ("firewall_group", UNKNOWN_UUID),
     "instance_id": ("instance", UNKNOWN_UUID),
 }
 # Filters and positions: a foreign one finds what an unknown one finds.
@@ -59,7 +61,7 @@ LOOKS_LIKE_AN_ID = re.compile(
     r"(^|_)(id|ids|uuid|uuids|key|keys|network|networks|resource|before|vswitch)$"
 )
 NO_IDS = {"key"}  # the text of an SSH key
-LISTS = {"ssh_keys", "uuids"}
+LISTS = {"groups", "ssh_keys", "uuids"}
 
 # Answers without an end, and how to ask for one.
 ENDLESS = {"/events": {"wait_s": 0}}
@@ -86,6 +88,9 @@ def tenants(cloud: SimulatedCloud) -> Tenants:
     address = http.post("/networks/public", json={"location_id": cloud.location_id})
     network = {"name": "owners-network", "location_id": cloud.location_id}
     private = http.post("/networks/private", json=network)
+    group = http.post(
+        "/firewall-groups", json={"name": "owners-group", "location_id": cloud.location_id}
+    )
     key = http.post("/ssh-keys", json={"title": "owners-laptop", "key": ED25519_KEYS[0]})
     api_key = http.post("/api-keys", json={"name": "owners-script"})
     webhook = http.post("/webhooks", json={"url": "https://owners-receiver.example"})
@@ -116,6 +121,7 @@ def tenants(cloud: SimulatedCloud) -> Tenants:
         "api_key": api_key.json()["data"]["id"],
         "webhook": webhook.json()["data"]["uuid"],
         "delivery": first_delivery(http, webhook.json()["data"]["uuid"]),
+        "firewall_group": group.json()["data"]["uuid"],
         "firewall_rule": rule.json()["data"]["uuid"],
         "ipset": str(ipset_id),
         "ipset_entry": entry.json()["data"]["uuid"],
@@ -304,6 +310,7 @@ def body_with(tenants: Tenants, path: str, name: str, value: str) -> dict[str, A
         return {"action": "stop", name: given}
     if path in (
         "/networks/private/{vswitch_uuid}/gateway",
+        "/instances/{instance_uuid}/firewall/groups",
         "/instances/{instance_uuid}/private-network",
         "/instances/{instance_uuid}/public-network",
         "/networks/public/{ip_uuid}/instance",

@@ -31,7 +31,8 @@ def decide(spec: FirewallSpec, probe: Probe) -> str:
     is_dhcp = probe.protocol == "udp" and (probe.source_port, probe.port) in ((68, 67), (546, 547))
     if probe.direction == "out" and is_dhcp:
         return "ACCEPT"
-    for rule in spec.rules:
+    shared = [rule for group in spec.groups for rule in group.rules]
+    for rule in (*spec.rules, *shared):
         if matches(spec, rule, probe):
             return str(rule.action)
     return str(spec.policy if probe.direction == "in" else spec.outbound_policy)

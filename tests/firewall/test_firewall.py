@@ -496,7 +496,7 @@ def test_rules_that_somebody_changed_are_put_back(guarded: Guarded) -> None:
 
 def test_a_firewall_of_nobody_is_reported_and_left_alone(guarded: Guarded) -> None:
     sim_store().execute(
-        "INSERT INTO sim.fabric_firewall SELECT location, %s, account_id, 1, false, '{}'"
+        "INSERT INTO sim.fabric_firewall SELECT location, %s, account_id, 1, false, '{}', '{}'"
         " FROM sim.fabric_firewall",
         [uuid4()],
     )

@@ -217,7 +217,8 @@ ENGINES = [
     fault(
         "firewall of nobody",
         "INSERT INTO sim.fabric_firewall"
-        " SELECT location, :new, account_id, 1, false, '{}' FROM sim.fabric_firewall LIMIT 1",
+        " SELECT location, :new, account_id, 1, false, '{}', '{}'"
+        " FROM sim.fabric_firewall LIMIT 1",
         found={Kind.FIREWALL_STRAY: "fw_00000000000040008000000000000001"},
     ),
     fault(

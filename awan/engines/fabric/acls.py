@@ -4,8 +4,12 @@
 | --------------- | ------------------------ | ------------------------------------------------------------ |
 | 31002           | from-lport               | requests for an address, where anything outbound is ruled    |
 | 31001 downwards | to-lport and from-lport  | the rules, one row each, in the order in which they are tried |
+| 21001 downwards | to-lport and from-lport  | the rules of the first group, from 20001 those of the second, ... |
 | 1000            | to-lport and from-lport  | the policy, where it is not what happens without             |
 | 1               | from-lport               | all that is sent is tracked, where private ports may be in it |
+
+A group is a port group of its own for each place that it has among the groups of firewalls: so its rules are rows once
+for each place, not for each firewall.
 
 Accepting rules are `allow-related`: replies pass, and a flow that a later rule forbids is marked as blocked at its
 next packet. Whatever no row matches is let through and tracked: on public networks by `ovn_rows.tracking_acl`, on
@@ -22,7 +26,10 @@ from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from uuid import UUID
 
 from awan.engines.fabric.firewall import (
+    GROUP_RULES_MAX,
+    GROUPS_MAX,
     Direction,
+    FirewallGroupSpec,
     FirewallSpec,
     RuleAction,
     RuleProtocol,
@@ -33,7 +40,9 @@ DHCP_PRIORITY = 31002
 RULES_PRIORITY = 31001
 POLICY_PRIORITY = 1000
 TRACKING_PRIORITY = 1
-RULES_MAX = RULES_PRIORITY - POLICY_PRIORITY - 1
+RULES_MAX = 10_000
+GROUPS_PRIORITY = RULES_PRIORITY - RULES_MAX
+assert GROUPS_PRIORITY - GROUPS_MAX * GROUP_RULES_MAX > POLICY_PRIORITY
 
 DHCP_KEY, POLICY_KEY, OUTBOUND_POLICY_KEY = "dhcp", "policy", "outbound_policy"
 TRACKING_KEY = "track"
@@ -74,15 +83,20 @@ def group_name(firewall_id: UUID) -> str:
     return f"fw_{firewall_id.hex}"
 
 
-def set_name(firewall_id: UUID, set_id: int, version: int) -> str:
-    """Name of one family of a set; as `$name` it is usable in matches."""
-    return f"{group_name(firewall_id)}_{set_id}_v{version}"
+def place_name(group_id: UUID, place: int) -> str:
+    """Name of a firewall group's port group at a place, counted from 0."""
+    return f"fwg_{group_id.hex}_{place}"
+
+
+def set_name(name: str, set_id: int, version: int) -> str:
+    """Name of one family of a set of the firewall `name`; as `$name` it is usable in matches."""
+    return f"{name}_{set_id}_v{version}"
 
 
 def address_sets(spec: FirewallSpec) -> dict[str, list[str]]:
     """Name -> networks of every address set. A family without networks has none: OVN need not know of it."""
     return {
-        set_name(spec.firewall_id, it.set_id, version): networks
+        set_name(group_name(spec.firewall_id), it.set_id, version): networks
         for it in spec.sets
         for version in (4, 6)
         if (networks := _of_family(it.networks, version))
@@ -90,42 +104,23 @@ def address_sets(spec: FirewallSpec) -> dict[str, list[str]]:
 
 
 def render(spec: FirewallSpec) -> list[Acl]:
-    """The firewall's rows, by falling priority. Raises: ValueError for more rules than there are priorities."""
+    """The firewall's own rows, by falling priority. Raises: ValueError for more rules than there are priorities."""
     if len(spec.rules) > RULES_MAX:
         raise ValueError(f"a firewall has at most {RULES_MAX} rules")
-    rows = []
-    if spec.outbound_policy is not RuleAction.ACCEPT or any(
-        rule.direction is Direction.OUT for rule in spec.rules
-    ):
-        port = _port(spec, Direction.OUT)
-        rows.append(
-            Acl(
-                DHCP_KEY,
-                DHCP_PRIORITY,
-                PIPELINES[Direction.OUT],
-                f"{port} && {DHCP_REQUEST}",
-                ACTIONS[RuleAction.ACCEPT],
-            )
-        )
-    sets = address_sets(spec)
-    for number, rule in enumerate(spec.rules):
-        match = _match(spec, rule, sets)
-        if match is not None:
-            rows.append(
-                Acl(
-                    str(rule.rule_id),
-                    RULES_PRIORITY - number,
-                    PIPELINES[rule.direction],
-                    match,
-                    ACTIONS[rule.action],
-                )
-            )
+    name = group_name(spec.firewall_id)
+    rows = _rule_rows(
+        name,
+        spec.rules,
+        RULES_PRIORITY,
+        address_sets(spec),
+        is_closed=spec.outbound_policy is not RuleAction.ACCEPT,
+    )
     for key, direction, policy in (
         (POLICY_KEY, Direction.IN, spec.policy),
         (OUTBOUND_POLICY_KEY, Direction.OUT, spec.outbound_policy),
     ):
         if policy is not RuleAction.ACCEPT:
-            match = f"{_port(spec, direction)} && ip"
+            match = f"{_port(name, direction)} && ip"
             rows.append(Acl(key, POLICY_PRIORITY, PIPELINES[direction], match, ACTIONS[policy]))
     if spec.apply_to_private:
         rows.append(
@@ -133,10 +128,51 @@ def render(spec: FirewallSpec) -> list[Acl]:
                 TRACKING_KEY,
                 TRACKING_PRIORITY,
                 PIPELINES[Direction.OUT],
-                f"{_port(spec, Direction.OUT)} && ip",
+                f"{_port(name, Direction.OUT)} && ip",
                 ACTIONS[RuleAction.ACCEPT],
             )
         )
+    return rows
+
+
+def render_group(spec: FirewallGroupSpec, place: int) -> list[Acl]:
+    """The group's rows at a place, by falling priority."""
+    highest = GROUPS_PRIORITY - place * GROUP_RULES_MAX
+    return _rule_rows(place_name(spec.group_id, place), spec.rules, highest, {}, is_closed=False)
+
+
+def _rule_rows(
+    name: str,
+    rules: Sequence[RuleSpec],
+    highest: int,
+    sets: dict[str, list[str]],
+    *,
+    is_closed: bool,
+) -> list[Acl]:
+    """Rows of rules from the priority `highest` down. `is_closed`: the guest may not send what no rule is about."""
+    rows = []
+    if is_closed or any(rule.direction is Direction.OUT for rule in rules):
+        rows.append(
+            Acl(
+                DHCP_KEY,
+                DHCP_PRIORITY,
+                PIPELINES[Direction.OUT],
+                f"{_port(name, Direction.OUT)} && {DHCP_REQUEST}",
+                ACTIONS[RuleAction.ACCEPT],
+            )
+        )
+    for number, rule in enumerate(rules):
+        match = _match(name, rule, sets)
+        if match is not None:
+            rows.append(
+                Acl(
+                    str(rule.rule_id),
+                    highest - number,
+                    PIPELINES[rule.direction],
+                    match,
+                    ACTIONS[rule.action],
+                )
+            )
     return rows
 
 
@@ -151,14 +187,18 @@ def firewall_lines(spec: FirewallSpec) -> tuple[str, ...]:
     return lines_of(render(spec), address_sets(spec))
 
 
-def _port(spec: FirewallSpec, direction: Direction) -> str:
-    name = "outport" if direction is Direction.IN else "inport"
-    return f"{name} == @{group_name(spec.firewall_id)}"
+def group_lines(spec: FirewallGroupSpec, place: int) -> tuple[str, ...]:
+    """As `lines_of`, of the group at a place as it should be."""
+    return lines_of(render_group(spec, place), {})
 
 
-def _match(spec: FirewallSpec, rule: RuleSpec, sets: dict[str, list[str]]) -> str | None:
+def _port(name: str, direction: Direction) -> str:
+    return f"{'outport' if direction is Direction.IN else 'inport'} == @{name}"
+
+
+def _match(name: str, rule: RuleSpec, sets: dict[str, list[str]]) -> str | None:
     """The packets that the rule is about; None when its set is empty, so that it is about none."""
-    parts = [_port(spec, rule.direction)]
+    parts = [_port(name, rule.direction)]
     if rule.icmp_type is not None:
         family = "icmp4" if rule.protocol is RuleProtocol.ICMP else "icmp6"
         parts.append(f"{family}.type == {rule.icmp_type}")
@@ -172,20 +212,20 @@ def _match(spec: FirewallSpec, rule: RuleSpec, sets: dict[str, list[str]]) -> st
         elif (first, last) != (1, 65535):
             parts.append(f"{field} >= {first} && {field} <= {last}")
     if rule.set_id is not None or rule.peers:
-        peers = list(_peers(spec, rule, sets))
+        peers = list(_peers(name, rule, sets))
         if not peers:
             return None
         parts.append(peers[0] if len(peers) == 1 else f"({' || '.join(peers)})")
     return " && ".join(parts)
 
 
-def _peers(spec: FirewallSpec, rule: RuleSpec, sets: dict[str, list[str]]) -> Iterator[str]:
+def _peers(name: str, rule: RuleSpec, sets: dict[str, list[str]]) -> Iterator[str]:
     end = "src" if rule.direction is Direction.IN else "dst"
     for version in (4, 6):
         if rule.set_id is not None:
-            name = set_name(spec.firewall_id, rule.set_id, version)
-            if name in sets:
-                yield f"ip{version}.{end} == ${name}"
+            known = set_name(name, rule.set_id, version)
+            if known in sets:
+                yield f"ip{version}.{end} == ${known}"
         elif networks := _of_family(rule.peers, version):
             yield f"ip{version}.{end} == {{{', '.join(networks)}}}"
 

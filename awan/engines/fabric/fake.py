@@ -21,7 +21,12 @@ from awan.engines.fabric import (
     fake_firewall,
 )
 from awan.engines.fabric.fake_private import FakePrivateNetworks, as_json
-from awan.engines.fabric.firewall import FirewallFacts, FirewallSpec
+from awan.engines.fabric.firewall import (
+    FirewallFacts,
+    FirewallGroupFacts,
+    FirewallGroupSpec,
+    FirewallSpec,
+)
 from awan.engines.fabric.private import GatewaySpec, PrivateNetworkFacts, PrivateNetworkSpec
 from awan.engines.sim import SimStore
 from awan.errors import EngineRejected
@@ -74,7 +79,13 @@ class FakeFabric:
     def __init__(self, store: SimStore, *, location: str = "default") -> None:
         self._store = store
         self._location = location
-        for ddl in (NETWORK_DDL, PORT_DDL, CHASSIS_DDL, fake_firewall.FIREWALL_DDL):
+        for ddl in (
+            NETWORK_DDL,
+            PORT_DDL,
+            CHASSIS_DDL,
+            fake_firewall.FIREWALL_DDL,
+            fake_firewall.GROUP_DDL,
+        ):
             store.ensure_table(ddl)
         self._private = FakePrivateNetworks(store, location)
 
@@ -248,6 +259,29 @@ class FakeFabric:
         """See `Firewalls`."""
         with self._store.call(ENGINE, "list_firewalls", self._location):
             return fake_firewall.read_firewalls(self._store, self._location)
+
+    def ensure_firewall_group(self, spec: FirewallGroupSpec) -> bool:
+        """See `Firewalls`."""
+        with self._store.call(ENGINE, "ensure_firewall_group", str(spec.group_id)):
+            return fake_firewall.ensure_group(self._store, self._location, spec)
+
+    def ensure_firewall_group_absent(self, group_id: UUID) -> None:
+        """See `Firewalls`."""
+        with self._store.call(ENGINE, "ensure_firewall_group_absent", str(group_id)):
+            fake_firewall.ensure_group_absent(self._store, self._location, group_id)
+
+    def wait_firewall_group_applied(
+        self, group_id: UUID, *, timeout_s: float = APPLY_TIMEOUT_S
+    ) -> bool:
+        """See `Firewalls`. Never sleeps: a chassis that is away does not come back by waiting."""
+        with self._store.call(ENGINE, "wait_firewall_group_applied", str(group_id)):
+            chassis = fake_firewall.chassis_of_group(self._store, self._location, group_id)
+            return all(self._is_alive(name) for name in chassis)
+
+    def list_firewall_groups(self) -> list[FirewallGroupFacts]:
+        """See `Firewalls`."""
+        with self._store.call(ENGINE, "list_firewall_groups", self._location):
+            return fake_firewall.read_groups(self._store, self._location)
 
     def close(self) -> None:
         """See `Fabric`. The store belongs to whoever opened it."""

@@ -8,6 +8,7 @@
 | tenant port      | Logical_Switch_Port named by its uuid, `port_security` = its own addresses        |
 | tenants          | Port_Group `tenants_<switch>` carrying the ACLs that no tenant can get around     |
 | firewall         | Port_Group `fw_<uuid>`, its ACLs and Address_Sets: see `acls`                     |
+| firewall group   | Port_Group `fwg_<uuid>_<place>` for each place it has among those of firewalls    |
 | "it is in force" | `Chassis_Private.nb_cfg` of the node has reached `NB_Global.nb_cfg`               |
 
 Source: ovn-nb(5), ovn-sb(5) of OVN 23.03.
@@ -16,7 +17,7 @@ Source: ovn-nb(5), ovn-sb(5) of OVN 23.03.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -30,7 +31,12 @@ from awan.engines.fabric import (
     PublicNetworkSpec,
     ovn_private,
 )
-from awan.engines.fabric.firewall import FirewallFacts, FirewallSpec
+from awan.engines.fabric.firewall import (
+    FirewallFacts,
+    FirewallGroupFacts,
+    FirewallGroupSpec,
+    FirewallSpec,
+)
 from awan.engines.fabric.ovn_firewall import (
     FIREWALL_KEY,
     SIDE_KEY,
@@ -38,8 +44,15 @@ from awan.engines.fabric.ovn_firewall import (
     edit_firewall_absent,
     firewalls_by_port,
     join_firewall,
+    named_places,
     port_names,
     read_firewalls,
+)
+from awan.engines.fabric.ovn_firewall_groups import (
+    edit_group,
+    edit_group_absent,
+    group_port_names,
+    read_groups,
 )
 from awan.engines.fabric.ovn_private import OvnPrivateNetworks
 from awan.engines.fabric.ovn_rows import (
@@ -235,14 +248,7 @@ class OvnFabric:
                 switch.addvalue("ports", port)
             if not is_member:
                 group.addvalue("ports", port)
-            join_firewall(
-                tables,
-                call,
-                port,
-                spec.firewall_id,
-                is_private=spec.is_private,
-                is_new=is_new,
-            )
+            join_firewall(tables, call, port, spec.firewall_id, is_new=is_new)
 
         self._nb.change(call, edit)
 
@@ -366,10 +372,54 @@ class OvnFabric:
         self, firewall_id: UUID, *, timeout_s: float = APPLY_TIMEOUT_S
     ) -> bool:
         """See `Firewalls`."""
-        call = f"wait_firewall_applied {firewall_id}"
-        wanted, names = self._nb.read(
-            call, lambda tables: (_nb_cfg(tables), port_names(tables, firewall_id))
+        return self._wait_ports_applied(
+            f"wait_firewall_applied {firewall_id}",
+            lambda tables: port_names(tables, firewall_id),
+            timeout_s,
         )
+
+    def list_firewalls(self) -> list[FirewallFacts]:
+        """See `Firewalls`."""
+        return self._nb.read("list_firewalls", read_firewalls)
+
+    def ensure_firewall_group(self, spec: FirewallGroupSpec) -> bool:
+        """See `Firewalls`."""
+        return self._nb.change(
+            f"ensure_firewall_group {spec.group_id}",
+            lambda tables, txn: edit_group(tables, txn, spec, named_places(tables, spec.group_id)),
+        )
+
+    def ensure_firewall_group_absent(self, group_id: UUID) -> None:
+        """See `Firewalls`."""
+        self._nb.change(
+            f"ensure_firewall_group_absent {group_id}",
+            lambda tables, _txn: edit_group_absent(tables, group_id),
+        )
+
+    def wait_firewall_group_applied(
+        self, group_id: UUID, *, timeout_s: float = APPLY_TIMEOUT_S
+    ) -> bool:
+        """See `Firewalls`."""
+        return self._wait_ports_applied(
+            f"wait_firewall_group_applied {group_id}",
+            lambda tables: group_port_names(tables, group_id),
+            timeout_s,
+        )
+
+    def list_firewall_groups(self) -> list[FirewallGroupFacts]:
+        """See `Firewalls`."""
+        return self._nb.read("list_firewall_groups", read_groups)
+
+    def close(self) -> None:
+        """See `Fabric`."""
+        self._nb.close()
+        self._sb.close()
+
+    def _wait_ports_applied(
+        self, call: str, find_names: Callable[[Tables], list[str]], timeout_s: float
+    ) -> bool:
+        """Waits until the nodes of these ports have everything committed so far; False after `timeout_s`."""
+        wanted, names = self._nb.read(call, lambda tables: (_nb_cfg(tables), find_names(tables)))
 
         def has_applied(tables: Tables) -> bool:
             bindings = [find_row(tables, "Port_Binding", "logical_port", name) for name in names]
@@ -382,15 +432,6 @@ class OvnFabric:
             return all(row is not None and row.nb_cfg >= wanted for row in rows)
 
         return not names or self._sb.wait_for(call, has_applied, timeout_s=timeout_s)
-
-    def list_firewalls(self) -> list[FirewallFacts]:
-        """See `Firewalls`."""
-        return self._nb.read("list_firewalls", read_firewalls)
-
-    def close(self) -> None:
-        """See `Fabric`."""
-        self._nb.close()
-        self._sb.close()
 
 
 def dhcpv4_options(spec: PublicNetworkSpec) -> tuple[str, dict[str, str]]:

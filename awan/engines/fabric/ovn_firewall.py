@@ -5,11 +5,21 @@ The functions work on the rows of one transaction; `ovn.OvnFabric` runs them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from awan.engines.fabric.acls import Acl, address_sets, group_name, lines_of, render
+from awan.engines.fabric.acls import Acl, address_sets, group_name, lines_of, place_name, render
 from awan.engines.fabric.firewall import FirewallFacts, FirewallSpec
+from awan.engines.fabric.ovn_firewall_groups import (
+    REVISION_KEY,
+    edit_acls,
+    edit_place,
+    is_uuid,
+    places,
+    port_ids_of,
+    revision_of,
+)
 from awan.engines.fabric.ovsdb import (
     ENGINE,
     Row,
@@ -23,24 +33,24 @@ from awan.errors import EngineRejected
 
 FIREWALL_KEY = "awan:firewall"
 FIREWALL_ACCOUNT_KEY = "awan:account"
-REVISION_KEY = "awan:revision"
-APPLY_TO_PRIVATE_KEY = "awan:apply_to_private"  # of a port group
+# Of a firewall's port group: what `_Reach` says.
+APPLY_TO_PRIVATE_KEY = "awan:apply_to_private"
+GROUPS_KEY = "awan:groups"
 SIDE_KEY = "awan:side"  # of a port: "private" or "public"
-RULE_KEY = "awan:rule"
 
 
 def edit_firewall(tables: Tables, txn: Any, spec: FirewallSpec) -> None:
-    """The port group with exactly these rows and sets, unless a newer revision is there."""
+    """The port group with exactly these rows and sets, and its ports in its groups, unless a newer one is there."""
     name = group_name(spec.firewall_id)
     group = find_row(tables, "Port_Group", "name", name)
     present: list[Row] = []
-    was_private = group is not None and _applies_to_private(group)
+    before = _Reach() if group is None else _Reach.of(group)
     if group is None:
         # Of two that make it at once, one is refused by the index over names and looks again.
         group = txn.insert(tables["Port_Group"])
         group.name = name
     else:
-        if _revision(group) > spec.revision:
+        if revision_of(group) > spec.revision:
             return
         # Whoever pushes another revision at this moment must win or lose as a whole.
         group.verify("external_ids")
@@ -50,46 +60,57 @@ def edit_firewall(tables: Tables, txn: Any, spec: FirewallSpec) -> None:
             if port.external_ids.get(FIREWALL_KEY) != str(spec.firewall_id):
                 group.delvalue("ports", port)
     own = {FIREWALL_KEY: str(spec.firewall_id)}
+    reach = _Reach(spec.apply_to_private, tuple(str(it.group_id) for it in spec.groups))
     set_columns(
         group,
         external_ids={
             **own,
             FIREWALL_ACCOUNT_KEY: str(spec.account_id),
             REVISION_KEY: str(spec.revision),
-            APPLY_TO_PRIVATE_KEY: "true" if spec.apply_to_private else "false",
+            **reach.external_ids,
         },
     )
-    if spec.apply_to_private != was_private:
-        _move_private_ports(tables, group, spec)
+    made = [edit_place(tables, txn, it, place) for place, it in enumerate(spec.groups)]
+    if reach != before or any(is_new for _, is_new in made):
+        # A port that is being made joins by what the group says: whoever comes second looks again.
+        next(iter(tables["NB_Global"].rows.values())).verify("nb_cfg")
+        for port in tables["Logical_Switch_Port"].rows.values():
+            if port.external_ids.get(FIREWALL_KEY) == str(spec.firewall_id):
+                wanted = [group, *(row for row, _ in made)]
+                _join(tables, port, wanted if reach.holds(port) else [])
     _edit_sets(tables, txn, spec)
-    known = {row.external_ids.get(RULE_KEY, ""): row for row in present}
-    rows = []
-    for acl in render(spec):
-        row = known.get(acl.key)
-        if row is None:
-            row = txn.insert(tables["ACL"])
-        set_columns(
-            row,
-            priority=acl.priority,
-            direction=acl.direction,
-            match=acl.match,
-            action=acl.action,
-            options={},
-            external_ids={**own, RULE_KEY: acl.key},
-        )
-        rows.append(row)
-    if {row.uuid for row in rows} != {row.uuid for row in present}:
-        group.acls = rows
+    edit_acls(tables, txn, group, present, render(spec), own)
 
 
-def _move_private_ports(tables: Tables, group: Row, spec: FirewallSpec) -> None:
-    """The firewall's ports on private networks come into the group, or leave it."""
-    # A port that is being made joins by what the group says: whoever comes second looks again.
-    next(iter(tables["NB_Global"].rows.values())).verify("nb_cfg")
-    for port in tables["Logical_Switch_Port"].rows.values():
-        ids = port.external_ids
-        if ids.get(FIREWALL_KEY) == str(spec.firewall_id) and ids.get(SIDE_KEY) == "private":
-            (group.addvalue if spec.apply_to_private else group.delvalue)("ports", port)
+@dataclass(frozen=True)
+class _Reach:
+    """What a firewall's port group says of its ports: whether private ones are in it, and in which groups all are."""
+
+    applies_to_private: bool = False
+    groups: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, group: Row) -> _Reach:
+        ids = group.external_ids
+        return cls(ids.get(APPLY_TO_PRIVATE_KEY) == "true", tuple(ids.get(GROUPS_KEY, "").split()))
+
+    @property
+    def external_ids(self) -> dict[str, str]:
+        """As the port group has it."""
+        return {
+            APPLY_TO_PRIVATE_KEY: "true" if self.applies_to_private else "false",
+            GROUPS_KEY: " ".join(self.groups),
+        }
+
+    def holds(self, port: Row) -> bool:
+        """Whether a port of the firewall's instance is in it."""
+        return self.applies_to_private or port.external_ids.get(SIDE_KEY) != "private"
+
+    def places(self, tables: Tables) -> list[Row]:
+        """The port groups of its groups, as far as they are there."""
+        names = [place_name(UUID(text), place) for place, text in enumerate(self.groups)]
+        found = [find_row(tables, "Port_Group", "name", name) for name in names]
+        return [row for row in found if row is not None]
 
 
 def _edit_sets(tables: Tables, txn: Any, spec: FirewallSpec) -> None:
@@ -118,39 +139,35 @@ def edit_firewall_absent(tables: Tables, firewall_id: UUID) -> None:
 
 
 def join_firewall(
-    tables: Tables,
-    call: str,
-    port: Row,
-    firewall_id: UUID | None,
-    *,
-    is_private: bool,
-    is_new: bool,
+    tables: Tables, call: str, port: Row, firewall_id: UUID | None, *, is_new: bool
 ) -> None:
-    """The port is in this firewall, where that applies to it, and in no other.
+    """The port, its columns set, is in this firewall and its groups, where they apply, and in no others.
 
     `is_new`: it is made by this very transaction, so it is in none yet.
-
     Raises: EngineRejected when the firewall does not exist.
     """
-    wanted = None
+    wanted: list[Row] = []
     if firewall_id is not None:
-        wanted = find_row(tables, "Port_Group", "name", group_name(firewall_id))
-        if wanted is None:
+        group = find_row(tables, "Port_Group", "name", group_name(firewall_id))
+        if group is None:
             raise EngineRejected(ENGINE, call, f"there is no firewall {firewall_id}")
-        if is_private:
-            wanted.verify("external_ids")
-            if not _applies_to_private(wanted):
-                wanted = None
-    is_member = False
+        group.verify("external_ids")
+        reach = _Reach.of(group)
+        if reach.holds(port):
+            wanted = [group, *reach.places(tables)]
+    _join(tables, port, wanted, is_new=is_new)
+
+
+def _join(tables: Tables, port: Row, wanted: list[Row], *, is_new: bool = False) -> None:
+    """The port is in these port groups of firewalls and groups, and in no others of them."""
+    ids = {group.uuid for group in wanted}
+    for group in wanted:
+        if not refers_to(group, "ports", port):
+            group.addvalue("ports", port)
     # A location has as many groups as instances: they are searched only where that can find something.
-    for group in () if is_new else _groups(tables):
-        if refers_to(group, "ports", port):
-            if group == wanted:
-                is_member = True
-            else:
-                group.delvalue("ports", port)
-    if wanted is not None and not is_member:
-        wanted.addvalue("ports", port)
+    for group in () if is_new else (*_groups(tables), *places(tables)):
+        if group.uuid not in ids and refers_to(group, "ports", port):
+            group.delvalue("ports", port)
 
 
 def firewalls_by_port(tables: Tables) -> dict[UUID, tuple[UUID, ...]]:
@@ -164,6 +181,16 @@ def firewalls_by_port(tables: Tables) -> dict[UUID, tuple[UUID, ...]]:
     return found
 
 
+def named_places(tables: Tables, group_id: UUID) -> set[str]:
+    """The port groups of a group that firewalls name."""
+    return {
+        place_name(group_id, place)
+        for group in _groups(tables)
+        for place, text in enumerate(_Reach.of(group).groups)
+        if text == str(group_id)
+    }
+
+
 def port_names(tables: Tables, firewall_id: UUID) -> list[str]:
     """Names of the firewall's ports."""
     group = find_row(tables, "Port_Group", "name", group_name(firewall_id))
@@ -175,7 +202,6 @@ def port_names(tables: Tables, firewall_id: UUID) -> list[str]:
 
 def read_firewalls(tables: Tables) -> list[FirewallFacts]:
     """All that there are, by name."""
-    ports = tables["Logical_Switch_Port"].rows
     sets: dict[str, dict[str, list[str]]] = {}
     for row in tables["Address_Set"].rows.values():
         owner = row.external_ids.get(FIREWALL_KEY)
@@ -184,14 +210,13 @@ def read_firewalls(tables: Tables) -> list[FirewallFacts]:
     found = []
     for group in _groups(tables):
         rows = [Acl("", acl.priority, acl.direction, acl.match, acl.action) for acl in group.acls]
-        members = [ports[uuid].name for uuid in referenced(group, "ports")]
         found.append(
             FirewallFacts(
                 name=group.name,
                 firewall_id=_firewall_id(group),
-                revision=_revision(group),
+                revision=revision_of(group),
                 lines=lines_of(rows, sets.get(group.external_ids[FIREWALL_KEY], {})),
-                port_ids=tuple(sorted(UUID(name) for name in members if _is_uuid(name))),
+                port_ids=port_ids_of(tables, group),
             )
         )
     return sorted(found, key=lambda facts: facts.name)
@@ -206,23 +231,6 @@ def _sets_of(tables: Tables, firewall_id: UUID) -> list[Row]:
     return [row for row in tables["Address_Set"].rows.values() if row.name.startswith(prefix)]
 
 
-def _applies_to_private(group: Row) -> bool:
-    return bool(group.external_ids.get(APPLY_TO_PRIVATE_KEY) == "true")
-
-
-def _revision(group: Row) -> int:
-    text = group.external_ids.get(REVISION_KEY, "")
-    return int(text) if text.isdecimal() else 0
-
-
 def _firewall_id(group: Row) -> UUID | None:
     text = group.external_ids.get(FIREWALL_KEY, "")
-    return UUID(text) if _is_uuid(text) and group.name == group_name(UUID(text)) else None
-
-
-def _is_uuid(text: str) -> bool:
-    try:
-        UUID(text)
-    except ValueError:
-        return False
-    return True
+    return UUID(text) if is_uuid(text) and group.name == group_name(UUID(text)) else None

@@ -216,8 +216,8 @@ def referenced(row: Row, column: str) -> list[UUID]:
 
 
 def refers_to(row: Row, column: str, other: Row) -> bool:
-    """Whether a stored row's column holds `other`; as cheap for large sets as for small ones."""
-    return data.Atom(types.UuidType, other.uuid) in row._data[column]
+    """Whether a row's column holds `other`, as it is stored; as cheap for large sets as for small ones."""
+    return row._data is not None and data.Atom(types.UuidType, other.uuid) in row._data[column]
 
 
 class _Silent(Exception):

@@ -623,7 +623,7 @@ def upgrade() -> None:
         ),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "kind IN ('instance', 'private_network', 'public_ip', 'ssh_key', 'webhook')",
+            "kind IN ('firewall_group', 'instance', 'private_network', 'public_ip', 'ssh_key', 'webhook')",
             name=op.f("ck_resource_kind"),
         ),
         sa.ForeignKeyConstraint(
@@ -643,6 +643,13 @@ def upgrade() -> None:
         ["account_id", "kind", "created_at", "resource_id"],
         unique=False,
         postgresql_where=sa.text("deleted_at IS NULL"),
+    )
+    op.create_index(
+        "uq_resource_live_firewall_group_name",
+        "resource",
+        ["account_id", "location_id", "name"],
+        unique=True,
+        postgresql_where=sa.text("kind = 'firewall_group' AND deleted_at IS NULL"),
     )
     op.create_index(
         "uq_resource_live_instance_name",
@@ -806,6 +813,47 @@ def upgrade() -> None:
         ["location_id"],
         unique=False,
         postgresql_where=sa.text("applied_revision < wanted_revision AND deleted_at IS NULL"),
+    )
+    op.create_table(
+        "firewall_group",
+        sa.Column("group_id", sa.Uuid(), nullable=False),
+        sa.Column("account_id", sa.Uuid(), nullable=False),
+        sa.Column("location_id", sa.BigInteger(), nullable=False),
+        sa.Column("description", sa.Text(), nullable=False),
+        sa.Column("rules", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("member_labels", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("wanted_revision", sa.BigInteger(), server_default="1", nullable=False),
+        sa.Column("pushed_revision", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("applied_revision", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("apply_operation_id", sa.Uuid(), nullable=True),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint(
+            "applied_revision <= pushed_revision AND pushed_revision <= wanted_revision",
+            name=op.f("ck_firewall_group_revisions"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["account_id"], ["account.account_id"], name=op.f("fk_firewall_group_account_id")
+        ),
+        sa.ForeignKeyConstraint(
+            ["group_id"], ["resource.resource_id"], name=op.f("fk_firewall_group_group_id")
+        ),
+        sa.ForeignKeyConstraint(
+            ["location_id"], ["location.location_id"], name=op.f("fk_firewall_group_location_id")
+        ),
+        sa.PrimaryKeyConstraint("group_id", name=op.f("pk_firewall_group")),
+    )
+    op.create_index(
+        op.f("ix_firewall_group_account_id_location_id"),
+        "firewall_group",
+        ["account_id", "location_id"],
+        unique=False,
+        postgresql_where=sa.text("deleted_at IS NULL"),
     )
     op.create_table(
         "instance",
@@ -1326,6 +1374,24 @@ def upgrade() -> None:
         postgresql_where=sa.text("state <> 'closed'"),
     )
     op.create_table(
+        "firewall_attachment",
+        sa.Column("firewall_id", sa.Uuid(), nullable=False),
+        sa.Column("group_id", sa.Uuid(), nullable=False),
+        sa.Column("position", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["firewall_id"],
+            ["firewall.firewall_id"],
+            name=op.f("fk_firewall_attachment_firewall_id"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["group_id"], ["firewall_group.group_id"], name=op.f("fk_firewall_attachment_group_id")
+        ),
+        sa.PrimaryKeyConstraint("firewall_id", "group_id", name=op.f("pk_firewall_attachment")),
+    )
+    op.create_index(
+        op.f("ix_firewall_attachment_group_id"), "firewall_attachment", ["group_id"], unique=False
+    )
+    op.create_table(
         "firewall_trial",
         sa.Column("firewall_id", sa.Uuid(), nullable=False),
         sa.Column("before", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
@@ -1748,6 +1814,8 @@ def downgrade() -> None:
     op.drop_table("instance_capture")
     op.drop_index(op.f("ix_firewall_trial_ends_at"), table_name="firewall_trial")
     op.drop_table("firewall_trial")
+    op.drop_index(op.f("ix_firewall_attachment_group_id"), table_name="firewall_attachment")
+    op.drop_table("firewall_attachment")
     op.drop_index(
         "ix_console_unclosed", table_name="console", postgresql_where=sa.text("state <> 'closed'")
     )
@@ -1806,6 +1874,12 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_instance_account_id_observed_state"), table_name="instance")
     op.drop_table("instance")
     op.drop_index(
+        op.f("ix_firewall_group_account_id_location_id"),
+        table_name="firewall_group",
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    )
+    op.drop_table("firewall_group")
+    op.drop_index(
         "ix_firewall_pending",
         table_name="firewall",
         postgresql_where=sa.text("applied_revision < wanted_revision AND deleted_at IS NULL"),
@@ -1835,6 +1909,11 @@ def downgrade() -> None:
         "uq_resource_live_instance_name",
         table_name="resource",
         postgresql_where=sa.text("kind = 'instance' AND deleted_at IS NULL"),
+    )
+    op.drop_index(
+        "uq_resource_live_firewall_group_name",
+        table_name="resource",
+        postgresql_where=sa.text("kind = 'firewall_group' AND deleted_at IS NULL"),
     )
     op.drop_index(
         "ix_resource_live", table_name="resource", postgresql_where=sa.text("deleted_at IS NULL")

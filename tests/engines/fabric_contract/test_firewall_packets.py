@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from uuid import uuid4
 
 import pytest
@@ -21,9 +21,11 @@ from scapy.packet import Packet, Raw
 from awan.engines.fabric.firewall import (
     AddressSetSpec,
     Direction,
+    FirewallGroupSpec,
     FirewallSpec,
     RuleAction,
     RuleProtocol,
+    RuleSpec,
 )
 from tests.engines.fabric_contract.test_firewall_contract import rule
 from tests.engines.fabric_contract.test_packets import UDHCPC_SCRIPT
@@ -35,6 +37,7 @@ CUT_S = 2.0
 QUIET_S = 0.5  # how long a frame is given to arrive after the last one that must
 PORTS = (22, 80, 8050, 9999)
 FIREWALLS, FIREWALLS_FULL = 5, 150
+Network = IPv4Network | IPv6Network
 ANY = {"protocol": RuleProtocol.ANY, "ports": None}
 
 
@@ -76,6 +79,8 @@ def guarded(location) -> Iterator[Guarded]:
         tenant.configure()
     yield Guarded(location, a, b, c, spec)
     location.fabric.ensure_firewall_absent(spec.firewall_id)
+    for it in location.fabric.list_firewall_groups():
+        location.fabric.ensure_firewall_group_absent(it.group_id)
 
 
 def frame(a, b, layer: Packet, version: int = 4) -> Packet:
@@ -175,6 +180,53 @@ def test_an_edited_set_counts_at_once(guarded: Guarded) -> None:
     assert not arrives(c, b, UDP(sport=1301, dport=1))
     guarded.change(sets=set_of(c.spec.ipv6))
     assert not arrives(a, b, UDP(sport=1301, dport=1))
+
+
+def test_groups_are_tried_in_their_order_and_an_edit_reaches_all(guarded: Guarded) -> None:
+    """Own rules first, then the groups one after the other, then the policy; C has the same group at another place."""
+    a, b, c, fabric = guarded.a, guarded.b, guarded.c, guarded.location.fabric
+    udp, web = (rule(n, protocol=RuleProtocol.UDP, ports=(n, n)) for n in (53, 80))
+    shut = dataclasses.replace(udp, action=RuleAction.DROP)
+    shared = FirewallGroupSpec(uuid4(), uuid4(), 1, (udp, web))
+    other = FirewallGroupSpec(uuid4(), uuid4(), 1, (shut,))
+    beside = FirewallSpec(uuid4(), uuid4(), 1, policy=RuleAction.DROP, groups=(other, shared))
+    fabric.ensure_firewall(beside)
+    try:
+        fabric.ensure_port(dataclasses.replace(c.spec, firewall_id=beside.firewall_id))
+        guarded.change(policy=RuleAction.DROP, groups=(shared, other))
+        assert fabric.wait_firewall_applied(beside.firewall_id, timeout_s=5)
+        sport = iter(range(1500, 1600))
+
+        def reached(*ports: int) -> list[tuple[bool, bool]]:
+            return [
+                (
+                    arrives(a, b, UDP(sport=next(sport), dport=port)),
+                    arrives(a, c, UDP(sport=next(sport), dport=port)),
+                )
+                for port in ports
+            ]
+
+        assert reached(53, 80, 81) == [(True, False), (True, True), (False, False)]
+        edited = dataclasses.replace(shared, revision=2, rules=(udp,))
+        began_at = time.monotonic()
+        fabric.ensure_firewall_group(edited)
+        assert fabric.wait_firewall_group_applied(shared.group_id, timeout_s=5)
+        print(f"\nedit of a group in force after {time.monotonic() - began_at:.3f} s", end="")
+        assert reached(53, 80) == [(True, False), (False, False)]
+        guarded.change(rules=(shut,), groups=(edited, other))
+        assert reached(53) == [(False, False)]
+        guarded.change(rules=(), groups=(other, edited))
+        assert reached(53) == [(False, False)]
+        guarded.change(groups=(edited,))
+        assert reached(53) == [(True, False)]
+    finally:
+        fabric.ensure_port(c.spec)
+        fabric.ensure_firewall_absent(beside.firewall_id)
+        guarded.change(groups=())
+        for it in (shared, other):
+            fabric.ensure_firewall_group(it)
+        left = {it.group_id for it in fabric.list_firewall_groups()}
+        assert not left & {shared.group_id, other.group_id}
 
 
 @pytest.mark.parametrize("talks", ["client", "server"])
@@ -288,14 +340,36 @@ def test_no_packet_comes_before_the_firewall(location) -> None:
 
 
 def random_firewall(dice: random.Random, guarded: Guarded) -> dict[str, object]:
-    """Rules over few values, so that they and the packets meet."""
+    """Rules over few values, so that they and the packets meet; some of them in groups."""
     a, c = guarded.a.spec, guarded.c.spec
     networks = [ip_network(str(it)) for it in (a.ipv4, a.ipv6, c.ipv4, c.ipv6)]
+    rules = random_rules(dice, networks, dice.randint(0, 6), ["any", "set", "peer"])
+    members = tuple(it for it in networks if dice.random() < 0.5)
+    return {
+        "policy": dice.choice(list(RuleAction)),
+        "rules": rules,
+        "sets": (AddressSetSpec(1, members),),
+        "groups": tuple(
+            FirewallGroupSpec(
+                uuid4(),
+                uuid4(),
+                1,
+                random_rules(dice, networks, dice.randint(0, 3), ["any", "peer"]),
+            )
+            for _ in range(dice.randint(0, 2))
+        ),
+    }
+
+
+def random_rules(
+    dice: random.Random, networks: list[Network], count: int, sources: list[str]
+) -> tuple[RuleSpec, ...]:
+    """So many rules, about anybody, the set 1 or a peer."""
     rules = []
-    for number in range(dice.randint(0, 6)):
+    for number in range(count):
         protocol = dice.choice(list(RuleProtocol))
         ports = dice.choice([None, (22, 22), (80, 8050), (8000, 8100), (1, 65535)])
-        source = dice.choice(["any", "set", "peer"])
+        source = dice.choice(sources)
         rules.append(
             rule(
                 number + 1,
@@ -307,12 +381,7 @@ def random_firewall(dice: random.Random, guarded: Guarded) -> dict[str, object]:
                 peers=(dice.choice(networks),) if source == "peer" else (),
             )
         )
-    members = tuple(it for it in networks if dice.random() < 0.5)
-    return {
-        "policy": dice.choice(list(RuleAction)),
-        "rules": tuple(rules),
-        "sets": (AddressSetSpec(1, members),),
-    }
+    return tuple(rules)
 
 
 def probes(guarded: Guarded, source_port: int) -> Iterator[tuple[object, Probe, bytes]]:
