@@ -23,6 +23,8 @@ from lab.requirements import QEMU_USER
 from lab.router import Router
 
 PKI_DIR = "/etc/libvirt/pki"
+CONNECTIONS_PER_PORT = 20_000
+LIMITS_PID_FILE = "/run/openvswitch/conntrack-limits.pid"
 OVS_SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 
 # Private to the node and kept in its state directory: (path, mode).
@@ -240,10 +242,22 @@ class Hypervisor:
             is_monitored=True,
         )
         self._ensure_bridges()
+        self._ensure_limits()
         machine.ensure_daemon(
             "ovn-controller",
             _ovs_daemon("ovn-controller", "ovn", "unix:/run/openvswitch/db.sock"),
             "/run/ovn/ovn-controller.pid",
+        )
+
+    def _ensure_limits(self) -> None:
+        """No port has more tracked connections than its share, also after the switch was started again."""
+        script = "etc/openvswitch/conntrack-limits"
+        shutil.copy(CHECKOUT / "deploy/conntrack-limits", self.machine.state_dir / script)
+        command = f"/{script} {CONNECTIONS_PER_PORT} {LIMITS_PID_FILE}"
+        self.machine.ensure_daemon(
+            "conntrack-limits",
+            ["sh", "-c", f"setsid {command} < /dev/null > /dev/null 2>&1 &"],
+            LIMITS_PID_FILE,
         )
 
     def _configure_open_vswitch(self) -> None:

@@ -228,7 +228,7 @@ class Lab:
         yield from (f"{router}.init", f"{router}.radvd")
         for name in self._nodes:
             for part in (
-                *("init", "ovsdb-server", "ovs-vswitchd", "ovn-controller"),
+                *("init", "ovsdb-server", "ovs-vswitchd", "conntrack-limits", "ovn-controller"),
                 *("virtlogd", "libvirtd"),
             ):
                 yield f"{name}.{part}"

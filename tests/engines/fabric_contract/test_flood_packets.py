@@ -1,0 +1,106 @@
+"""A guest that opens more connections than its share, shown by packets on the userspace datapath of a lab node."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import struct
+import time
+from uuid import uuid4
+
+import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+
+from awan.engines.fabric.firewall import FirewallSpec, RuleAction
+from lab.hypervisor import CONNECTIONS_PER_PORT
+from tests.engines.fabric_contract.conftest import Location, Tenant
+from tests.engines.fabric_contract.test_firewall_packets import add_guarded
+
+pytestmark = pytest.mark.lab
+
+TABLE = CONNECTIONS_PER_PORT + 10_000
+FLOWS = TABLE + 5_000
+SENT_MAX_S = 60.0
+
+
+def dpctl(tenant: Tenant, *argv: str) -> str:
+    """What a command of the datapath prints on the tenant's node."""
+    return tenant.run_on_node("ovs-appctl", f"dpctl/{argv[0]}", *argv[1:])
+
+
+def zone_of(tenant: Tenant) -> int:
+    """The zone in which the port's connections are tracked."""
+    key = f"external_ids:ct-zone-{tenant.spec.port_id}"
+    return int(tenant.run_on_node("ovs-vsctl", "get", "bridge", "br-int", key).strip().strip('"'))
+
+
+def held(tenant: Tenant) -> tuple[int | None, int]:
+    """The limit of the port's zone, None without one, and how many connections it has."""
+    shown = dpctl(tenant, "ct-get-limits", f"zone={zone_of(tenant)}")
+    lines = [it for it in shown.splitlines() if it.startswith(f"zone={zone_of(tenant)},")]
+    if not lines:
+        return None, 0
+    limit, count = (int(part.partition("=")[2]) for part in lines[0].split(",")[1:])
+    return limit, count
+
+
+def flood(tenant: Tenant, target: str, mac: str) -> None:
+    """One datagram of each of many flows: half-open connections for the node."""
+    template = bytearray(
+        bytes(
+            Ether(src=tenant.spec.mac, dst=mac) / IP(src=str(tenant.spec.ipv4), dst=target) / UDP()
+        )
+    )
+    template[40:42] = b"\0\0"  # without a checksum
+    deadline = time.monotonic() + SENT_MAX_S
+    first = random.randrange(1024, 20_000)
+    for number in range(FLOWS):
+        template[34:38] = struct.pack("!HH", first + number // 1000, 1000 + number % 1000)
+        tenant.send(bytes(template))
+        if number % 500 == 0:
+            # As fast as the datapath takes it: what its queue drops would open nothing.
+            time.sleep(0.005)
+            assert time.monotonic() < deadline
+
+
+def test_a_flood_leaves_others_their_connections(location: Location) -> None:
+    """A opens more flows than the whole table holds: B, closed but for what it begins, goes on beginning."""
+    a = location.add_tenant(2, 90)
+    spec = FirewallSpec(uuid4(), uuid4(), 1, policy=RuleAction.DROP)
+    b = add_guarded(location, 2, 91, spec)
+    b.attach()
+    assert location.fabric.wait_port_up(b.spec.port_id, b.node, timeout_s=15)
+    # A is tracked too, by a firewall that lets everything pass.
+    open_spec = dataclasses.replace(spec, firewall_id=uuid4(), policy=RuleAction.ACCEPT)
+    location.fabric.ensure_firewall(open_spec)
+    location.fabric.ensure_port(dataclasses.replace(a.spec, firewall_id=open_spec.firewall_id))
+    for tenant in (a, b):
+        tenant.configure()
+    gateway = location.network.ipv4_gateway
+    before = dpctl(b, "ct-get-maxconns").strip()
+    try:
+        assert b.ping(gateway, count=2)
+        dpctl(b, "ct-set-maxconns", str(TABLE))
+        mac = "02:aa:ff:ff:ff:fe"  # nobody's
+        flood(a, str(gateway), mac)
+        limit, count = held(a)
+        print(f"\nflood of {FLOWS} flows: {count} of {limit} tracked", end="")
+        assert limit == CONNECTIONS_PER_PORT
+        assert 0.9 * CONNECTIONS_PER_PORT < count <= CONNECTIONS_PER_PORT
+        assert b.ping(gateway, count=3)
+        # That is what the limit is for: without it the same flood shuts B out.
+        dpctl(a, "ct-del-limits", f"zone={zone_of(a)}")
+        flood(a, str(gateway), mac)
+        assert not b.ping(gateway, count=3)
+    finally:
+        dpctl(b, "ct-set-maxconns", before)
+        dpctl(b, "flush-conntrack")
+        # As a switch that was started again: whoever watches over the limits puts them back.
+        dpctl(b, "ct-del-limits", "zone=4095")
+        deadline = time.monotonic() + 20
+        while held(a)[0] != CONNECTIONS_PER_PORT:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        for it in (spec, open_spec):
+            location.fabric.ensure_firewall_absent(it.firewall_id)
