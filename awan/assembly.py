@@ -21,11 +21,13 @@ import awan.fleet.routes
 import awan.instances.admin_routes
 import awan.instances.card_routes
 import awan.instances.guest_routes
+import awan.instances.ipv6_routes
 import awan.instances.network_routes
 import awan.instances.power_routes
 import awan.instances.routes
 import awan.metrics.graph_routes
 import awan.metrics.routes
+import awan.networks.prefix_routes
 import awan.networks.private_routes
 import awan.networks.routes
 import awan.operations.routes
@@ -42,6 +44,7 @@ from awan.metrics import collector as metrics_collector
 from awan.metrics import history as metrics_history
 from awan.networks.addresses import end_quarantines
 from awan.networks.names import push_stale_names
+from awan.networks.prefixes import end_prefix_quarantines
 from awan.reconcile.watching import run_watches
 from awan.webhooks.deliveries import forget_old
 from awan.webhooks.sender import deliver_due
@@ -56,6 +59,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     awan.instances.power_routes.router,
     awan.instances.guest_routes.router,
     awan.instances.card_routes.router,
+    awan.instances.ipv6_routes.router,
     awan.metrics.routes.router,
     awan.console.routes.router,
     awan.networks.routes.router,
@@ -80,6 +84,7 @@ ADMIN_ROUTERS: tuple[APIRouter, ...] = (
     awan.volumes.routes.admin_router,
     awan.instances.admin_routes.admin_router,
     awan.networks.routes.admin_router,
+    awan.networks.prefix_routes.admin_router,
     awan.reconcile.routes.admin_router,
 )
 # Outside the API's prefix.
@@ -96,6 +101,7 @@ WORKFLOW_MODULES = (
     "awan.instances.workflows",
     "awan.instances.first_boot",
     "awan.instances.private_workflows",
+    "awan.instances.ipv6_workflows",
     "awan.instances.guest_workflows",
     "awan.instances.capture_workflows",
     "awan.instances.public_network_workflows",
@@ -107,6 +113,7 @@ WORKFLOW_MODULES = (
 def _end_quarantines() -> None:
     with transaction() as session:
         end_quarantines(session)
+        end_prefix_quarantines(session)
 
 
 def _forget_old_answers() -> None:

@@ -39,6 +39,7 @@ from lab.seed_catalogue import (
     SeedLocation,
     SeedNode,
     SeedPool,
+    SeedPrefixPool,
     SeedTemplate,
     create_customer_key,
     ensure_customer,
@@ -506,6 +507,7 @@ def describe_location(info: LabInfo) -> SeedLocation:
             SeedPool(info.public_v6_cidr, info.public_v6_gateway, info.dns_servers),
         ],
         physical_network=info.physical_network,
+        prefix_pools=[SeedPrefixPool(info.routed_v6_cidr, info.routed_v6_router)],
     )
 
 

@@ -6,7 +6,8 @@ Slot k owns:
     198.51.100.0/24 (k=0)   public IPv4, gateway .1 on the upstream router
     198.18.k.0/24  (k>0)
     2001:db8:k::/48         public IPv6: :1::/64 is the on-link network of the instances with
-                            gateway 2001:db8:k:1::1, :ffff::/64 the link between host and router
+                            gateway 2001:db8:k:1::1, :ffff::/64 the link between host and router,
+                            :100::/56 the prefixes that are routed to instances by way of :1::2
 The digits of k are used as they are, so that 2001:db8:12::/48 is slot 12.
 """
 
@@ -84,6 +85,8 @@ class LabInfo:
     public_v4_gateway: str
     public_v6_cidr: str
     public_v6_gateway: str
+    routed_v6_cidr: str
+    routed_v6_router: str
     dns_servers: tuple[str, ...]
     nameserver: LabNameserver
 
@@ -213,6 +216,7 @@ class SlotLayout:
             reverse_zones=(
                 _reverse_zone(self.public_v4_cidr),
                 _reverse_zone(self.public_v6_cidr),
+                _reverse_zone(self.routed_v6_cidr),
             ),
             customer_zone="customer.example",
             key_name=f"awan-slot{self.slot}",
@@ -259,6 +263,16 @@ class SlotLayout:
         return f"2001:db8:{self.slot}:1::1"
 
     @property
+    def routed_v6_cidr(self) -> str:
+        """The range of prefixes that the upstream router sends to `routed_v6_router`."""
+        return f"2001:db8:{self.slot}:100::/56"
+
+    @property
+    def routed_v6_router(self) -> str:
+        """The on-link address from which instances' prefixes are reached."""
+        return f"2001:db8:{self.slot}:1::2"
+
+    @property
     def router_mac(self) -> str:
         """Fixed, so that guests keep their neighbour entries when the router is rebuilt."""
         return f"02:61:77:00:{self.slot:02x}:01"
@@ -283,6 +297,8 @@ class SlotLayout:
             public_v4_gateway=self.public_v4_gateway,
             public_v6_cidr=self.public_v6_cidr,
             public_v6_gateway=self.public_v6_gateway,
+            routed_v6_cidr=self.routed_v6_cidr,
+            routed_v6_router=self.routed_v6_router,
             dns_servers=(self.public_v4_gateway, self.public_v6_gateway),
             nameserver=self.nameserver,
         )

@@ -60,6 +60,8 @@ class Router:
         if self._layout.router_host_link not in host_links():
             self._link_host()
         ensure_host_routes(self._layout)
+        route = [self._layout.routed_v6_cidr, "via", self._layout.routed_v6_router]
+        self.machine.exec(["ip", "-6", "route", "replace", *route, "dev", "pub"])
         self.machine.exec(["nft", "-f", "-"], stdin=FIREWALL)
         config = self.machine.run_dir / "radvd.conf"
         config.write_text(RADVD_CONF.format(prefix=self._layout.public_v6_cidr))

@@ -88,6 +88,14 @@ class SeedPool:
 
 
 @dataclass(frozen=True)
+class SeedPrefixPool:
+    """A range of IPv6 prefixes for instances, and the address that the provider's router sends it to."""
+
+    cidr: str
+    router_address: str
+
+
+@dataclass(frozen=True)
 class SeedTemplate:
     """A template and the file of its image. `identity` tells one build from another (its digest)."""
 
@@ -113,6 +121,7 @@ class SeedLocation:
     nodes: Sequence[SeedNode]
     pools: Sequence[SeedPool]
     physical_network: str = "public"
+    prefix_pools: Sequence[SeedPrefixPool] = ()
 
 
 def seed_location(api: Api, location: SeedLocation) -> int:
@@ -135,6 +144,10 @@ def seed_location(api: Api, location: SeedLocation) -> int:
                 "dns_servers": list(pool.dns_servers),
             }
             api.post("admin/pools", body)
+    ranges = {pool["cidr"] for pool in api.get("admin/prefix-pools")}
+    for prefixes in location.prefix_pools:
+        if prefixes.cidr not in ranges:
+            api.post("admin/prefix-pools", {"location_id": location_id, **vars(prefixes)})
     names = {node["name"] for node in api.get("admin/nodes")}
     for node in location.nodes:
         if node.name not in names:

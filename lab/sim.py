@@ -33,6 +33,7 @@ from lab.seed_catalogue import (
     SeedLocation,
     SeedNode,
     SeedPool,
+    SeedPrefixPool,
     SeedTemplate,
     create_customer_key,
     ensure_customer,
@@ -74,6 +75,7 @@ LOCATION = SeedLocation(
         SeedPool("198.18.250.0/24", "198.18.250.1", ["198.18.250.1"]),
         SeedPool("2001:db8:250:1::/64", "2001:db8:250:1::1", ["2001:db8:250:1::1"]),
     ],
+    prefix_pools=[SeedPrefixPool("2001:db8:250:100::/56", "2001:db8:250:1::2")],
 )
 
 

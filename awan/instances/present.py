@@ -37,6 +37,7 @@ from awan.kit.money import display_hourly, u720_to_minor
 from awan.ledger import locked_prices, monthly_prices
 from awan.networks import Address, public_addresses
 from awan.networks.names import name_of
+from awan.networks.prefixes import find_prefix
 from awan.networks.private_networks import members_of
 from awan.operations import summary
 from awan.resources import ResourceKind
@@ -56,6 +57,7 @@ def show_detail(session: Session, view: InstanceView) -> InstanceDetail:
     instance = view.instance
     addresses = public_addresses(session, [instance.instance_id]).get(instance.instance_id, [])
     row = _row(view, addresses)
+    prefix = find_prefix(session, instance.instance_id)
     return InstanceDetail(
         **row,
         username=instance.username,
@@ -78,6 +80,7 @@ def show_detail(session: Session, view: InstanceView) -> InstanceDetail:
         public_network=_public_network(
             addresses, all_zones(session).get(view.location.location_id)
         ),
+        ipv6_prefix=str(prefix.cidr) if prefix is not None else None,
         private_networks=[
             PrivateNetworkOfInstance(
                 uuid=member.network.resource_id,

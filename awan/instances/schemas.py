@@ -450,6 +450,7 @@ class InstanceDetail(InstanceRow):
     template_detail: TemplateDetail
     cost_detail: CostDetail
     public_network: PublicNetworkDetail | None
+    ipv6_prefix: str | None = Field(description="The /64 that is routed to it.")
     private_networks: list[PrivateNetworkOfInstance]
     ssh_keys: list[InstalledKey]
     labels: dict[str, str]

@@ -26,6 +26,7 @@ from awan.instances.situation import (
 from awan.kit.database import single_statements, transaction
 from awan.networks import ensure_network
 from awan.networks.models import Nic
+from awan.networks.prefixes import withdraw_prefix
 from awan.operations import Target, is_cancel_requested
 from awan.settings import get_settings
 from awan.volumes import Volume, mark_ready, note_image, volumes_of
@@ -188,7 +189,8 @@ def remove_domain(target: Target) -> None:
 
 
 def remove_ports(target: Target) -> None:
-    """The ports and the firewall are gone."""
+    """The ports and the firewall are gone, and nothing is routed to them."""
+    withdraw_prefix(target.subject_id)
     undo_make_ports(target)
 
 

@@ -45,6 +45,7 @@ from awan.kit.ids import derived_id
 from awan.kit.secrets import delete_secret
 from awan.ledger import close_spans
 from awan.networks import release_nics
+from awan.networks.prefixes import release_prefix
 from awan.operations import (
     ControlPlane,
     Failure,
@@ -148,6 +149,7 @@ def _give_back(
         actor=actor,
         operation_id=operation_id,
     )
+    release_prefix(session, instance.instance_id, operation_id=operation_id)
     retire_firewall(session, instance.instance_id, ControlPlane(actor))
 
 

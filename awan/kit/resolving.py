@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import dns.exception
 import dns.nameserver
@@ -32,15 +32,24 @@ def look_up_ipv4(name: str, servers: Sequence[str], *, timeout_s: float) -> froz
     `servers` as in `split_server`; none: those of the system. Blocks for `timeout_s` at most. Nothing is cached here.
     Raises: LookupFailed.
     """
+    return frozenset(IPv4Address(text) for text in _look_up(name, "A", servers, timeout_s))
+
+
+def look_up_ipv6(name: str, servers: Sequence[str], *, timeout_s: float) -> frozenset[IPv6Address]:
+    """As `look_up_ipv4`, of IPv6 addresses."""
+    return frozenset(IPv6Address(text) for text in _look_up(name, "AAAA", servers, timeout_s))
+
+
+def _look_up(name: str, kind: str, servers: Sequence[str], timeout_s: float) -> list[str]:
     try:
         resolver = dns.resolver.Resolver(configure=not servers)
         if servers:
             resolver.nameservers = [
                 dns.nameserver.Do53Nameserver(*split_server(server)) for server in servers
             ]
-        answer = resolver.resolve(f"{name}.", "A", search=False, lifetime=timeout_s)
+        answer = resolver.resolve(f"{name}.", kind, search=False, lifetime=timeout_s)
     except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
-        return frozenset()
+        return []
     except (dns.exception.DNSException, OSError) as err:
         raise LookupFailed(f"{name}: {err}") from err
-    return frozenset(IPv4Address(rdata.to_text()) for rdata in answer)
+    return [rdata.to_text() for rdata in answer]

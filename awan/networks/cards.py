@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from uuid import UUID
 
@@ -20,7 +20,7 @@ from awan.networks.addresses import (
     refuse_if_address_busy,
     return_to_pool,
 )
-from awan.networks.models import Address, AddressState, Nic, NicRole, Pool
+from awan.networks.models import Address, AddressState, Nic, NicRole, Pool, RoutedPrefix
 from awan.networks.names import mark_stale
 from awan.networks.pools import network_spec, pool_with_ipv6
 from awan.networks.rules import ipv6_of, switch_name
@@ -63,8 +63,16 @@ def create_public_nic(
     return nic
 
 
-def _add_ipv6(session: Session, nic: Nic, six: Pool | None) -> None:
-    """The card's IPv6 address, where the location has a pool of them on the network of the IPv4 pool."""
+def _add_ipv6(
+    session: Session,
+    nic: Nic,
+    six: Pool | None,
+    names: Mapping[IPv4Address | IPv6Address, str | None] | None = None,
+) -> None:
+    """The card's IPv6 address, where the location has a pool of them on the network of the IPv4 pool.
+
+    `names`: those that its owner had given to the addresses it had.
+    """
     if six is None:
         return
     assert isinstance(six.cidr, IPv6Network)
@@ -81,6 +89,7 @@ def _add_ipv6(session: Session, nic: Nic, six: Pool | None) -> None:
             nic_id=nic.nic_id,
             operation_id=nic.operation_id,
             allocated_at=now(),
+            rdns=(names or {}).get(inet),
         )
     )
 
@@ -110,12 +119,14 @@ def public_port_spec(
     assert isinstance(address.inet, IPv4Address)
     nic_id = public_nic_id(operation_id)
     network = network_spec(session, address.pool_id)
+    six = ipv6_of(network.ipv6_cidr, nic_id) if network.ipv6_cidr is not None else None
     return network, PortSpec(
         port_id=nic_id,
         switch=network.switch,
         mac=derived_mac(nic_id),
         ipv4=address.inet,
-        ipv6=ipv6_of(network.ipv6_cidr, nic_id) if network.ipv6_cidr is not None else None,
+        ipv6=six,
+        ipv6_prefix=routed_prefixes(session, [instance_id]).get((instance_id, six)),
         hostname=hostname,
         instance_id=instance_id,
         account_id=address.account_id,
@@ -139,10 +150,12 @@ def give_public_address(
     """
     nic_id = public_nic_id(create_operation_id)
     nic = session.get(Nic, nic_id)
+    names: dict[IPv4Address | IPv6Address, str | None] = {}
     for old in session.scalars(
         select(Address).where(Address.nic_id == nic_id).with_for_update()
     ).all():
         if old.family == 6:
+            names[old.inet] = old.rdns
             mark_stale(session, session.get_one(Pool, old.pool_id).location_id, [old.inet])
             session.delete(old)
         elif address is None or old.address_id != address.address_id:
@@ -171,7 +184,7 @@ def give_public_address(
     session.flush()
     address.state, address.nic_id = AddressState.ATTACHED, nic_id
     bill_address(session, address, actor=actor, operation_id=operation_id)
-    _add_ipv6(session, nic, six)
+    _add_ipv6(session, nic, six, names)
     session.flush()
 
 
@@ -234,6 +247,7 @@ def public_port_specs(
             continue
         four, six = _addresses(session, nic.nic_id)
         assert four is not None
+        prefixes = routed_prefixes(session, [nic.instance_id])
         specs.append(
             (
                 network_spec(session, four.pool_id),
@@ -245,6 +259,7 @@ def public_port_specs(
                     ipv6=six.inet
                     if six is not None and isinstance(six.inet, IPv6Address)
                     else None,
+                    ipv6_prefix=prefixes.get((nic.instance_id, six.inet if six else None)),
                     hostname=hostname,
                     instance_id=nic.instance_id,
                     account_id=nic.account_id,
@@ -254,6 +269,20 @@ def public_port_specs(
             )
         )
     return specs
+
+
+def routed_prefixes(
+    session: Session, instance_ids: Collection[UUID]
+) -> dict[tuple[UUID, IPv4Address | IPv6Address | None], IPv6Network]:
+    """The prefix that a port may use, by instance and by the IPv6 address of the port, to which it is routed."""
+    rows = session.execute(
+        select(RoutedPrefix.instance_id, RoutedPrefix.next_hop, RoutedPrefix.cidr).where(
+            RoutedPrefix.instance_id.in_(instance_ids), RoutedPrefix.is_leaving.is_(False)
+        )
+    )
+    return {
+        (row.instance_id, row.next_hop): row.cidr for row in rows if row.instance_id is not None
+    }
 
 
 def _addresses(session: Session, nic_id: UUID) -> tuple[Address | None, Address | None]:

@@ -44,6 +44,21 @@ ADDRESS_MOVES: dict[AddressState, frozenset[AddressState]] = {
 }
 
 
+class PrefixState(StrEnum):
+    """As `AddressState`, of routed IPv6 prefixes: an instance has it while it is `assigned`."""
+
+    AVAILABLE = "available"
+    ASSIGNED = "assigned"
+    QUARANTINE = "quarantine"
+
+
+PREFIX_MOVES: dict[PrefixState, frozenset[PrefixState]] = {
+    PrefixState.AVAILABLE: frozenset({PrefixState.ASSIGNED}),
+    PrefixState.ASSIGNED: frozenset({PrefixState.QUARANTINE}),
+    PrefixState.QUARANTINE: frozenset({PrefixState.AVAILABLE, PrefixState.ASSIGNED}),
+}
+
+
 class NicRole(StrEnum):
     """Which side a card is on."""
 
@@ -184,6 +199,73 @@ class Address(Base):
     new_rdns: Mapped[str | None]
 
 
+class PrefixPool(Base):
+    """IPv6 /64s that the provider's router sends to `router_address`, one for each instance that wants one.
+
+    `router_address` lies in the on-link pool `pool_id`: there a router of ours takes packets on to the instances.
+    """
+
+    __tablename__ = "prefix_pool"
+
+    prefix_pool_id: Mapped[int] = mapped_column(primary_key=True)
+    location_id: Mapped[int] = mapped_column(ForeignKey("location.location_id"))
+    pool_id: Mapped[int] = mapped_column(ForeignKey("pool.pool_id"))
+    cidr: Mapped[IPv6Network] = mapped_column(CIDR, unique=True)
+    router_address: Mapped[IPv6Address] = mapped_column(INET)
+    created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+
+
+class RoutedPrefix(Base):
+    """A /64 that is, or may be, routed to an instance. Its rows are made with its pool.
+
+    `next_hop` is the instance's own address in the on-link pool. `is_leaving` while it is being taken away: then the
+    fabric shall not have it any more. `previous_account_id` and `quarantined_until` as of `Address`.
+    """
+
+    __tablename__ = "routed_prefix"
+    __table_args__ = (
+        one_of("state", PrefixState),
+        CheckConstraint(
+            "(state = 'assigned') = (instance_id IS NOT NULL)"
+            " AND (state = 'assigned') = (account_id IS NOT NULL)"
+            " AND (state = 'assigned') = (next_hop IS NOT NULL)",
+            name="assigned",
+        ),
+        Index(
+            "ix_routed_prefix_available",
+            "prefix_pool_id",
+            "cidr",
+            postgresql_where=text("state = 'available'"),
+        ),
+        Index("uq_routed_prefix_instance", "instance_id", unique=True),
+    )
+
+    prefix_id: Mapped[UUID] = mapped_column(primary_key=True)
+    prefix_pool_id: Mapped[int] = mapped_column(ForeignKey("prefix_pool.prefix_pool_id"))
+    cidr: Mapped[IPv6Network] = mapped_column(CIDR, unique=True)
+    state: Mapped[str] = mapped_column(server_default="available")
+    account_id: Mapped[UUID | None] = mapped_column(ForeignKey("account.account_id"))
+    instance_id: Mapped[UUID | None] = mapped_column(ForeignKey("resource.resource_id"))
+    next_hop: Mapped[IPv6Address | None] = mapped_column(INET)
+    is_leaving: Mapped[bool] = mapped_column(server_default=text("false"))
+    operation_id: Mapped[UUID | None]
+    previous_account_id: Mapped[UUID | None]
+    quarantined_until: Mapped[datetime | None]
+    assigned_at: Mapped[datetime | None]
+
+
+class PrefixName(Base):
+    """The name that an owner gave to an address of a routed prefix. Others have none."""
+
+    __tablename__ = "prefix_name"
+    __table_args__ = (Index(None, "prefix_id"),)
+
+    inet: Mapped[IPv6Address] = mapped_column(INET, primary_key=True)
+    prefix_id: Mapped[UUID] = mapped_column(ForeignKey("routed_prefix.prefix_id"))
+    rdns: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+
+
 class StaleName(Base):
     """An address whose names the nameserver may not have as the rows say: they are pushed, then this is forgotten.
 
@@ -201,3 +283,4 @@ class StaleName(Base):
 
 
 hold_to_moves(Address.state, ADDRESS_MOVES)
+hold_to_moves(RoutedPrefix.state, PREFIX_MOVES)

@@ -23,8 +23,8 @@ from awan.catalogue.service import all_zones
 from awan.engines.nameserver import RecordKey, Zones
 from awan.errors import Conflict, EngineError, Invalid, NotFound, RateLimited, Unavailable
 from awan.kit.database import transaction
-from awan.kit.resolving import LookupFailed, look_up_ipv4
-from awan.networks.models import Address, Pool, StaleName
+from awan.kit.resolving import LookupFailed, look_up_ipv4, look_up_ipv6
+from awan.networks.models import Address, Pool, PrefixName, PrefixPool, RoutedPrefix, StaleName
 from awan.networks.rules import default_name, parse_rdns, pointer_key, records_of
 from awan.operations import Operation, Plan, begin
 from awan.operations.service import refuse_if_busy
@@ -78,7 +78,8 @@ def wanted_records(
 ) -> dict[RecordKey, str | None]:
     """What the nameserver should have of these addresses; None where one is no address of the location any more.
 
-    A pool whose prefix is in none of the reverse zones has no PTR records.
+    A pool whose prefix is in none of the reverse zones has no PTR records. An address of a routed prefix has no other
+    name than the one that its owner gave it.
     """
     names = {
         row.inet: row.rdns
@@ -88,12 +89,30 @@ def wanted_records(
             .where(Pool.location_id == location_id, Address.inet.in_(addresses))
         )
     }
+    given = prefix_names(session, location_id, addresses)
     wanted: dict[RecordKey, str | None] = {}
     for address in addresses:
         for key, value in records_of(address, zones.forward, names.get(address)).items():
             if zones.zone_of(key.name) is not None:
                 wanted[key] = value if address in names else None
+        if address in given and zones.zone_of(pointer_key(address).name) is not None:
+            wanted[pointer_key(address)] = given[address]
     return wanted
+
+
+def prefix_names(
+    session: Session, location_id: int, addresses: Sequence[AnyAddress] | None = None
+) -> dict[AnyAddress, str]:
+    """The names that owners gave to addresses of routed prefixes of the location, or to those of `addresses`."""
+    query = (
+        select(PrefixName.inet, PrefixName.rdns)
+        .join(RoutedPrefix, RoutedPrefix.prefix_id == PrefixName.prefix_id)
+        .join(PrefixPool, PrefixPool.prefix_pool_id == RoutedPrefix.prefix_pool_id)
+        .where(PrefixPool.location_id == location_id)
+    )
+    if addresses is not None:
+        query = query.where(PrefixName.inet.in_(addresses))
+    return {row.inet: row.rdns for row in session.execute(query)}
 
 
 def push_stale_names() -> None:
@@ -165,7 +184,7 @@ class Wish:
     """A name that an address may get. `is_own`: it is the default name, which leads to the address already."""
 
     name: str
-    address: IPv4Address
+    address: AnyAddress
     is_own: bool
 
 
@@ -181,15 +200,21 @@ def check_wish(session: Session, caller: Caller, resource_id: UUID, rdns: str | 
         raise Conflict(NO_NAMES)
     assert isinstance(address.inet, IPv4Address)
     default = default_name(address.inet, own.forward)
+    name = default if rdns is None else parse_given(rdns, zones, default)
+    return Wish(name, address.inet, name == default)
+
+
+def parse_given(rdns: str, zones: Mapping[int, Zones], default: str | None) -> str:
+    """The name that an owner gives, which is in none of our own zones unless it is the default one. Raises: Invalid."""
     try:
-        name = default if rdns is None else parse_rdns(rdns)
+        name = parse_rdns(rdns)
     except ValueError as err:
         raise Invalid.field("rdns", str(err)) from err
     if name != default and any(
         name == it.forward or name.endswith(f".{it.forward}") for it in zones.values()
     ):
         raise Invalid.field("rdns", "The rdns is in a zone in which names are given by us alone.")
-    return Wish(name, address.inet, name == default)
+    return name
 
 
 def confirm(wish: Wish) -> None:
@@ -200,8 +225,10 @@ def confirm(wish: Wish) -> None:
     settings = get_settings()
     if wish.is_own or not settings.rdns_forward_confirm:
         return
+    is_ipv4 = wish.address.version == 4
+    look_up = look_up_ipv4 if is_ipv4 else look_up_ipv6
     try:
-        found = look_up_ipv4(wish.name, settings.rdns_resolvers, timeout_s=LOOKUP_TIMEOUT_S)
+        found = look_up(wish.name, settings.rdns_resolvers, timeout_s=LOOKUP_TIMEOUT_S)
     except LookupFailed as err:
         log.info("forward lookup failed", error=str(err))
         raise Invalid.field(
@@ -209,7 +236,9 @@ def confirm(wish: Wish) -> None:
         ) from err
     if wish.address not in found:
         raise Invalid.field(
-            "rdns", f"The name {wish.name} has no A record with the address {wish.address}."
+            "rdns",
+            f"The name {wish.name} has no {'A' if is_ipv4 else 'AAAA'} record with the address"
+            f" {wish.address}.",
         )
 
 

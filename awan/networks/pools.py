@@ -16,7 +16,7 @@ from awan.engines.fabric import PublicNetworkSpec
 from awan.errors import Conflict, Invalid, NotFound
 from awan.events import record
 from awan.kit.ids import new_id
-from awan.networks.models import Address, Pool
+from awan.networks.models import Address, Pool, PrefixPool
 from awan.networks.names import mark_pool_stale
 from awan.networks.rules import parse_gateway, parse_prefix, switch_name, usable_addresses
 
@@ -42,14 +42,12 @@ def create_pool(
     Raises: Invalid (prefix, gateway, servers, reserved addresses), Conflict when it overlaps a pool of any location.
     """
     location = check_location(session, location_id)
-    network = _parsed("cidr", lambda: parse_prefix(cidr))
-    router = _parsed("gateway", lambda: parse_gateway(network, gateway))
-    servers = _parsed("dns_servers", lambda: [ip_address(server) for server in dns_servers])
-    excluded = _parsed("reserved", lambda: [IPv4Address(address) for address in reserved])
+    network = parsed("cidr", lambda: parse_prefix(cidr))
+    router = parsed("gateway", lambda: parse_gateway(network, gateway))
+    servers = parsed("dns_servers", lambda: [ip_address(server) for server in dns_servers])
+    excluded = parsed("reserved", lambda: [IPv4Address(address) for address in reserved])
     session.execute(select(func.pg_advisory_xact_lock(POOLS_LOCK_ID)))
-    for pool in session.scalars(select(Pool)):
-        if pool.family == network.version and pool.cidr.overlaps(network):
-            raise Conflict(f"The prefix overlaps the pool {pool.cidr}.")
+    refuse_overlap(session, network)
     pool = Pool(
         location_id=location.location_id,
         family=network.version,
@@ -82,7 +80,15 @@ def create_pool(
     return pool
 
 
-def _parsed(field: str, parse: Callable[[], T]) -> T:
+def refuse_overlap(session: Session, network: IPv4Network | IPv6Network) -> None:
+    """Raises: Conflict when the prefix overlaps a pool of addresses or of routed prefixes, in any location."""
+    pools = [*session.scalars(select(Pool.cidr)), *session.scalars(select(PrefixPool.cidr))]
+    for cidr in pools:
+        if cidr.version == network.version and cidr.overlaps(network):
+            raise Conflict(f"The prefix overlaps the pool {cidr}.")
+
+
+def parsed(field: str, parse: Callable[[], T]) -> T:
     """What `parse` gives; what it says against its text becomes a refusal of the field."""
     try:
         return parse()
@@ -156,6 +162,8 @@ def delete_pool(session: Session, caller: Caller, pool_id: int) -> None:
     )
     if owned:
         raise Conflict(f"{owned} addresses of the pool belong to customers.")
+    if session.scalar(select(func.count()).where(PrefixPool.pool_id == pool_id)):
+        raise Conflict("A pool of routed prefixes stands on this pool.")
     mark_pool_stale(session, pool)
     session.execute(delete(Address).where(Address.pool_id == pool_id))
     session.delete(pool)

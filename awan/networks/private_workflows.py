@@ -117,13 +117,16 @@ def _read_wish(session: Session, resource_id: UUID) -> Wish:
         public_ip=address.inet,
         public_cidr=pool.cidr,
         next_hop=pool.gateway,
-        chassis=_find_chassis(session, location_id, switch),
+        chassis=find_chassis(session, location_id, switch),
     )
     return Wish(location_id, switch, spec, public, gateway)
 
 
-def _find_chassis(session: Session, location_id: int, switch: str) -> tuple[str, ...]:
-    """The nodes that may carry the gateway: those that answer, or all when none does. Raises: EngineUnavailable."""
+def find_chassis(session: Session, location_id: int, switch: str) -> tuple[str, ...]:
+    """The nodes that may carry a gateway, or another router, of this name: those that answer, or all when none does.
+
+    Raises: EngineUnavailable.
+    """
     nodes = session.scalars(
         select(Node).where(
             Node.location_id == location_id,

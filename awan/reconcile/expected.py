@@ -27,11 +27,13 @@ from awan.instances.first_boot import FIRST_BOOT
 from awan.instances.models import DesiredState, Instance, ObservedState
 from awan.instances.situation import SCRUBBED_GENERATION, SECRET_GENERATION
 from awan.kit.ids import derived_id
+from awan.networks.cards import routed_prefixes
 from awan.networks.models import Address, Nic, Pool
-from awan.networks.names import stale_addresses
+from awan.networks.names import prefix_names, stale_addresses
 from awan.networks.pools import network_spec
-from awan.networks.rules import ipv6_of, records_of, switch_name
+from awan.networks.rules import ipv6_of, pointer_key, records_of, switch_name
 from awan.reconcile.findings import Finding, FindingKind
+from awan.reconcile.prefix_routers import expected_routes, prefix_ranges
 from awan.reconcile.private_networks import expected_networks, expected_private_ports
 from awan.reconcile.rules import (
     ExpectedFirewall,
@@ -191,6 +193,8 @@ class Expectations:
             firewalls=self._firewalls(settled, guarded),
             group_ids=groups,
             networks=networks,
+            prefix_routes=expected_routes(session, location.location_id, self._touched),
+            prefix_ranges=prefix_ranges(session, location.location_id),
             unsettled=replace(
                 self._unsettled(location.location_id, unsettled, half_made),
                 switches=open_switches,
@@ -307,6 +311,7 @@ class Expectations:
             cards[nic.nic_id] = nic
             # Of two addresses of a family, which is a finding of its own, the older one counts.
             addresses.setdefault(nic.nic_id, {}).setdefault(address.family, address)
+        prefixes = routed_prefixes(self._session, list(settled))
         ports = []
         for nic_id, nic in cards.items():
             instance, four = settled.get(nic.instance_id), addresses[nic_id].get(4)
@@ -328,6 +333,9 @@ class Expectations:
                         ipv6=six.inet
                         if six is not None and isinstance(six.inet, IPv6Address)
                         else None,
+                        ipv6_prefix=prefixes.get(
+                            (instance.instance_id, six.inet if six is not None else None)
+                        ),
                         hostname=instance.hostname,
                         instance_id=instance.instance_id,
                         account_id=nic.account_id,
@@ -351,12 +359,14 @@ class Expectations:
         rows = self._session.execute(
             select(Address.inet, Address.rdns).join(Pool).where(Pool.location_id == location_id)
         )
-        return {
+        wanted = {
             key: ExpectedName(value, row.inet)
             for row in rows
             for key, value in records_of(row.inet, zones.forward, row.rdns).items()
-            if zones.zone_of(key.name) is not None
         }
+        for address, name in prefix_names(self._session, location_id).items():
+            wanted[pointer_key(address)] = ExpectedName(name, address)
+        return {key: it for key, it in wanted.items() if zones.zone_of(key.name) is not None}
 
     def _unsettled_addresses(
         self, location_id: int, nic_ids: Iterable[UUID]

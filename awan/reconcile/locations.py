@@ -39,6 +39,7 @@ from awan.reconcile.findings import Finding, FindingKind
 from awan.reconcile.firewall_groups import compare_groups
 from awan.reconcile.models import StrayKind
 from awan.reconcile.power import Verdict
+from awan.reconcile.prefix_routers import compare_routers, put_back_prefix_routers
 from awan.reconcile.private_networks import compare_networks, put_back_private_networks
 from awan.reconcile.quarantine import Scope, Stray, update_quarantine
 from awan.reconcile.reading import Seen, Site, one_snapshot, open_sites, read
@@ -94,6 +95,7 @@ def check_location(location_id: int, *, with_files: bool = True) -> None:
     _put_back_networks(sites[0])
     _apply_pending(location_id)
     put_back_private_networks(location_id)
+    put_back_prefix_routers(location_id)
     (site, seen) = read(sites, with_files=with_files, with_chassis=False)[0]
     with one_snapshot() as session:
         expected = Expectations(session, first).of_location(
@@ -222,6 +224,9 @@ def _compare(expected: ExpectedLocation, seen: Seen) -> Iterator[Found]:
         networks, unsettled = expected.networks, expected.unsettled.switches
         compared = compare_networks(expected.code, networks, unsettled, seen.networks)
         yield from (Found(None, it) for it in compared)
+    if seen.prefix_routers is not None:
+        routed = compare_routers(expected.code, expected.prefix_routes, seen.prefix_routers)
+        yield from (Found(None, it) for it in routed)
     if seen.names is not None and expected.names_zone is not None:
         yield from (Found(None, it) for it in compare_names(expected, seen.names))
     if seen.firewalls is not None:

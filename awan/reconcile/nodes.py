@@ -40,6 +40,7 @@ from awan.kit.database import single_statements, transaction
 from awan.operations import ControlPlane, Operation, begin
 from awan.operations.models import FINAL
 from awan.reconcile.power import Circumstances, Verdict, judge
+from awan.reconcile.prefix_routers import put_back_prefix_routers
 from awan.reconcile.private_networks import put_back_private_networks
 from awan.reconcile.repairs import Known, act, find_known, known_on
 from awan.settings import get_settings
@@ -198,6 +199,7 @@ class NodeWatch:
         if has_changed:
             # Of two nodes, the one that is left takes no gateway over by itself: it has to be told.
             put_back_private_networks(location_id)
+            put_back_prefix_routers(location_id)
 
     def _note_answer(self) -> None:
         with single_statements() as session:
@@ -211,6 +213,7 @@ class NodeWatch:
             location_id = session.get_one(Node, self.node_id).location_id
         if has_changed:
             put_back_private_networks(location_id)
+            put_back_prefix_routers(location_id)
 
 
 def _tell_owners(session: Session, node_id: UUID, kind: str) -> None:

@@ -14,7 +14,12 @@ from sqlalchemy.orm import Session
 
 from awan.catalogue import engines
 from awan.catalogue.models import Location
-from awan.engines.fabric import ChassisFacts, PortFacts, PrivateNetworkFacts
+from awan.engines.fabric import (
+    ChassisFacts,
+    PortFacts,
+    PrefixRouterFacts,
+    PrivateNetworkFacts,
+)
 from awan.engines.fabric.firewall import FirewallFacts, FirewallGroupFacts
 from awan.engines.hypervisor import DomainFacts
 from awan.engines.nameserver import RecordKey
@@ -41,6 +46,7 @@ class Seen:
     files: dict[UUID, list[VolumeFacts]] = field(default_factory=dict)
     ports: list[PortFacts] | None = None
     networks: list[PrivateNetworkFacts] | None = None
+    prefix_routers: list[PrefixRouterFacts] | None = None
     names: dict[RecordKey, tuple[str, ...]] | None = None
     firewalls: Sequence[FirewallFacts] | None = None
     firewall_groups: Sequence[FirewallGroupFacts] | None = None
@@ -132,6 +138,7 @@ def _begin_reading(
     firewalls = readers.submit(opened.fabric.list_firewalls)
     groups = readers.submit(opened.fabric.list_firewall_groups)
     networks = readers.submit(opened.fabric.list_private_networks)
+    routers = readers.submit(opened.fabric.list_prefix_routers)
     chassis = readers.submit(opened.fabric.list_chassis) if with_chassis else None
     names = (
         readers.submit(opened.nameserver.list_records)
@@ -155,6 +162,7 @@ def _begin_reading(
         seen.ports = _result(ports, seen, silence)
         if seen.ports is not None:
             seen.networks = _result(networks, seen, silence)
+            seen.prefix_routers = _result(routers, seen, silence)
         if names is not None:
             no_names = _silence(FindingKind.NAMESERVER_SILENT, code, code, "The nameserver")
             seen.names = _result(names, seen, no_names)

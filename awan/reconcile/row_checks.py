@@ -206,6 +206,21 @@ ADDRESSES = (
         "The card {subject} is live, but its instance {instance} is gone.",
     ),
     RowCheck(
+        FindingKind.PREFIX_ORPHAN,
+        """
+        SELECT prefix.cidr AS subject, code AS location, prefix.instance_id AS instance,
+            'an instance that has it' AS expected, 'none' AS found
+        FROM routed_prefix AS prefix JOIN prefix_pool USING (prefix_pool_id)
+        JOIN location USING (location_id)
+        LEFT JOIN instance ON instance.instance_id = prefix.instance_id
+            AND instance.account_id = prefix.account_id
+        WHERE (prefix.state = 'assigned' AND holds_quota IS NOT TRUE)
+            OR (prefix.state <> 'assigned' AND EXISTS (
+                SELECT FROM prefix_name WHERE prefix_name.prefix_id = prefix.prefix_id))
+        """,
+        "The prefix {subject} is assigned to {instance}, which is gone, or has names of nobody.",
+    ),
+    RowCheck(
         FindingKind.NIC_ADDRESSES,
         """
         SELECT nic.nic_id AS subject, code AS location, nic.instance_id AS instance,

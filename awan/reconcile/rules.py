@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import PurePosixPath
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from awan.engines.nameserver import RecordKey, RecordKind
 from awan.engines.volumes import VolumeFacts
 from awan.engines.volumes.names import name_image, name_seed, name_volume, read_name
 from awan.kit.clock import now
+from awan.networks.prefix_rules import address_of_pointer
 from awan.networks.rules import default_name, is_default_name
 from awan.reconcile.findings import Finding, FindingKind
 
@@ -92,6 +93,14 @@ class ExpectedFirewall:
 
 
 @dataclass(frozen=True)
+class ExpectedRoutes:
+    """Router -> prefix -> next hop, of settled instances. `unsettled`: prefixes that something is done to."""
+
+    routes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    unsettled: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Unsettled:
     """Ids of what is being worked on, of every kind that an engine may show."""
 
@@ -127,6 +136,8 @@ class ExpectedLocation:
     firewalls: Sequence[ExpectedFirewall] = ()
     group_ids: Collection[UUID] = frozenset()
     networks: Mapping[str, str | None] = field(default_factory=dict)
+    prefix_routes: ExpectedRoutes = field(default_factory=ExpectedRoutes)
+    prefix_ranges: Sequence[IPv6Network] = ()
     unsettled: Unsettled = field(default_factory=Unsettled)
     looked_at: datetime = field(default_factory=now)
 
@@ -428,7 +439,10 @@ def compare_names(
         if key in where.names or key.name in open_keys:
             continue
         ours = values if key.kind is RecordKind.PTR else (key.name,)
-        if any(is_default_name(name, where.names_zone) for name in ours):
+        # In a range of prefixes every PTR record is an owner's, or nobody's.
+        address = address_of_pointer(key.name) if key.kind is RecordKind.PTR else None
+        is_in_range = any(address in network for network in where.prefix_ranges if address)
+        if is_in_range or any(is_default_name(name, where.names_zone) for name in ours):
             yield Finding(
                 FindingKind.NAME_STRAY,
                 where.code,

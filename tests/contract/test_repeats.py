@@ -215,6 +215,34 @@ class World:
         location = self.cloud.location_id
         return {"location_id": location, "cidr": f"{prefix}.0/28", "gateway": f"{prefix}.1"}
 
+    def prefix_pool_body(self) -> dict[str, Any]:
+        """A range of routed prefixes to add."""
+        return {
+            "location_id": self.cloud.location_id,
+            "cidr": f"2001:db8:1:{next(self._numbers):x}::/64",
+            "router_address": "2001:db8:0:1::2",
+        }
+
+    def without_prefix(self) -> str:
+        """An instance that can have a routed prefix."""
+        self.make("/admin/prefix-pools", self.prefix_pool_body())
+        return self.instance()
+
+    def with_prefix(self) -> str:
+        """An instance that has a routed prefix."""
+        uuid = self.without_prefix()
+        self.make(f"/instances/{uuid}/ipv6/prefix")
+        return uuid
+
+    def unnamed(self) -> tuple[Call, Call]:
+        """The own IPv6 addresses of two instances, named as they are by default."""
+        calls = []
+        for uuid in (self.instance(), self.instance()):
+            shown = self.cloud.customer.http.get(f"/instances/{uuid}").json()["data"]
+            body = {"ip_address": shown["public_network"]["ipv6_address"], "rdns": ""}
+            calls.append(Call(f"/instances/{uuid}/ipv6/rdns", body))
+        return calls[0], calls[1]
+
     def size_body(self) -> dict[str, Any]:
         """A size to add."""
         return {"title": self.name(), "cpu": 1, "memory": 1, "storage": 20}
@@ -350,6 +378,13 @@ CALLS: dict[str, Callable[[World], Pair]] = {
     "DELETE /instances/{instance_uuid}/private-network/{vswitch_uuid}": lambda w: w.both(
         "/instances/{}", w.member
     ),
+    "POST /instances/{instance_uuid}/ipv6/prefix": lambda w: w.both(
+        "/instances/{}/ipv6/prefix", w.without_prefix
+    ),
+    "DELETE /instances/{instance_uuid}/ipv6/prefix": lambda w: w.both(
+        "/instances/{}/ipv6/prefix", w.with_prefix
+    ),
+    "PUT /instances/{instance_uuid}/ipv6/rdns": lambda w: w.unnamed(),
     "POST /networks/private": lambda w: w.twice("/networks/private", w.network_body),
     "PUT /networks/private/{vswitch_uuid}": lambda w: w.twice(
         f"/networks/private/{w.network()}", lambda: {"name": w.name()}
@@ -437,6 +472,11 @@ CALLS: dict[str, Callable[[World], Pair]] = {
     "POST /admin/pools": lambda w: w.twice("/admin/pools", w.pool_body),
     "DELETE /admin/pools/{pool_id}": lambda w: w.both(
         "/admin/pools/{}", lambda: str(w.make("/admin/pools", w.pool_body())["id"])
+    ),
+    "POST /admin/prefix-pools": lambda w: w.twice("/admin/prefix-pools", w.prefix_pool_body),
+    "DELETE /admin/prefix-pools/{prefix_pool_id}": lambda w: w.both(
+        "/admin/prefix-pools/{}",
+        lambda: str(w.make("/admin/prefix-pools", w.prefix_pool_body())["id"]),
     ),
     "POST /admin/instances/{instance_uuid}/notes": lambda w: w.twice(
         f"/admin/instances/{w.ready()}/notes", lambda: {"text": w.name()}
@@ -573,6 +613,7 @@ ENDS: dict[str, str] = {
     "POST /admin/templates/{template_id}/images": "/admin/images/{}",
     "POST /admin/nodes": "/admin/nodes/{}",
     "POST /admin/pools": "/admin/pools/{}",
+    "POST /admin/prefix-pools": "/admin/prefix-pools/{}",
 }
 
 

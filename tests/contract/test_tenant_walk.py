@@ -159,7 +159,16 @@ def filled(path: str) -> str:
     """The path with ids that nobody has."""
     values = {"ssh_id": "1", "tier_id": "1", "key_id": UNKNOWN_KEY, "kind": "fabric"}
     values |= dict.fromkeys(
-        ("location_id", "size_id", "template_id", "pool_id", "note_id", "ipset_id"), "1"
+        (
+            "location_id",
+            "size_id",
+            "template_id",
+            "pool_id",
+            "prefix_pool_id",
+            "note_id",
+            "ipset_id",
+        ),
+        "1",
     )
     return re.sub(r"{(\w+)}", lambda match: values.get(match[1], UNKNOWN_UUID), path)
 

@@ -43,7 +43,7 @@ ROW_TYPES: dict[str, tuple[type, ...]] = {
 }
 DETAIL_ONLY = {
     "username", "cpu_type", "status_reason", "lock", "location_detail", "tier_detail", "template_detail",
-    "cost_detail", "public_network", "private_networks", "ssh_keys", "labels", "is_protected",
+    "cost_detail", "public_network", "private_networks", "ipv6_prefix", "ssh_keys", "labels", "is_protected",
     "hostname_applied", "ready_at", "updated_at",
 }  # fmt: skip
 ORDERS = [

@@ -34,6 +34,7 @@ from lab.seed_catalogue import (
     SeedLocation,
     SeedNode,
     SeedPool,
+    SeedPrefixPool,
     SeedTemplate,
     create_customer_key,
     ensure_customer,
@@ -533,6 +534,7 @@ def lab_location(info: LabInfo) -> SeedLocation:
             SeedPool(info.public_v6_cidr, info.public_v6_gateway),
         ],
         physical_network=info.physical_network,
+        prefix_pools=[SeedPrefixPool(info.routed_v6_cidr, info.routed_v6_router)],
     )
 
 

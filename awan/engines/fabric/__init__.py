@@ -14,6 +14,12 @@ from typing import Protocol
 from uuid import UUID
 
 from awan.engines.fabric.firewall import Firewalls
+from awan.engines.fabric.prefixes import (
+    PrefixRoute,
+    PrefixRouterFacts,
+    PrefixRouters,
+    PrefixRouterSpec,
+)
 from awan.engines.fabric.private import (
     GatewaySpec,
     PrivateNetworkFacts,
@@ -28,6 +34,9 @@ __all__ = [
     "GatewaySpec",
     "PortFacts",
     "PortSpec",
+    "PrefixRoute",
+    "PrefixRouterFacts",
+    "PrefixRouterSpec",
     "PrivateNetworkFacts",
     "PrivateNetworkSpec",
     "PublicNetworkSpec",
@@ -62,8 +71,9 @@ class PortSpec:
     At least one is needed: a port known by its MAC alone might use every address. `hostname` goes out by DHCP; OVN
     puts it into a program of its own, so only names after RFC 1123 are taken. A port that is not `is_routed` is told
     of no router and no nameservers: its guest has another way out. With `firewall_id` the port is in that firewall,
-    which exists already, from its first instant; one that `is_private` only while that firewall applies to such.
-    Raises: ValueError without an address or with another hostname.
+    which exists already, from its first instant; one that `is_private` only while that firewall applies to such. With
+    `ipv6_prefix` the port may use every address of it.
+    Raises: ValueError without an address, with another hostname, or with a prefix but no IPv6 address.
     """
 
     port_id: UUID
@@ -78,12 +88,15 @@ class PortSpec:
     is_routed: bool = True
     firewall_id: UUID | None = None
     is_private: bool = False
+    ipv6_prefix: IPv6Network | None = None
 
     def __post_init__(self) -> None:
         if self.ipv4 is None and self.ipv6 is None:
             raise ValueError(f"port {self.port_id} has no address")
         if HOSTNAME.fullmatch(self.hostname) is None:
             raise ValueError(f"port {self.port_id} has an impossible hostname")
+        if self.ipv6_prefix is not None and self.ipv6 is None:
+            raise ValueError(f"port {self.port_id} has a prefix and no IPv6 address")
 
     @property
     def dhcpv4_role(self) -> str:
@@ -98,13 +111,15 @@ class PortSpec:
 
     @property
     def security_line(self) -> str:
-        """What the port may send from, as in `PortFacts.port_security`: `address_line`, with IPv6 also its link-local.
+        """What the port may send from, as in `PortFacts.port_security`: `address_line`, with IPv6 also its link-local
+        address, and the prefix that is routed to it.
 
         A guest that makes up another link-local address (RFC 7217 instead of the MAC's EUI-64) has no IPv6.
         """
         if self.ipv6 is None:
             return self.address_line
-        return f"{self.address_line} {link_local_address(self.mac)}"
+        line = f"{self.address_line} {link_local_address(self.mac)}"
+        return line if self.ipv6_prefix is None else f"{line} {self.ipv6_prefix}"
 
 
 def link_local_address(mac: str) -> IPv6Address:
@@ -149,7 +164,7 @@ class ChassisFacts:
     is_alive: bool
 
 
-class Fabric(Firewalls, PrivateNetworks, Protocol):
+class Fabric(Firewalls, PrefixRouters, PrivateNetworks, Protocol):
     """The contract. One object per location."""
 
     def ensure_public_network(self, spec: PublicNetworkSpec) -> bool:

@@ -20,6 +20,7 @@ from awan.engines.fabric import (
     PublicNetworkSpec,
     fake_firewall,
 )
+from awan.engines.fabric.fake_prefixes import FakePrefixRouters
 from awan.engines.fabric.fake_private import FakePrivateNetworks, as_json
 from awan.engines.fabric.firewall import (
     FirewallFacts,
@@ -27,6 +28,7 @@ from awan.engines.fabric.firewall import (
     FirewallGroupSpec,
     FirewallSpec,
 )
+from awan.engines.fabric.prefixes import PrefixRouterFacts, PrefixRouterSpec
 from awan.engines.fabric.private import GatewaySpec, PrivateNetworkFacts, PrivateNetworkSpec
 from awan.engines.sim import SimStore
 from awan.errors import EngineRejected
@@ -88,6 +90,7 @@ class FakeFabric:
         ):
             store.ensure_table(ddl)
         self._private = FakePrivateNetworks(store, location)
+        self._prefixes = FakePrefixRouters(store, location)
 
     def ensure_public_network(self, spec: PublicNetworkSpec) -> bool:
         """See `Fabric`."""
@@ -125,6 +128,22 @@ class FakeFabric:
     def list_private_networks(self) -> list[PrivateNetworkFacts]:
         """See `PrivateNetworks`."""
         return self._private.list_private_networks()
+
+    def ensure_prefix_router(self, spec: PrefixRouterSpec) -> bool:
+        """See `PrefixRouters`."""
+        return self._prefixes.ensure_prefix_router(spec)
+
+    def ensure_prefix_router_absent(self, name: str) -> bool:
+        """See `PrefixRouters`."""
+        return self._prefixes.ensure_prefix_router_absent(name)
+
+    def wait_prefix_router_carried(self, name: str, *, timeout_s: float) -> bool:
+        """See `PrefixRouters`."""
+        return self._prefixes.wait_prefix_router_carried(name, timeout_s=timeout_s)
+
+    def list_prefix_routers(self) -> list[PrefixRouterFacts]:
+        """See `PrefixRouters`."""
+        return self._prefixes.list_prefix_routers()
 
     def ensure_port(self, spec: PortSpec) -> None:
         """See `Fabric`."""

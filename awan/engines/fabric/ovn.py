@@ -54,6 +54,7 @@ from awan.engines.fabric.ovn_firewall_groups import (
     group_port_names,
     read_groups,
 )
+from awan.engines.fabric.ovn_prefixes import OvnPrefixRouters
 from awan.engines.fabric.ovn_private import OvnPrivateNetworks
 from awan.engines.fabric.ovn_rows import (
     ACCOUNT_KEY,
@@ -78,6 +79,7 @@ from awan.engines.fabric.ovsdb import (
     refers_to,
     set_columns,
 )
+from awan.engines.fabric.prefixes import PrefixRouterFacts, PrefixRouterSpec
 from awan.engines.fabric.private import GatewaySpec, PrivateNetworkFacts, PrivateNetworkSpec
 from awan.engines.fabric.tls import TlsKeys
 from awan.errors import EngineRejected
@@ -150,6 +152,7 @@ class OvnFabric:
             keys=keys,
         )
         self._private = OvnPrivateNetworks(self._nb, self._sb)
+        self._prefixes = OvnPrefixRouters(self._nb, self._sb)
 
     def ensure_public_network(self, spec: PublicNetworkSpec) -> bool:
         """See `Fabric`. Two callers at once make one network: OVN itself allows switches of equal name."""
@@ -192,6 +195,22 @@ class OvnFabric:
     def list_private_networks(self) -> list[PrivateNetworkFacts]:
         """See `PrivateNetworks`."""
         return self._private.list_private_networks()
+
+    def ensure_prefix_router(self, spec: PrefixRouterSpec) -> bool:
+        """See `PrefixRouters`."""
+        return self._prefixes.ensure_prefix_router(spec)
+
+    def ensure_prefix_router_absent(self, name: str) -> bool:
+        """See `PrefixRouters`."""
+        return self._prefixes.ensure_prefix_router_absent(name)
+
+    def wait_prefix_router_carried(self, name: str, *, timeout_s: float) -> bool:
+        """See `PrefixRouters`."""
+        return self._prefixes.wait_prefix_router_carried(name, timeout_s=timeout_s)
+
+    def list_prefix_routers(self) -> list[PrefixRouterFacts]:
+        """See `PrefixRouters`."""
+        return self._prefixes.list_prefix_routers()
 
     def ensure_port(self, spec: PortSpec) -> None:
         """See `Fabric`. A switch without its tenants' group does not count as one."""

@@ -114,7 +114,7 @@ class OvnPrivateNetworks:
             _edit_router(tables, txn, spec)
             names = RouterNames.of(spec.network.switch)
             for side, switch in ((names.inner, inner), (names.outer, outer)):
-                _edit_peer(tables, txn, switch, side, spec.network.switch)
+                edit_peer(tables, txn, switch, side, spec.network.switch)
 
         return self._nb.change(call, edit)
 
@@ -222,8 +222,8 @@ def _edit_router(tables: Tables, txn: Any, spec: GatewaySpec) -> None:
             router.addvalue("ports", port)
         set_columns(port, mac=router_mac(name), networks=[address], external_ids=ids)
         if name == names.outer:
-            _edit_chassis(tables, txn, port, name, spec.chassis)
-    _edit_parts(
+            edit_chassis(tables, txn, port, name, spec.chassis)
+    edit_parts(
         tables,
         txn,
         router,
@@ -242,8 +242,8 @@ def _edit_router(tables: Tables, txn: Any, spec: GatewaySpec) -> None:
         "external_ip": str(spec.public_ip),
         "logical_ip": str(network.cidr),
     }
-    _edit_parts(tables, txn, router, "nat", "NAT", [nat])
-    _edit_parts(
+    edit_parts(tables, txn, router, "nat", "NAT", [nat])
+    edit_parts(
         tables,
         txn,
         router,
@@ -256,11 +256,11 @@ def _edit_router(tables: Tables, txn: Any, spec: GatewaySpec) -> None:
     )
 
 
-def _edit_parts(
+def edit_parts(
     tables: Tables, txn: Any, owner: Row, column: str, table: str, wanted: list[dict[str, Any]]
 ) -> None:
     """The owner's column refers to exactly these rows. Rows that no column refers to are dropped by the database."""
-    present = _parts(tables, owner, column, table)
+    present = parts(tables, owner, column, table)
     kept = [next((row for row in present if _is_as(row, values)), None) for values in wanted]
     if None not in kept and len(kept) == len(present):
         return
@@ -273,7 +273,8 @@ def _edit_parts(
     setattr(owner, column, rows)
 
 
-def _parts(tables: Tables, owner: Row, column: str, table: str) -> list[Row]:
+def parts(tables: Tables, owner: Row, column: str, table: str) -> list[Row]:
+    """The rows of a table that the owner's column refers to."""
     if owner._data is None:
         return []  # it is only being made
     rows = tables[table].rows
@@ -284,10 +285,10 @@ def _is_as(row: Row, values: dict[str, Any]) -> bool:
     return all(getattr(row, name) == value for name, value in values.items())
 
 
-def _edit_chassis(tables: Tables, txn: Any, port: Row, name: str, chassis: tuple[str, ...]) -> None:
+def edit_chassis(tables: Tables, txn: Any, port: Row, name: str, chassis: tuple[str, ...]) -> None:
     """The first chassis has the highest priority. Rows are unique by name, so they are changed and not made anew."""
     present = {
-        row.chassis_name: row for row in _parts(tables, port, "gateway_chassis", "Gateway_Chassis")
+        row.chassis_name: row for row in parts(tables, port, "gateway_chassis", "Gateway_Chassis")
     }
     rows = []
     for number, system_id in enumerate(chassis):
@@ -302,7 +303,7 @@ def _edit_chassis(tables: Tables, txn: Any, port: Row, name: str, chassis: tuple
         port.gateway_chassis = rows
 
 
-def _edit_peer(tables: Tables, txn: Any, switch: Row, router_port: str, network: str) -> None:
+def edit_peer(tables: Tables, txn: Any, switch: Row, router_port: str, network: str) -> None:
     """The switch's end of the link to the router. A gateway that moves to another public switch takes it along."""
     name = f"{router_port}-peer"
     port = find_row(tables, "Logical_Switch_Port", "name", name)
@@ -333,16 +334,22 @@ def _homes(tables: Tables, port: Row) -> list[Row]:
 
 
 def _remove_gateway(tables: Tables, switch: str, *, dying: Row | None = None) -> None:
-    """Takes the router and its links away. A switch that is `dying` loses its ports by itself."""
     names = RouterNames.of(switch)
-    for router_port in (names.inner, names.outer):
+    remove_router(tables, names.router, [names.inner, names.outer], dying=dying)
+
+
+def remove_router(
+    tables: Tables, name: str, router_ports: list[str], *, dying: Row | None = None
+) -> None:
+    """Takes a router and its links away. A switch that is `dying` loses its ports by itself."""
+    for router_port in router_ports:
         peer = find_row(tables, "Logical_Switch_Port", "name", f"{router_port}-peer")
         if peer is not None:
             for home in _homes(tables, peer):
                 if home != dying:
                     home.delvalue("ports", peer)
             peer.delete()
-    router = find_row(tables, "Logical_Router", "name", names.router)
+    router = find_row(tables, "Logical_Router", "name", name)
     if router is not None:
         router.delete()
 

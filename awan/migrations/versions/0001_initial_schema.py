@@ -1076,6 +1076,26 @@ def upgrade() -> None:
     op.create_index(op.f("ix_placement_account_id"), "placement", ["account_id"], unique=False)
     op.create_index(op.f("ix_placement_node_id"), "placement", ["node_id"], unique=False)
     op.create_table(
+        "prefix_pool",
+        sa.Column("prefix_pool_id", sa.BigInteger(), nullable=False),
+        sa.Column("location_id", sa.BigInteger(), nullable=False),
+        sa.Column("pool_id", sa.BigInteger(), nullable=False),
+        sa.Column("cidr", postgresql.CIDR(), nullable=False),
+        sa.Column("router_address", postgresql.INET(), nullable=False),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.ForeignKeyConstraint(
+            ["location_id"], ["location.location_id"], name=op.f("fk_prefix_pool_location_id")
+        ),
+        sa.ForeignKeyConstraint(["pool_id"], ["pool.pool_id"], name=op.f("fk_prefix_pool_pool_id")),
+        sa.PrimaryKeyConstraint("prefix_pool_id", name=op.f("pk_prefix_pool")),
+        sa.UniqueConstraint("cidr", name=op.f("uq_prefix_pool_cidr")),
+    )
+    op.create_table(
         "private_network",
         sa.Column("network_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("resource_id", sa.Uuid(), nullable=False),
@@ -1536,6 +1556,49 @@ def upgrade() -> None:
         postgresql_where=sa.text("deleted_at IS NULL"),
     )
     op.create_table(
+        "routed_prefix",
+        sa.Column("prefix_id", sa.Uuid(), nullable=False),
+        sa.Column("prefix_pool_id", sa.BigInteger(), nullable=False),
+        sa.Column("cidr", postgresql.CIDR(), nullable=False),
+        sa.Column("state", sa.Text(), server_default="available", nullable=False),
+        sa.Column("account_id", sa.Uuid(), nullable=True),
+        sa.Column("instance_id", sa.Uuid(), nullable=True),
+        sa.Column("next_hop", postgresql.INET(), nullable=True),
+        sa.Column("is_leaving", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("operation_id", sa.Uuid(), nullable=True),
+        sa.Column("previous_account_id", sa.Uuid(), nullable=True),
+        sa.Column("quarantined_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("assigned_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint(
+            "(state = 'assigned') = (instance_id IS NOT NULL) AND (state = 'assigned') = (account_id IS NOT NULL) AND (state = 'assigned') = (next_hop IS NOT NULL)",
+            name=op.f("ck_routed_prefix_assigned"),
+        ),
+        sa.CheckConstraint(
+            "state IN ('available', 'assigned', 'quarantine')", name=op.f("ck_routed_prefix_state")
+        ),
+        sa.ForeignKeyConstraint(
+            ["account_id"], ["account.account_id"], name=op.f("fk_routed_prefix_account_id")
+        ),
+        sa.ForeignKeyConstraint(
+            ["instance_id"], ["resource.resource_id"], name=op.f("fk_routed_prefix_instance_id")
+        ),
+        sa.ForeignKeyConstraint(
+            ["prefix_pool_id"],
+            ["prefix_pool.prefix_pool_id"],
+            name=op.f("fk_routed_prefix_prefix_pool_id"),
+        ),
+        sa.PrimaryKeyConstraint("prefix_id", name=op.f("pk_routed_prefix")),
+        sa.UniqueConstraint("cidr", name=op.f("uq_routed_prefix_cidr")),
+    )
+    op.create_index(
+        "ix_routed_prefix_available",
+        "routed_prefix",
+        ["prefix_pool_id", "cidr"],
+        unique=False,
+        postgresql_where=sa.text("state = 'available'"),
+    )
+    op.create_index("uq_routed_prefix_instance", "routed_prefix", ["instance_id"], unique=True)
+    op.create_table(
         "webhook_delivery",
         sa.Column("delivery_id", sa.Uuid(), nullable=False),
         sa.Column("endpoint_id", sa.Uuid(), nullable=False),
@@ -1714,6 +1777,23 @@ def upgrade() -> None:
         sa.UniqueConstraint("ipset_id", "cidr", name=op.f("uq_ipset_entry_ipset_id_cidr")),
     )
     op.create_table(
+        "prefix_name",
+        sa.Column("inet", postgresql.INET(), nullable=False),
+        sa.Column("prefix_id", sa.Uuid(), nullable=False),
+        sa.Column("rdns", sa.Text(), nullable=False),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.ForeignKeyConstraint(
+            ["prefix_id"], ["routed_prefix.prefix_id"], name=op.f("fk_prefix_name_prefix_id")
+        ),
+        sa.PrimaryKeyConstraint("inet", name=op.f("pk_prefix_name")),
+    )
+    op.create_index(op.f("ix_prefix_name_prefix_id"), "prefix_name", ["prefix_id"], unique=False)
+    op.create_table(
         "webhook_attempt",
         sa.Column("attempt_id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("delivery_id", sa.Uuid(), nullable=False),
@@ -1773,6 +1853,8 @@ def downgrade() -> None:
     op.drop_table("public_network_change")
     op.drop_index(op.f("ix_webhook_attempt_delivery_id"), table_name="webhook_attempt")
     op.drop_table("webhook_attempt")
+    op.drop_index(op.f("ix_prefix_name_prefix_id"), table_name="prefix_name")
+    op.drop_table("prefix_name")
     op.drop_table("ipset_entry")
     op.drop_index(op.f("ix_firewall_rule_ipset_id"), table_name="firewall_rule")
     op.drop_index(op.f("ix_firewall_rule_firewall_id_position"), table_name="firewall_rule")
@@ -1801,6 +1883,13 @@ def downgrade() -> None:
     )
     op.drop_index(op.f("ix_webhook_delivery_created_at"), table_name="webhook_delivery")
     op.drop_table("webhook_delivery")
+    op.drop_index("uq_routed_prefix_instance", table_name="routed_prefix")
+    op.drop_index(
+        "ix_routed_prefix_available",
+        table_name="routed_prefix",
+        postgresql_where=sa.text("state = 'available'"),
+    )
+    op.drop_table("routed_prefix")
     op.drop_index(
         "uq_nic_private_ip", table_name="nic", postgresql_where=sa.text("deleted_at IS NULL")
     )
@@ -1853,6 +1942,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_private_network_location_id"), table_name="private_network")
     op.drop_index(op.f("ix_private_network_account_id_location_id"), table_name="private_network")
     op.drop_table("private_network")
+    op.drop_table("prefix_pool")
     op.drop_index(op.f("ix_placement_node_id"), table_name="placement")
     op.drop_index(op.f("ix_placement_account_id"), table_name="placement")
     op.drop_table("placement")
