@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 from awan.engines.fabric import PortSpec, PublicNetworkSpec
 from awan.engines.fabric.firewall import (
     Direction,
+    FirewallGroupSpec,
     FirewallSpec,
     RuleAction,
     RuleProtocol,
@@ -29,6 +30,7 @@ from tests.support.lab_cloud import LabCloud
 TITLE = "Firewalls"
 PORTS, RULES, ROUNDS = (1, 100, 500, 1000), 100, 20
 PORTS_WITH_GOAL = 500
+GROUP_MEMBERS = 500
 NEW_PORTS = 10
 TOGGLES, PING_INTERVAL_S, SETTLE_S = 20, 0.01, 1.2
 REPLY = re.compile(r"\[(\d+\.\d+)\] \d+ bytes from")
@@ -86,6 +88,7 @@ def _measure_scale(lab: Lab) -> list[Row]:
             ]
         fabric.ensure_firewall(replace(firewall, revision=firewall.revision + 1, rules=_rules(200)))
         rows += _time_new_ports(lab, fabric, network, firewall.firewall_id, made)
+        rows += _measure_group(lab, fabric, network)
     finally:
         fabric.close()
     return rows
@@ -159,6 +162,42 @@ def _time_new_ports(
     return [
         Row(f"a port more, beside {made} ports and 200 rules → up", spread(took, "ms", 0)),
         Row("the same, p95", f"{percentile(took, 95):.0f} ms", "≤ 300 ms"),
+    ]
+
+
+def _measure_group(lab: Lab, fabric: OvnFabric, network: PublicNetworkSpec) -> list[Row]:
+    """A group that many firewalls share, each of one port: its rules replaced, and a firewall more that has it."""
+    group = FirewallGroupSpec(uuid4(), uuid4(), 1, _rules(RULES))
+    joined = []
+    for number in range(1, GROUP_MEMBERS + 1):
+        firewall = FirewallSpec(uuid4(), uuid4(), 1, policy=RuleAction.DROP, groups=(group,))
+        port = _port(network, firewall.firewall_id, 10_000 + number)
+        began_at = time.perf_counter()
+        fabric.ensure_firewall(firewall)
+        fabric.ensure_port(port)
+        joined.append((time.perf_counter() - began_at) * 1000)
+        if number <= len(lab.info.nodes):
+            node = lab.info.nodes[number - 1]
+            _bind(lab, node.name, port)
+            assert fabric.wait_port_up(port.port_id, node.system_id, timeout_s=60)
+    took = []
+    for number in range(ROUNDS):
+        rules = _rules(RULES, 1000 * (number + 1))
+        group = replace(group, revision=group.revision + 1, rules=rules)
+        began_at = time.perf_counter()
+        fabric.ensure_firewall_group(group)
+        assert fabric.wait_firewall_group_applied(group.group_id, timeout_s=60)
+        took.append(time.perf_counter() - began_at)
+    what = f"{GROUP_MEMBERS} firewalls"
+    return [
+        Row(
+            f"{RULES} rules of a group replaced for {what} → confirmed by their nodes", spread(took)
+        ),
+        Row("the same, p95", f"{percentile(took, 95):.2f} s", "≤ 1 s"),
+        Row(
+            f"a firewall more that has the group, and its port, up to {what} → committed",
+            spread(joined, "ms", 0),
+        ),
     ]
 
 
