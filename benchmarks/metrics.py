@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -21,6 +22,7 @@ from uuid import UUID
 import httpx
 import psycopg
 
+from awan.engines.hypervisor import card_device
 from awan.runtime.control_plane import ControlPlane
 from benchmarks.processor import cpu_of_tree
 from benchmarks.report import Row, percentile, publish, spread
@@ -131,8 +133,32 @@ def _fill_instances(
         """,
         [account, location_id, tier_id, template_id, DOMAINS],
     )
+    _fill_private_cards(connection, account, location_id)
     connection.execute("VACUUM ANALYZE")
     return [row[0] for row in connection.execute("SELECT id FROM made ORDER BY n").fetchall()]
+
+
+def _fill_private_cards(connection: Any, account: str, location_id: int) -> None:
+    """Each instance on the node is in one private network."""
+    connection.execute(
+        """
+        WITH made_network AS (
+            INSERT INTO resource (resource_id, kind, account_id, location_id, name)
+            VALUES (gen_random_uuid(), 'private_network', %s, %s, 'backend') RETURNING resource_id
+        )
+        INSERT INTO private_network (resource_id, account_id, location_id, cidr, state)
+        SELECT resource_id, %s, %s, '10.20.0.0/16', 'active' FROM made_network
+        """,
+        [account, location_id, account, location_id],
+    )
+    connection.execute(
+        """
+        INSERT INTO nic (nic_id, instance_id, account_id, location_id, role, mac, network_id, private_ip, operation_id)
+        SELECT gen_random_uuid(), id, %s, %s, 'private', 'mac-' || n, network_id, inet '10.20.0.1' + n, gen_random_uuid()
+        FROM made CROSS JOIN private_network WHERE n <= %s
+        """,
+        [account, location_id, DOMAINS],
+    )
 
 
 class _Domain:
@@ -149,9 +175,13 @@ class _Domain:
 
 
 class _Connection:
-    """A libvirt connection to a node with busy guests: each with two vCPUs, a network card, a disk and a seed."""
+    """A libvirt connection to a node with busy guests: each with two vCPUs, two network cards, a disk and a seed.
 
-    def __init__(self, instances: list[UUID]) -> None:
+    `cards` are the private ones.
+    """
+
+    def __init__(self, instances: list[UUID], cards: dict[UUID, UUID]) -> None:
+        self._cards = [card_device(cards[uuid]) for uuid in instances]
         self._domains = [_Domain(uuid, number) for number, uuid in enumerate(instances, 1)]
         self._reads = 0
 
@@ -169,12 +199,13 @@ class _Connection:
             "balloon.current": 4194304, "balloon.maximum": 4194304, "balloon.swap_in": 0, "balloon.swap_out": 0,
             "balloon.major_fault": grown, "balloon.minor_fault": grown, "balloon.unused": 2000000,
             "balloon.available": 4000000, "balloon.usable": 3000000, "balloon.last-update": 1795000000,
-            "balloon.disk_caches": 500000, "balloon.rss": 4300000, "net.count": 1, "net.0.name": f"vnet{number}",
+            "balloon.disk_caches": 500000, "balloon.rss": 4300000, "net.count": 2, "net.0.name": f"tap{number}",
+            "net.1.name": self._cards[number - 1],
         }  # fmt: skip
-        for way in ("rx", "tx"):
+        for card, way in product((0, 1), ("rx", "tx")):
             stats |= {
-                f"net.0.{way}.bytes": grown * 1000, f"net.0.{way}.pkts": grown, f"net.0.{way}.errs": 0,
-                f"net.0.{way}.drop": 0,
+                f"net.{card}.{way}.bytes": grown * 1000, f"net.{card}.{way}.pkts": grown, f"net.{card}.{way}.errs": 0,
+                f"net.{card}.{way}.drop": 0,
             }  # fmt: skip
         stats["block.count"] = 2
         for disk, name in enumerate(("sda", "sdb")):
@@ -207,7 +238,8 @@ def _time_rounds(connection: Any, instances: list[UUID]) -> list[Row]:
     from awan.engines.hypervisor.libvirt import LibvirtHypervisor
     from awan.metrics import collector, history
 
-    simulated: Any = _Connection(instances)
+    cards = dict(connection.execute("SELECT instance_id, nic_id FROM nic").fetchall())
+    simulated: Any = _Connection(instances, cards)
     nodes: Any = _Nodes(simulated)
     hypervisor = LibvirtHypervisor(nodes, pool_name="awan", counter_nodes=nodes)
     opened: Any = SimpleNamespace(hypervisor=hypervisor)
@@ -233,6 +265,8 @@ def _time_rounds(connection: Any, instances: list[UUID]) -> list[Row]:
         time.sleep(max(0.0, INTERVAL_S - (time.monotonic() - began)))
     stored = connection.execute("SELECT count(*) FROM metric_point WHERE step_s = 60").fetchone()[0]
     assert stored >= DOMAINS, "no minute was completed"
+    readings = connection.execute("SELECT count(*) FROM metric_card_reading").fetchone()[0]
+    assert readings == DOMAINS, "private cards were not read"
     elapsed_s = len(wall) * INTERVAL_S
     return [
         Row(f"round of {DOMAINS} domains: median", spread(wall, "s", 3)),

@@ -1,7 +1,7 @@
 """Putting an instance right after something happened to it outside of any operation.
 
-instance.repair    disk is there -> seed -> ports -> definition -> port up                    (power as it is)
-instance.recover   disk is there -> seed -> ports -> definition -> network -> power -> port up   (it should run)
+instance.repair    disk is there -> seed -> ports -> definition, cards -> port up                    (power as it is)
+instance.recover   disk is there -> seed -> ports -> definition, cards -> network -> power -> port up   (it should run)
 
 The steps are those of every other change. Only the root disk is never made anew: an empty one would pass for the
 customer's. The verbs below them are called by whoever compares nodes with rows; they take the instance locked, idle.
@@ -17,7 +17,7 @@ import structlog
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from awan.engines.hypervisor import Power
+from awan.engines.hypervisor import CardHeld, Power
 from awan.engines.volumes import VolumeHandle
 from awan.errors import Conflict, EngineUnavailable
 from awan.events import record
@@ -27,6 +27,7 @@ from awan.instances.situation import (
     SECRET_GENERATION,
     SEED_TARGET,
     Situation,
+    nic_specs,
     read_situation,
     seed_handle,
 )
@@ -58,6 +59,9 @@ from awan.settings import get_settings
 
 ACTOR = "system:reconcile"
 DISK_MISSING = "The disk of the instance is missing on its server. The operator has been informed."
+CARD_HELD = (
+    "The guest holds a network card that the instance should not have. It is gone with the next restart."
+)
 # After a node's reset many of its parts are still on their way up.
 NODE_PATIENCE_S = 300.0
 FAILURES_COUNTED_S = 86_400.0
@@ -118,21 +122,32 @@ def _delete_older_seeds(it: Situation) -> None:
 
 
 def put_back_definition(target: Target) -> None:
-    """The domain has a definition, with the seed that counts in its drive. One that is there is kept but for that.
+    """The domain has a definition, with the cards that it should have and the seed that counts in its drive.
 
-    Raises: Conflict when the root disk has vanished since it was looked for.
+    A definition that is there is kept but for these. A running domain gets the cards that it lacks at once.
+    Raises: Conflict when the root disk has vanished since it was looked for, or the guest holds a card that must go.
     """
     it = read_situation(target.subject_id)
     found = it.engines.hypervisor.find_domain(it.node, it.instance.instance_id)
     if found is None or not found.is_persistent:
         define_over(it, lambda: _find_disk(it))
     later = read_situation(target.subject_id)
+    _put_back_cards(later)
     if later.instance.seed_generation == SECRET_GENERATION:
         # The end of the first boot replaces this seed in any case.
         return
     seed = seed_handle(later)
     later.engines.hypervisor.ensure_media(later.node, target.subject_id, SEED_TARGET, seed.path)
     _delete_older_seeds(later)
+
+
+def _put_back_cards(it: Situation) -> None:
+    instance_id = it.instance.instance_id
+    try:
+        it.engines.hypervisor.ensure_nics(it.node, instance_id, nic_specs(it.ports))
+    except CardHeld as err:
+        log.error("instance.card_held", instance=str(instance_id), error=str(err), alarm=True)
+        raise Conflict(CARD_HELD) from err
 
 
 def wait_for_network(target: Target) -> None:

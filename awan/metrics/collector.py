@@ -27,6 +27,7 @@ from awan.fleet import endpoint, get_node
 from awan.kit.database import single_statements, transaction
 from awan.kit.ids import new_id
 from awan.metrics import history
+from awan.metrics.cards import store_card_counters
 from awan.metrics.service import store_counters
 from awan.settings import get_settings
 
@@ -125,6 +126,7 @@ def collect(claim: Claim) -> bool:
             log.warning("metrics.claim_lost", node=str(claim.node_id))
             return False
         stored = store_counters(session, claim.node_id, read)
+        store_card_counters(session, claim.node_id, read)
         session.execute(
             _END_ROUND,
             {

@@ -1,43 +1,26 @@
-"""Operation 54: what hangs together in a private network, and what its members have sent and received for a day.
-
-Traffic is counted per instance and not per card: the series is that of the members, over all their cards.
-"""
+"""Operation 54: what hangs together in a private network, and what its cards have received and sent for a day."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from uuid import UUID
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
-from sqlalchemy import text
-from sqlalchemy.orm import Session
 
 from awan.accounts import Caller, authenticated
 from awan.instances.service import statuses_of
 from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.kit.http import Answer, Envelope, answer
-from awan.metrics.rules import PERIODS, frame
+from awan.metrics.cards import network_traffic
 from awan.networks import private_networks
 from awan.networks.private_networks import Member, PrivateNetworkView
 from awan.networks.private_rules import gateway_of
 
 router = APIRouter(prefix="/networks/private", tags=["Networks"])
 
-DAY_S = 86_400
 INTERNET = "internet"
-
-_TRAFFIC = text(
-    """
-    SELECT starts_at, sum(net_in_bytes / measured_s) AS netin, sum(net_out_bytes / measured_s) AS netout
-    FROM metric_point
-    WHERE step_s = :step_s AND instance_id = ANY (:instance_ids) AND measured_s > 0
-        AND starts_at >= :starts_at AND starts_at <= :ends_at
-    GROUP BY starts_at
-    """
-)
 
 
 class GraphNode(BaseModel):
@@ -58,7 +41,7 @@ class GraphEdge(BaseModel):
 
 
 class GraphTraffic(BaseModel):
-    """Bytes a second of all members together; null where nothing was measured."""
+    """Bytes a second that all members together received and sent on this network; null where nothing was measured."""
 
     time: int
     netin: float | None
@@ -77,7 +60,7 @@ class PrivateNetworkGraph(BaseModel):
 def get_private_network_graph(
     vswitch_uuid: str, caller: Caller = Depends(authenticated("read"))
 ) -> Answer:
-    """Get private network graph: its topology, and the traffic of its members for a day in steps of half an hour."""
+    """Get private network graph: its topology, and the traffic on it for a day in steps of half an hour."""
     with transaction() as session:
         resource_id = private_networks.resolve(session, caller, vswitch_uuid)
         view = private_networks.get_private_network(session, resource_id)
@@ -87,7 +70,12 @@ def get_private_network_graph(
         data = PrivateNetworkGraph(
             nodes=_nodes(view, members, statuses),
             edges=_edges(view, members),
-            traffic=traffic_of(session, ids, now()),
+            traffic=[
+                GraphTraffic(
+                    time=int(point.starts_at.timestamp()), netin=point.netin, netout=point.netout
+                )
+                for point in network_traffic(session, view.network.network_id, now())
+            ],
         )
     return answer("Private Network graph data", data)
 
@@ -144,29 +132,3 @@ def _edges(view: PrivateNetworkView, members: Sequence[Member]) -> list[GraphEdg
         for member in members
     ]
     return edges
-
-
-def traffic_of(
-    session: Session, instance_ids: Sequence[UUID], moment: datetime
-) -> list[GraphTraffic]:
-    """The traffic of these instances together for the day that ends at `moment`, oldest first."""
-    period = PERIODS["day"]
-    starts = frame(period, moment)[-(DAY_S // period.step_s) :]
-    rows = session.execute(
-        _TRAFFIC,
-        {
-            "step_s": period.step_s,
-            "instance_ids": list(instance_ids),
-            "starts_at": starts[0],
-            "ends_at": starts[-1],
-        },
-    )
-    found = {row.starts_at: (row.netin, row.netout) for row in rows}
-    return [
-        GraphTraffic(
-            time=int(start.timestamp()),
-            netin=found.get(start, (None, None))[0],
-            netout=found.get(start, (None, None))[1],
-        )
-        for start in starts
-    ]

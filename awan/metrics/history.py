@@ -1,8 +1,8 @@
 """Keeps the points: partitions made ahead and dropped whole, and roll-ups from minutes to weeks in SQL.
 
-Each length of step is a partition of `metric_point`, itself partitioned by time. Old points go by dropping a table:
-no rows are deleted and nothing has to be vacuumed. A partition is called `metric_point_<step>_<begin>`, the begin in
-seconds since 1970.
+Each length of step is a partition of `metric_point`, itself partitioned by time; the traffic of cards is kept likewise
+in `metric_card_point`, with one length. Old points go by dropping a table: no rows are deleted and nothing has to be
+vacuumed. A partition is called `metric_point_<step>_<begin>`, the begin in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from sqlalchemy.orm import Session
 
 from awan.kit.clock import now
 from awan.kit.database import transaction
-from awan.metrics.rules import MINUTE_S, floor
+from awan.metrics.cards import end_silent_cards
+from awan.metrics.rules import CARD_STEP_S, MINUTE_S, floor
 
-PARENT = "metric_point"
+PARENT, CARD_PARENT = "metric_point", "metric_card_point"
 KEEP_INTERVAL_S = 300.0
 """How often `keep` runs, so how old the newest figures of the longer steps are at most."""
 LATE_S = 300
@@ -45,6 +46,12 @@ class Keeping:
     keep_s: int
     width_s: int
     ahead: int
+    parent: str = PARENT
+
+    @property
+    def table(self) -> str:
+        """The table of this length."""
+        return f"{self.parent}_{self.step_s}"
 
 
 KEEPINGS = (
@@ -54,6 +61,7 @@ KEEPINGS = (
     Keeping(43_200, 10_800, 60 * DAY_S, 28 * DAY_S, 1),
     Keeping(604_800, 43_200, 500 * DAY_S, 70 * DAY_S, 1),
 )
+CARD_KEEPING = Keeping(CARD_STEP_S, None, 2 * DAY_S, DAY_S, 2, CARD_PARENT)
 
 ADDED = (
     "measured_s", "cpu_s", "vcpu_s", "memory_limit_bs", "storage_limit_bs", "net_in_bytes", "net_out_bytes",
@@ -119,11 +127,12 @@ def keep() -> None:
     drop_old()
     with transaction() as session:
         session.execute(_FORGET_DELETED)
+        end_silent_cards(session, now())
         session.execute(_FORGET_REMOVED)
 
 
 def make_partitions(
-    moment: datetime | None = None, keepings: Sequence[Keeping] = KEEPINGS
+    moment: datetime | None = None, keepings: Sequence[Keeping] = (*KEEPINGS, CARD_KEEPING)
 ) -> list[str]:
     """Partitions from the present on, as many ahead as `KEEPINGS` says; gives the names of those that were missing.
 
@@ -140,11 +149,11 @@ def make_partitions(
 
 
 def _make_missing(session: Session, keeping: Keeping, moment: datetime) -> list[str]:
-    table = f"{PARENT}_{keeping.step_s}"
+    table = keeping.table
     if not session.scalar(text("SELECT to_regclass(:name)"), {"name": table}):
         session.execute(
             text(
-                f"CREATE TABLE {table} PARTITION OF {PARENT} FOR VALUES IN ({keeping.step_s})"
+                f"CREATE TABLE {table} PARTITION OF {keeping.parent} FOR VALUES IN ({keeping.step_s})"
                 " PARTITION BY RANGE (starts_at)"
             )
         )
@@ -202,10 +211,9 @@ def drop_old(moment: datetime | None = None) -> list[str]:
     """Drops partitions all of whose points are older than they are kept; gives their names."""
     moment = moment or now()
     dropped = []
-    for keeping in KEEPINGS:
-        table = f"{PARENT}_{keeping.step_s}"
+    for keeping in (*KEEPINGS, CARD_KEEPING):
         with transaction() as session:
-            names = session.scalars(_PARTITIONS, {"parent": table}).all()
+            names = session.scalars(_PARTITIONS, {"parent": keeping.table}).all()
         kept_since = moment - timedelta(seconds=keeping.keep_s)
         for name in names:
             ends_at = datetime.fromtimestamp(int(name.rpartition("_")[2]) + keeping.width_s, UTC)

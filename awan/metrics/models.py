@@ -89,6 +89,43 @@ class MetricReading(SumColumns, Base):
     minute_at: Mapped[datetime]
 
 
+class CardSumColumns:
+    """What a card received and sent while it was measured."""
+
+    measured_s: Mapped[float] = mapped_column(Double, server_default="0")
+    net_in_bytes: Mapped[float] = mapped_column(Double, server_default="0")
+    net_out_bytes: Mapped[float] = mapped_column(Double, server_default="0")
+
+
+class MetricCardPoint(CardSumColumns, Base):
+    """The traffic of a private network card within [starts_at, starts_at + step_s). Partitioned as `MetricPoint`."""
+
+    __tablename__ = "metric_card_point"
+    __table_args__ = {"postgresql_partition_by": "LIST (step_s)"}  # noqa: RUF012 SQLAlchemy's own form
+
+    step_s: Mapped[int] = mapped_column(Integer, primary_key=True)
+    nic_id: Mapped[UUID] = mapped_column(primary_key=True)
+    starts_at: Mapped[datetime] = mapped_column(primary_key=True)
+
+
+class MetricCardReading(CardSumColumns, Base):
+    """The newest counters of a private network card, and the sums of its step that is going on since `step_at`.
+
+    Written as `MetricReading` is.
+    """
+
+    __tablename__ = "metric_card_reading"
+    __table_args__ = {"postgresql_with": {"fillfactor": 60}}  # noqa: RUF012 SQLAlchemy's own form
+
+    nic_id: Mapped[UUID] = mapped_column(primary_key=True)
+    node_id: Mapped[UUID]
+    run_id: Mapped[int]
+    read_at: Mapped[datetime]
+    in_total_bytes: Mapped[int]
+    out_total_bytes: Mapped[int]
+    step_at: Mapped[datetime]
+
+
 class MetricNode(Base):
     """Who reads a node's counters, when next, and how the last round went.
 

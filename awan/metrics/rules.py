@@ -14,9 +14,11 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from awan.engines.hypervisor import DiskCounters, DomainCounters
+from awan.engines.hypervisor import CardCounters, DiskCounters, DomainCounters
 
 MINUTE_S = 60
+CARD_STEP_S = 1_800
+"""The one step in which the traffic of cards is kept: that of the day's chart."""
 GAP_MAX_S = 120.0
 """Longest time between two readings that still counts as measured.
 
@@ -142,6 +144,45 @@ def advance(
     return reading, {minute: sums for minute, sums in minutes.items() if sums != NOTHING}
 
 
+@dataclass(frozen=True)
+class CardReading:
+    """The newest counters of a card, and the sums of its step of `CARD_STEP_S` that began at `step_at`."""
+
+    node_id: UUID
+    run_id: int
+    read_at: datetime
+    in_bytes: int
+    out_bytes: int
+    step_at: datetime
+    step: Sums
+
+
+def advance_card(
+    earlier: CardReading | None,
+    card: CardCounters,
+    *,
+    node_id: UUID,
+    run_id: int,
+    read_at: datetime,
+) -> tuple[CardReading, dict[datetime, Sums]]:
+    """As `advance`, of one card in steps of `CARD_STEP_S`."""
+    if earlier is not None and read_at <= earlier.read_at:
+        return earlier, {}
+    steps: dict[datetime, Sums] = {}
+    if earlier is not None:
+        steps[earlier.step_at] = earlier.step
+        duration_s = _measured_s(earlier.read_at, read_at)
+        received, sent = card.in_bytes - earlier.in_bytes, card.out_bytes - earlier.out_bytes
+        is_same_run = (earlier.node_id, earlier.run_id) == (node_id, run_id)
+        if is_same_run and duration_s > 0 and min(received, sent) >= 0:
+            used = Sums(measured_s=duration_s, net_in_bytes=received, net_out_bytes=sent)
+            _spread(steps, earlier.read_at, read_at, used, CARD_STEP_S)
+    step_at = floor(read_at, CARD_STEP_S)
+    step = steps.pop(step_at, NOTHING)
+    reading = CardReading(node_id, run_id, read_at, card.in_bytes, card.out_bytes, step_at, step)
+    return reading, {start: sums for start, sums in steps.items() if sums != NOTHING}
+
+
 def _uses(
     earlier: Reading, counters: DomainCounters, read_at: datetime, limits: Limits
 ) -> Iterator[tuple[datetime, Sums]]:
@@ -190,15 +231,21 @@ def _measured_s(since: datetime, until: datetime) -> float:
     return duration_s if 0 < duration_s <= GAP_MAX_S else 0.0
 
 
-def _spread(minutes: dict[datetime, Sums], since: datetime, until: datetime, used: Sums) -> None:
-    """Adds what was used to the minutes that [since, until) touches, to each by its share of the time."""
+def _spread(
+    steps: dict[datetime, Sums],
+    since: datetime,
+    until: datetime,
+    used: Sums,
+    step_s: int = MINUTE_S,
+) -> None:
+    """Adds what was used to the steps that [since, until) touches, to each by its share of the time."""
     whole_s = (until - since).total_seconds()
     begins = since
     while begins < until:
-        minute = floor(begins, MINUTE_S)
-        ends = min(minute + timedelta(seconds=MINUTE_S), until)
+        step = floor(begins, step_s)
+        ends = min(step + timedelta(seconds=step_s), until)
         share = (ends - begins).total_seconds() / whole_s
-        minutes[minute] = minutes.get(minute, NOTHING).plus(used, share)
+        steps[step] = steps.get(step, NOTHING).plus(used, share)
         begins = ends
 
 

@@ -149,6 +149,7 @@ class Nic(Base):
         ),
         Index(None, "instance_id"),
         Index(None, "location_id"),
+        Index(None, "network_id"),
     )
 
     nic_id: Mapped[UUID] = mapped_column(primary_key=True)

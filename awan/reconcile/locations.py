@@ -1,7 +1,7 @@
 """One look at a location: its networks, the ports of its instances, and what lies on its engines without a row.
 
 networks -> put back by the same verb that made them
-ports, firewalls, seeds -> repaired by an operation on the instance
+ports, firewalls, cards, seeds -> repaired by an operation on the instance
 firewalls that a node had not confirmed -> asked for again
 names -> marked, and pushed by the task that pushes all names
 strays -> quarantined: reported, watched, never touched
@@ -67,6 +67,7 @@ NETWORK_FAULTS = (
     FindingKind.PORT_UNPROTECTED,
     FindingKind.FIREWALL_MISSING,
     FindingKind.FIREWALL_WRONG,
+    FindingKind.DOMAIN_CARDS,
 )
 
 log = structlog.get_logger(__name__)
@@ -238,8 +239,11 @@ def _compare(expected: ExpectedLocation, seen: Seen) -> Iterator[Found]:
 def _instance_of(finding: Finding, owners: Mapping[str, UUID]) -> UUID | None:
     """The instance that a repair would put right (`owners`: of ports and firewalls); None for what no repair can.
 
-    Not a disk that is missing: what was on it cannot be made again. Domains are the business of their node's watch.
+    Not a disk that is missing: what was on it cannot be made again. Of domains it is the cards alone: whether they are
+    there and run is the business of their node's watch.
     """
+    if finding.kind is FindingKind.DOMAIN_CARDS:
+        return UUID(finding.subject)
     if finding.kind in NETWORK_FAULTS:
         return owners.get(finding.subject)
     if finding.kind is FindingKind.FILE_MISSING:

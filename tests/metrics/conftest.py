@@ -70,7 +70,7 @@ def drop_partitions() -> None:
         names = connection.scalars(
             text(
                 "SELECT inhrelid::regclass::text FROM pg_inherits"
-                " WHERE inhparent = to_regclass('metric_point')"
+                " WHERE inhparent IN (to_regclass('metric_point'), to_regclass('metric_card_point'))"
             )
         ).all()
         for name in names:

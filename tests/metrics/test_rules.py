@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from awan.engines.hypervisor import DiskCounters, DomainCounters
+from awan.engines.hypervisor import CardCounters, DiskCounters, DomainCounters
 from awan.metrics.rules import (
     GAP_MAX_S,
     NOTHING,
@@ -26,6 +26,7 @@ from awan.metrics.rules import (
 
 BEGAN = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 NODE, DOMAIN = uuid4(), uuid4()
+CARD = "tap0a1b2c3d4e5f"
 LIMITS = Limits(vcpus=2, memory_bytes=1024, storage_bytes=4096)
 
 
@@ -40,8 +41,7 @@ def counters(
         domain_uuid=DOMAIN,
         run_id=run,
         cpu_time_ns=int(cpu_s * NS_PER_S),
-        net_in_bytes=net,
-        net_out_bytes=2 * net,
+        cards=(CardCounters(CARD, net, 2 * net),),
         disks=DiskCounters(3 * disk, 4 * disk, 500) if disk is not None else None,
         memory_used_bytes=memory,
     )

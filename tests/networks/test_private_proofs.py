@@ -43,6 +43,10 @@ class World:
         )
         return [(row["switch"], row["public_ip"]) for row in rows]
 
+    def address_states(self) -> dict[str, str]:
+        rows = self.send("GET", "/networks/public")["data"]["data"]  # type: ignore[call-overload,index]
+        return {row["uuid"]: row["status"] for row in rows}
+
     def shown(self) -> dict[str, object]:
         return dict(self.send("GET", f"/networks/private/{self.network}")["data"])  # type: ignore[call-overload]
 
@@ -174,12 +178,39 @@ def has_cards(number: int) -> Callable[[World], None]:
     return check
 
 
+def begin_delete(world: World) -> UUID:
+    return uuid_of(world.send("DELETE", f"/networks/private/{world.network}"))
+
+
+def is_deleted(world: World) -> None:
+    """Nothing of it is left; the addresses of its gateways are the account's, and free."""
+    answer = world.cloud.customer.http.get(f"/networks/private/{world.network}")
+    assert answer.status_code == 404
+    assert world.fabric() == []
+    assert world.address_states() == {world.addresses[0]: "free", world.addresses[1]: "free"}
+    is_sound(world)
+
+
+def is_to_be_deleted(world: World) -> None:
+    """The deletion stays wanted, the gateway's address is not free before it is gone; asked again it goes."""
+    assert world.shown()["status"] == "error"
+    assert world.shown()["status_reason"]
+    assert world.address_states() == {world.addresses[0]: "gateway", world.addresses[1]: "free"}
+    is_sound(world)
+    wait_until_idle()
+    assert world.cloud.wait(str(begin_delete(world)))["status"] == "succeeded"
+    is_deleted(world)
+
+
 CASES = {
     "create": (fresh, begin_create, is_created, is_not_created),
     "gateway": (with_gateway, begin_gateway, has_gateway(1), has_gateway(0)),
     "attach": (with_instance, begin_attach, has_cards(1), has_cards(0)),
     "detach": (with_member, begin_detach, has_cards(0), has_cards(1)),
+    "delete": (with_gateway, begin_delete, is_deleted, is_to_be_deleted),
 }
+# A deletion only goes forward.
+UNDONE = sorted(CASES.keys() - {"delete"})
 
 
 @pytest.fixture(params=sorted(CASES))
@@ -215,6 +246,7 @@ def test_death_changes_nothing(case: proofs.Case[World], request: pytest.Fixture
     proofs.survives_death_at_each_call(case, calls_of(request), whens)
 
 
+@pytest.mark.parametrize("case", UNDONE, indirect=True)
 def test_death_while_undoing(case: proofs.Case[World], request: pytest.FixtureRequest) -> None:
     is_full = request.config.getoption("--full")
     whens: tuple[proofs.When, ...] = ("before", "after") if is_full else ("after",)

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -199,9 +200,13 @@ class LabCloud:
         user: str = "budi",
         password: str | None = None,
         stdin: str | None = None,
+        via: str | None = None,
         timeout_s: float = 60.0,
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a command in a guest, logged in with the key that was installed, or with the password alone."""
+        """Runs a command in a guest, logged in with the key that was installed, or with the password alone.
+
+        `via` is another guest through which this one is reached; there the key is used in any case.
+        """
         environment = {"PATH": os.environ["PATH"]}
         if password is None:
             login = ["-i", str(self.private_key), "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes"]
@@ -216,11 +221,16 @@ class LabCloud:
                 "SSH_ASKPASS_REQUIRE": "force",
                 "AWAN_GUEST_PASSWORD": password,
             }
+        options = [
+            *("-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"),
+            *("-o", "ConnectTimeout=10", "-o", "LogLevel=ERROR"),
+        ]
+        if via is not None:
+            hop = ["ssh", *options, "-i", str(self.private_key), "-o", "BatchMode=yes"]
+            login += ["-o", f"ProxyCommand={shlex.join([*hop, '-W', f'{address}:22', f'budi@{via}'])}"]
         return subprocess.run(
             [
-                *("ssh", "-F", "none", *login),
-                *("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"),
-                *("-o", "ConnectTimeout=10", "-o", "LogLevel=ERROR"),
+                *("ssh", *options, *login),
                 f"{user}@{address}",
                 command,
             ],

@@ -103,6 +103,14 @@ class NicSpec:
     mtu: int = 1500
 
 
+def card_device(port_id: UUID) -> str:
+    """The node's own name of a card, which counters bear: 15 characters, the most that Linux takes.
+
+    It does not begin with `vnet`: libvirt replaces such names.
+    """
+    return f"tap{port_id.hex[-12:]}"
+
+
 @dataclass(frozen=True)
 class DomainSpec:
     """The whole wished definition of a domain. Memory in MiB.
@@ -170,6 +178,15 @@ class DiskCounters:
 
 
 @dataclass(frozen=True)
+class CardCounters:
+    """What a network card has received and sent since it was plugged in. `device` as `card_device` names it."""
+
+    device: str
+    in_bytes: int
+    out_bytes: int
+
+
+@dataclass(frozen=True)
 class DomainCounters:
     """What a running domain has used since its start, from the guest's point of view.
 
@@ -180,10 +197,19 @@ class DomainCounters:
     domain_uuid: UUID
     run_id: int
     cpu_time_ns: int
-    net_in_bytes: int
-    net_out_bytes: int
+    cards: tuple[CardCounters, ...]
     disks: DiskCounters | None
     memory_used_bytes: int | None
+
+    @property
+    def net_in_bytes(self) -> int:
+        """What all cards together have received."""
+        return sum(card.in_bytes for card in self.cards)
+
+    @property
+    def net_out_bytes(self) -> int:
+        """What all cards together have sent."""
+        return sum(card.out_bytes for card in self.cards)
 
 
 @dataclass(frozen=True)

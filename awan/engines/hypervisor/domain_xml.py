@@ -25,6 +25,7 @@ from awan.engines.hypervisor import (
     DiskSpec,
     DomainSpec,
     NicSpec,
+    card_device,
 )
 from awan.errors import EngineRejected
 
@@ -548,6 +549,7 @@ def _add_nic(devices: Element, spec: NicSpec, bus: int, host: HostTraits) -> Non
     _add(nic, "source", bridge=host.ovs_bridge)
     port = _add(nic, "virtualport", type="openvswitch")
     _add(port, "parameters", interfaceid=str(spec.port_id))
+    _add(nic, "target", dev=card_device(spec.port_id))
     _add(nic, "model", type="virtio")
     if not host.nic_offloads:
         off = dict.fromkeys(("csum", "tso4", "tso6", "ecn", "ufo"), "off")

@@ -3,8 +3,8 @@
 A domain has two definitions, as on a real node: the stored one and the one it was started with.
 A guest answers as by an agent `boot_s` seconds after its start, and uses a little of everything from
 then on. What guests do by themselves, and what happens to nodes, is said by `crash`, `pause`,
-`shut_down_from_inside`, `set_guest`, `print_serial`, `set_counters`, `set_qemu_answers`, `set_clock`, `undefine`,
-`lose_power` and `set_node_available`. Listeners hear of changes that were made in their own process.
+`shut_down_from_inside`, `set_guest`, `print_serial`, `set_counters`, `set_card_counters`, `set_qemu_answers`,
+`set_clock`, `undefine`, `lose_power` and `set_node_available`. Listeners hear of changes that were made in their own process.
 The screen of a guest is served over TCP by the process that unlocked its console.
 """
 
@@ -428,7 +428,7 @@ class FakeHypervisor:
         """The guest prints on its serial console."""
         self._serial.append(instance_id, content)
 
-    def set_counters(self, node: NodeEndpoint, instance_id: UUID, **counters: int) -> None:
+    def set_counters(self, node: NodeEndpoint, instance_id: UUID, **counters: int | list[int]) -> None:
         """The running domain's counters stand at these values until they are set again or it starts anew.
 
         Names are those of `fake_rows.STEADY_LOAD`, also `disk_used_bytes` and `memory_used_bytes`.
@@ -439,6 +439,12 @@ class FakeHypervisor:
             " DO UPDATE SET counters = domain_counters.counters || excluded.counters",
             [*self._key(node, instance_id), Jsonb(counters)],
         )
+
+    def set_card_counters(
+        self, node: NodeEndpoint, instance_id: UUID, port_id: UUID, *, in_bytes: int, out_bytes: int
+    ) -> None:
+        """As `set_counters`, of one card."""
+        self.set_counters(node, instance_id, **{str(port_id): [in_bytes, out_bytes]})
 
     def set_qemu_answers(self, node: NodeEndpoint, instance_id: UUID, answers: bool) -> None:
         """A QEMU that does not answer keeps its counters of disks and memory to itself."""

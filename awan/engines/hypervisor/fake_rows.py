@@ -7,11 +7,13 @@ from typing import Any
 from uuid import UUID
 
 from awan.engines.hypervisor import (
+    CardCounters,
     DiskCounters,
     DomainCounters,
     DomainFacts,
     DomainSpec,
     Power,
+    card_device,
 )
 from awan.engines.hypervisor.domain_xml import domain_name, printable_title
 from awan.errors import EngineRejected
@@ -71,8 +73,7 @@ def counters_of(row: dict[str, Any], read_at: datetime) -> DomainCounters:
         domain_uuid=row["uuid"],
         run_id=int(row["started_at"].timestamp() * 1_000_000),
         cpu_time_ns=values["cpu_time_ns"],
-        net_in_bytes=values["net_in_bytes"],
-        net_out_bytes=values["net_out_bytes"],
+        cards=_cards_of(row["live"]["port_ids"], values),
         disks=DiskCounters(
             values["disk_read_bytes"], values["disk_written_bytes"], values["disk_used_bytes"]
         )
@@ -80,6 +81,15 @@ def counters_of(row: dict[str, Any], read_at: datetime) -> DomainCounters:
         else None,
         memory_used_bytes=values["memory_used_bytes"] if answers else None,
     )
+
+
+def _cards_of(port_ids: list[str], values: dict[str, Any]) -> tuple[CardCounters, ...]:
+    """The counters of a domain's cards: their own where they were set, else the first has all of the domain's."""
+    cards = []
+    for number, port_id in enumerate(port_ids):
+        steady = (0, 0) if number else (values["net_in_bytes"], values["net_out_bytes"])
+        cards.append(CardCounters(card_device(UUID(port_id)), *values.get(port_id, steady)))
+    return tuple(cards)
 
 
 def facts_of(row: dict[str, Any]) -> DomainFacts:

@@ -17,6 +17,7 @@ import structlog
 
 from awan.engines.hypervisor import (
     COUNTERS_TIMEOUT_S,
+    CardCounters,
     DiskCounters,
     DomainCounters,
     NodeCounters,
@@ -135,16 +136,25 @@ def read_domain_counters(domain: Domain, stats: dict[str, Any]) -> DomainCounter
     """
     if "cpu.time" not in stats or domain.ID() < 0:
         return None
-    nics = range(stats.get("net.count", 0))
     return DomainCounters(
         domain_uuid=UUID(bytes=domain.UUID()),
         run_id=domain.ID(),
         cpu_time_ns=stats["cpu.time"],
-        # A card that is just being plugged in has no counters yet.
-        net_in_bytes=sum(stats.get(f"net.{number}.rx.bytes", 0) for number in nics),
-        net_out_bytes=sum(stats.get(f"net.{number}.tx.bytes", 0) for number in nics),
+        cards=_read_card_counters(stats),
         disks=_read_disk_counters(stats),
         memory_used_bytes=_read_memory_used(stats),
+    )
+
+
+def _read_card_counters(stats: dict[str, Any]) -> tuple[CardCounters, ...]:
+    """All cards with counters: one that is just being plugged in has none yet."""
+    names = (f"net.{number}" for number in range(stats.get("net.count", 0)))
+    return tuple(
+        CardCounters(
+            stats.get(f"{name}.name", ""), stats[f"{name}.rx.bytes"], stats[f"{name}.tx.bytes"]
+        )
+        for name in names
+        if f"{name}.rx.bytes" in stats and f"{name}.tx.bytes" in stats
     )
 
 

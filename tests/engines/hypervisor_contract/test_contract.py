@@ -25,6 +25,7 @@ from awan.engines.hypervisor import (
     NicSpec,
     Power,
     StopOutcome,
+    card_device,
 )
 from awan.engines.hypervisor.pixmap import PNG_SIGNATURE
 from awan.engines.rfb import open_node
@@ -408,6 +409,10 @@ def test_cards_of_a_guest_that_does_not_let_go(rig: Rig, blank_spec: BlankSpec) 
     for _ in range(2):
         rig.hypervisor.ensure_nics(rig.node, spec.instance_id, (own, first))
     assert ports_of(rig, spec.instance_id) == {own.port_id, first.port_id}
+    assert {card.device for card in counters_of(rig, spec.instance_id).cards} == {
+        card_device(own.port_id),
+        card_device(first.port_id),
+    }
     with pytest.raises(EngineUnavailable, match="does not let go"):
         rig.hypervisor.ensure_nics(rig.node, spec.instance_id, (own, second))
     assert ports_of(rig, spec.instance_id) == {own.port_id, first.port_id, second.port_id}
@@ -548,6 +553,7 @@ def test_counters_of_all_running_domains(rig: Rig, blank_spec: BlankSpec) -> Non
     assert after.cpu_time_ns > before.cpu_time_ns > 0
     assert after.net_in_bytes >= before.net_in_bytes >= 0
     assert after.net_out_bytes >= before.net_out_bytes >= 0
+    assert [card.device for card in after.cards] == [card_device(specs[0].nics[0].port_id)]
     assert before.disks is not None
     assert after.disks is not None
     assert after.disks.read_bytes >= before.disks.read_bytes >= 0

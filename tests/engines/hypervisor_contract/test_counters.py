@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from awan.engines.hypervisor import DiskCounters, DomainCounters
+from awan.engines.hypervisor import CardCounters, DiskCounters, DomainCounters
 from awan.engines.hypervisor.libvirt_counters import read_domain_counters
 
 DOMAIN = uuid4()
@@ -15,8 +15,8 @@ STATS: dict[str, Any] = {
     "cpu.time": 424578875, "cpu.user": 200000000, "cpu.system": 210000000,
     "balloon.current": 196608, "balloon.maximum": 196608, "balloon.unused": 100000, "balloon.available": 180000,
     "balloon.usable": 120000, "balloon.rss": 53428,
-    "net.count": 2, "net.0.name": "vnet4", "net.0.rx.bytes": 100, "net.0.tx.bytes": 7,
-    "net.1.name": "vnet5", "net.1.rx.bytes": 50, "net.1.tx.bytes": 3,
+    "net.count": 2, "net.0.name": "tap0a1b2c3d4e5f", "net.0.rx.bytes": 100, "net.0.tx.bytes": 7,
+    "net.1.name": "tap5f4e3d2c1b0a", "net.1.rx.bytes": 50, "net.1.tx.bytes": 3,
     "block.count": 3, "block.0.name": "sda", "block.0.path": "/pool/a", "block.0.rd.bytes": 512,
     "block.0.wr.bytes": 1024, "block.0.allocation": 0, "block.0.capacity": 1073741824, "block.0.physical": 200704,
     "block.1.name": "sdb",
@@ -45,17 +45,20 @@ def read(**changes: Any) -> DomainCounters:
     return found
 
 
-def test_all_devices_are_added_up() -> None:
+def test_disks_are_added_up_and_cards_told_apart() -> None:
     """An empty CD drive has no counters and hides nobody else's."""
     assert read() == DomainCounters(
         domain_uuid=UUID(str(DOMAIN)),
         run_id=7,
         cpu_time_ns=424578875,
-        net_in_bytes=150,
-        net_out_bytes=10,
+        cards=(
+            CardCounters("tap0a1b2c3d4e5f", 100, 7),
+            CardCounters("tap5f4e3d2c1b0a", 50, 3),
+        ),
         disks=DiskCounters(513, 1026, 200707),
         memory_used_bytes=60000 * 1024,
     )
+    assert (read().net_in_bytes, read().net_out_bytes) == (150, 10)
 
 
 @pytest.mark.parametrize("missing", ["block.count", "block.0.rd.bytes", "block.2.physical"])
