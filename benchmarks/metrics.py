@@ -154,7 +154,8 @@ def _fill_private_cards(connection: Any, account: str, location_id: int) -> None
     connection.execute(
         """
         INSERT INTO nic (nic_id, instance_id, account_id, location_id, role, mac, network_id, private_ip, operation_id)
-        SELECT gen_random_uuid(), id, %s, %s, 'private', 'mac-' || n, network_id, inet '10.20.0.1' + n, gen_random_uuid()
+        SELECT gen_random_uuid(), id, %s, %s, 'private', 'mac-' || n, network_id, inet '10.20.0.1' + n,
+            gen_random_uuid()
         FROM made CROSS JOIN private_network WHERE n <= %s
         """,
         [account, location_id, DOMAINS],

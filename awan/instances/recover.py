@@ -59,9 +59,7 @@ from awan.settings import get_settings
 
 ACTOR = "system:reconcile"
 DISK_MISSING = "The disk of the instance is missing on its server. The operator has been informed."
-CARD_HELD = (
-    "The guest holds a network card that the instance should not have. It is gone with the next restart."
-)
+CARD_HELD = "The guest holds a network card that the instance should not have. It is gone with the next restart."
 # After a node's reset many of its parts are still on their way up.
 NODE_PATIENCE_S = 300.0
 FAILURES_COUNTED_S = 86_400.0

@@ -37,7 +37,7 @@ def names() -> set[str]:
     with get_engine().connect() as connection:
         return set(
             connection.scalars(
-                text("SELECT relname FROM pg_class WHERE relname ~ '^metric_point_[0-9]+_[0-9]+$'"
+                text("SELECT relname FROM pg_class WHERE relname ~ '^metric_(card_)?point_[0-9]+_[0-9]+$'"
                      " AND relkind = 'r'")
             )
         )  # fmt: skip
@@ -123,11 +123,9 @@ def test_partitions_are_made_ahead(empty: None) -> None:
     made = history.make_partitions()
     assert set(made) == names()
     assert history.make_partitions() == []
-    for keeping in KEEPINGS:
+    for keeping in (*KEEPINGS, history.CARD_KEEPING):
         begins = sorted(
-            int(name.rpartition("_")[2])
-            for name in made
-            if name.startswith(f"metric_point_{keeping.step_s}_")
+            int(name.rpartition("_")[2]) for name in made if name.startswith(f"{keeping.table}_")
         )
         last = floor(now(), keeping.width_s) + keeping.ahead * timedelta(seconds=keeping.width_s)
         assert begins[-1] == int(last.timestamp())
@@ -164,7 +162,11 @@ def test_old_partitions_are_dropped_whole(empty: None) -> None:
     assert names() == before - dropped
     later = set(history.drop_old(BEGAN + 3 * DAY))
     assert later > minutes - dropped
-    assert {name.rsplit("_", 1)[0] for name in later} == {"metric_point_60", "metric_point_1800"}
+    assert {name.rsplit("_", 1)[0] for name in later} == {
+        "metric_point_60",
+        "metric_point_1800",
+        "metric_card_point_1800",
+    }
     history.drop_old(BEGAN + 700 * DAY)
     assert names() == set()
 

@@ -11,6 +11,7 @@ from awan.engines.registry import sim_store
 from awan.instances.recover import CARD_HELD
 from awan.reconcile import run_audit
 from awan.reconcile.locations import check_location
+from tests.support.changed_settings import changed_settings
 from tests.support.in_process_worker import InProcessWorker, wait_until_idle
 from tests.support.simulated_cloud import SimulatedCloud
 from tests.support.watched_guests import Guest, find_guest
@@ -58,8 +59,9 @@ def look(guest: Guest) -> None:
     wait_until_idle()
 
 
-@pytest.mark.parametrize("is_running", [True, False])
-@pytest.mark.parametrize("fault", ["missing", "extra", "exchanged"])
+@pytest.mark.parametrize(
+    ("fault", "is_running"), [("missing", True), ("extra", True), ("exchanged", False)]
+)
 def test_wrong_cards_are_put_right(guest: Guest, fault: str, is_running: bool) -> None:
     if not is_running:
         stopped = guest.cloud.customer.http.post(f"/instances/{guest.uuid}/stop", json={})
@@ -111,7 +113,8 @@ def test_nothing_is_done_while_cards_are_being_changed(
 ) -> None:
     worker.stop()
     path = f"/instances/{guest.uuid}/private-network"
-    begun = guest.cloud.customer.http.put(path, json={"vswitch": ""})
+    with changed_settings(operation_wait_s="0"):
+        begun = guest.cloud.customer.http.put(path, json={"vswitch": ""})
     assert begun.status_code == 202, begun.text
     tamper(guest, [])
     check_location(guest.cloud.location_id)

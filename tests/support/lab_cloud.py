@@ -227,7 +227,10 @@ class LabCloud:
         ]
         if via is not None:
             hop = ["ssh", *options, "-i", str(self.private_key), "-o", "BatchMode=yes"]
-            login += ["-o", f"ProxyCommand={shlex.join([*hop, '-W', f'{address}:22', f'budi@{via}'])}"]
+            login += [
+                "-o",
+                f"ProxyCommand={shlex.join([*hop, '-W', f'{address}:22', f'budi@{via}'])}",
+            ]
         return subprocess.run(
             [
                 *("ssh", *options, *login),

@@ -4,8 +4,8 @@ A domain has two definitions, as on a real node: the stored one and the one it w
 A guest answers as by an agent `boot_s` seconds after its start, and uses a little of everything from
 then on. What guests do by themselves, and what happens to nodes, is said by `crash`, `pause`,
 `shut_down_from_inside`, `set_guest`, `print_serial`, `set_counters`, `set_card_counters`, `set_qemu_answers`,
-`set_clock`, `undefine`, `lose_power` and `set_node_available`. Listeners hear of changes that were made in their own process.
-The screen of a guest is served over TCP by the process that unlocked its console.
+`set_clock`, `undefine`, `lose_power` and `set_node_available`. Listeners hear of changes that were made in their own
+process. The screen of a guest is served over TCP by the process that unlocked its console.
 """
 
 from __future__ import annotations
@@ -428,7 +428,9 @@ class FakeHypervisor:
         """The guest prints on its serial console."""
         self._serial.append(instance_id, content)
 
-    def set_counters(self, node: NodeEndpoint, instance_id: UUID, **counters: int | list[int]) -> None:
+    def set_counters(
+        self, node: NodeEndpoint, instance_id: UUID, **counters: int | list[int]
+    ) -> None:
         """The running domain's counters stand at these values until they are set again or it starts anew.
 
         Names are those of `fake_rows.STEADY_LOAD`, also `disk_used_bytes` and `memory_used_bytes`.

@@ -100,6 +100,32 @@ def upgrade() -> None:
         postgresql_where=sa.text("is_default"),
     )
     op.create_table(
+        "metric_card_point",
+        sa.Column("step_s", sa.Integer(), nullable=False),
+        sa.Column("nic_id", sa.Uuid(), nullable=False),
+        sa.Column("starts_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("measured_s", sa.Double(), server_default="0", nullable=False),
+        sa.Column("net_in_bytes", sa.Double(), server_default="0", nullable=False),
+        sa.Column("net_out_bytes", sa.Double(), server_default="0", nullable=False),
+        sa.PrimaryKeyConstraint("step_s", "nic_id", "starts_at", name=op.f("pk_metric_card_point")),
+        postgresql_partition_by="LIST (step_s)",
+    )
+    op.create_table(
+        "metric_card_reading",
+        sa.Column("nic_id", sa.Uuid(), nullable=False),
+        sa.Column("node_id", sa.Uuid(), nullable=False),
+        sa.Column("run_id", sa.BigInteger(), nullable=False),
+        sa.Column("read_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("in_total_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("out_total_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("step_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("measured_s", sa.Double(), server_default="0", nullable=False),
+        sa.Column("net_in_bytes", sa.Double(), server_default="0", nullable=False),
+        sa.Column("net_out_bytes", sa.Double(), server_default="0", nullable=False),
+        sa.PrimaryKeyConstraint("nic_id", name=op.f("pk_metric_card_reading")),
+        postgresql_with={"fillfactor": 60},
+    )
+    op.create_table(
         "metric_point",
         sa.Column("step_s", sa.Integer(), nullable=False),
         sa.Column("instance_id", sa.Uuid(), nullable=False),
@@ -1548,6 +1574,7 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_nic_instance_id"), "nic", ["instance_id"], unique=False)
     op.create_index(op.f("ix_nic_location_id"), "nic", ["location_id"], unique=False)
+    op.create_index(op.f("ix_nic_network_id"), "nic", ["network_id"], unique=False)
     op.create_index(
         "uq_nic_private_ip",
         "nic",
@@ -1893,6 +1920,7 @@ def downgrade() -> None:
     op.drop_index(
         "uq_nic_private_ip", table_name="nic", postgresql_where=sa.text("deleted_at IS NULL")
     )
+    op.drop_index(op.f("ix_nic_network_id"), table_name="nic")
     op.drop_index(op.f("ix_nic_location_id"), table_name="nic")
     op.drop_index(op.f("ix_nic_instance_id"), table_name="nic")
     op.drop_table("nic")
@@ -2050,6 +2078,8 @@ def downgrade() -> None:
     op.drop_table("metric_rollup")
     op.drop_table("metric_reading")
     op.drop_table("metric_point")
+    op.drop_table("metric_card_reading")
+    op.drop_table("metric_card_point")
     op.drop_index(
         "uq_location_default", table_name="location", postgresql_where=sa.text("is_default")
     )
