@@ -153,7 +153,7 @@ class LabCloud:
         return self.wait(self.delete(uuid, remove_ip=remove_ip, client=client))
 
     def delete_all(self) -> None:
-        """No customer has an instance or an address. For the end of a test."""
+        """No customer has an instance, a network or an address. For the end of a test."""
         for client in (self.client, *self.tenants):
             for row in client.get("/instances?limit=100").json()["data"]["data"]:
                 if row["state"] == "terminating" and row["active_operation"]:
@@ -161,6 +161,9 @@ class LabCloud:
                 else:
                     ended = self.delete_instance(row["uuid"], client=client)
                     assert ended["status"] == "succeeded", ended
+            for row in client.get("/networks/private").json()["data"]:
+                gone = client.delete(f"/networks/private/{row['uuid']}")
+                assert self.wait(gone.json()["operation"]["uuid"])["status"] == "succeeded"
             for row in client.get("/networks/public?limit=100").json()["data"]["data"]:
                 answer = client.delete(f"/networks/public/{row['uuid']}")
                 assert answer.is_success or answer.status_code == 404, answer.text

@@ -251,7 +251,7 @@ def _edit_router(tables: Tables, txn: Any, spec: GatewaySpec) -> None:
         "Logical_Router_Policy",
         [
             {"priority": priority, "match": match, "action": action}
-            for priority, (match, action) in gateway_policies(network.cidr).items()
+            for priority, (match, action) in gateway_policies(network.cidr, names.outer).items()
         ],
     )
 

@@ -111,8 +111,11 @@ def choose_gateway_chassis(switch: str, system_ids: Sequence[str]) -> tuple[str,
     return tuple(sorted(system_ids, key=weight)[:GATEWAY_CHASSIS_MAX])
 
 
-def gateway_policies(cidr: IPv4Network) -> Mapping[int, tuple[str, str]]:
-    """What a gateway forwards, as priority -> (match, action).
+def gateway_policies(cidr: IPv4Network, outer_port: str) -> Mapping[int, tuple[str, str]]:
+    """What a gateway forwards, as priority -> (match, action). `outer_port` is the router's on the public side.
+
+    What comes in there for a member is an answer to it, of which connection tracking has found the flow and put the
+    member's address in. Whoever writes that address himself (a neighbour with a route over the gateway) is not tracked.
 
     Addresses that exist inside organisations only are never looked for behind the provider's router: whatever
     else can be reached from there (the nodes' own network) is not the members' business. Source: RFC 6890.
@@ -128,4 +131,8 @@ def gateway_policies(cidr: IPv4Network) -> Mapping[int, tuple[str, str]]:
             "127.0.0.0/8",
         )
     )
-    return {200: (own, "allow"), 100: (f"ip4.dst == {{{inside}}}", "drop")}
+    return {
+        300: (f'inport == "{outer_port}" && {own} && !ct.trk', "drop"),
+        200: (own, "allow"),
+        100: (f"ip4.dst == {{{inside}}}", "drop"),
+    }

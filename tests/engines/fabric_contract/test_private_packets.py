@@ -34,6 +34,7 @@ CIDR = IPv4Network("10.20.0.0/24")
 SETTLE_S = 0.5
 PING_INTERVAL_S = 0.1
 WATCHED_S = 6
+ICMP, ECHO_REPLY = 1, 0
 
 
 class Private:
@@ -186,6 +187,7 @@ def test_the_way_out_and_back(private: Private, capsys: pytest.CaptureFixture[st
     neighbour = private.location.add_tenant(2, 60)
     neighbour.configure()
     assert until_reached(a, neighbour.spec.ipv4)
+    check_nobody_comes_in(private, a, neighbour, gateway)
     check_nothing_inside_is_reached(private, a)
     moved = private.add_gateway(network, 151)
     with watched(private, f"icmp and src host {moved.public_ip}") as seen:
@@ -194,6 +196,38 @@ def test_the_way_out_and_back(private: Private, capsys: pytest.CaptureFixture[st
     private.location.fabric.ensure_gateway_absent(network.switch)
     assert all(private.location.fabric.wait_applied(node) for node in moved.chassis)
     assert not a.ping(outside, count=1)
+
+
+def check_nobody_comes_in(
+    private: Private, member: Tenant, neighbour: Tenant, gateway: GatewaySpec
+) -> None:
+    """Who sends a member's address to the gateway is not let in, be it a neighbour or the provider's router."""
+    target, by_way_of = str(member.spec.ipv4), str(gateway.public_ip)
+    route = ["ip", "route", "add", f"{target}/32", "via", by_way_of]
+    neighbour.run(*route)
+    private.router(*route)
+    try:
+        with member.listen() as capture:
+            assert not neighbour.ping(target)
+            assert "100% packet loss" in private.router(
+                "ping", "-c", "3", "-i", "0.2", "-W", "1", target, check=False
+            )
+            neighbour.run("timeout", "2", "busybox", "nc", "-w", "1", target, "22", check=False)
+            # That it hears at all: of the answers to its own.
+            assert member.ping(neighbour.spec.ipv4, count=1)
+            outsiders = {neighbour.spec.ipv4, private.location.network.ipv4_gateway}
+            heard = [frame for frame in capture.frames if came_from(frame, outsiders)]
+        answers = [frame for frame in heard if frame[23] == ICMP and frame[34] == ECHO_REPLY]
+        assert len(answers) == 1
+        assert heard == answers
+    finally:
+        private.router("ip", "route", "del", f"{target}/32", "via", by_way_of)
+        neighbour.run("ip", "route", "del", f"{target}/32", "via", by_way_of)
+
+
+def came_from(frame: bytes, sources: set[Any]) -> bool:
+    """Whether it is an IPv4 packet from one of these addresses."""
+    return frame[12:14] == b"\x08\x00" and IPv4Address(frame[26:30]) in sources
 
 
 def check_nothing_inside_is_reached(private: Private, member: Tenant) -> None:
