@@ -12,6 +12,7 @@ from awan.instances.recover import CARD_HELD
 from awan.reconcile import run_audit
 from awan.reconcile.locations import check_location
 from tests.support.changed_settings import changed_settings
+from tests.support.guests import create_settled
 from tests.support.in_process_worker import InProcessWorker, wait_until_idle
 from tests.support.simulated_cloud import SimulatedCloud
 from tests.support.watched_guests import Guest, find_guest
@@ -21,8 +22,8 @@ pytestmark = pytest.mark.usefixtures("worker")
 
 @pytest.fixture
 def guest(cloud: SimulatedCloud, worker: InProcessWorker) -> Guest:
-    """An instance that runs, with a card in a private network besides its public one."""
-    guest = find_guest(cloud, cloud.create_running()["uuid"])
+    """An instance that runs, its first boot over, with a card in a private network besides its public one."""
+    guest = find_guest(cloud, create_settled(cloud))
     http = cloud.customer.http
     where = {"name": "backend", "location_id": cloud.location_id}
     made = http.post("/networks/private", json=where).json()
