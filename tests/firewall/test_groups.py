@@ -189,21 +189,19 @@ def test_edits_that_come_fast_are_pushed_together(shared: Groups) -> None:
     assert shared.do("GET", f"/{made['uuid']}")["sync_status"] == "applied"
 
 
-@pytest.mark.parametrize(
-    ("rule", "field"),
-    [
-        ({**WEB, "protocol": "icmp"}, "rules.0"),
-        ({**WEB, "destination_port": "9-1"}, "rules.0.destination_port"),
-        ({**WEB, "sources": ["0.0.0.0/0"]}, "rules.0.sources.0"),
-        ({**WEB, "sources": ["nobody"]}, "rules.0.sources.0"),
-        ({**WEB, "icmp_type": 8}, "rules.0"),
-    ],
-)
-def test_rules_that_cannot_be(shared: Groups, rule: dict[str, Any], field: str) -> None:
-    body = {"name": "web", "location_id": shared.cloud.location_id, "rules": [rule]}
-    answer = shared.send("POST", **body)
-    assert answer.status_code == 422
-    assert list(answer.json()["errors"]) == [field]
+def test_rules_that_cannot_be(shared: Groups) -> None:
+    for changes, field in (
+        ({"protocol": "icmp"}, "rules.0"),
+        ({"destination_port": "9-1"}, "rules.0.destination_port"),
+        ({"sources": ["0.0.0.0/0"]}, "rules.0.sources.0"),
+        ({"sources": ["nobody"]}, "rules.0.sources.0"),
+        ({"icmp_type": 8}, "rules.0"),
+    ):
+        rules = [{**WEB, **changes}]
+        body = {"name": "web", "location_id": shared.cloud.location_id, "rules": rules}
+        answer = shared.send("POST", **body)
+        assert answer.status_code == 422
+        assert list(answer.json()["errors"]) == [field]
 
 
 def test_what_is_refused(shared: Groups, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,25 +268,19 @@ def test_it_ends_with_its_instance(shared: Groups) -> None:
     assert audit() == []
 
 
-@pytest.mark.parametrize(
-    ("statement", "kinds"),
-    [
-        ("UPDATE sim.fabric_firewall_group SET lines = '{}'", ["firewall.wrong"]),
-        ("DELETE FROM sim.fabric_firewall_group", ["firewall.missing"]),
-        ("UPDATE sim.fabric_firewall SET group_ids = '{}'", ["port.wrong"]),
-    ],
-)
-def test_what_somebody_changed_is_put_back(
-    shared: Groups, statement: str, kinds: list[str]
-) -> None:
-    made = shared.make()
-    shared.attach(made)
+def test_what_somebody_changed_is_put_back(shared: Groups) -> None:
+    shared.attach(shared.make())
     before = shared.in_fabric()
-    sim_store().execute(statement)  # type: ignore[arg-type]
-    assert audit() == kinds
-    check_location(shared.cloud.location_id)
-    assert shared.in_fabric() == before
-    assert audit() == []
+    for statement, kind in (
+        ("UPDATE sim.fabric_firewall_group SET lines = '{}'", "firewall.wrong"),
+        ("DELETE FROM sim.fabric_firewall_group", "firewall.missing"),
+        ("UPDATE sim.fabric_firewall SET group_ids = '{}'", "port.wrong"),
+    ):
+        sim_store().execute(statement)
+        assert audit() == [kind]
+        check_location(shared.cloud.location_id)
+        assert shared.in_fabric() == before
+        assert audit() == []
 
 
 def test_a_group_of_nobody_is_reported_and_left_alone(shared: Groups) -> None:
