@@ -191,6 +191,29 @@ def test_a_port_that_was_deleted_comes_back(cloud: LabCloud, note: Note) -> None
     assert cloud.ssh_when_up(address, "hostname", timeout_s=60)
     assert status(cloud, uuid) == "Running"
     cloud.assert_green()
+    check_a_card_that_was_taken_away(cloud, note, uuid, address)
+
+
+def check_a_card_that_was_taken_away(cloud: LabCloud, note: Note, uuid: str, address: str) -> None:
+    """Somebody unplugs the guest's card on its node: it is plugged in again, and the guest has its address."""
+    ((mac,),) = cloud.query("SELECT mac FROM nic WHERE instance_id = %s", uuid)
+    node, pid = lab_inspection.node_of(cloud.lab, uuid), lab_inspection.qemu_pid(uuid)
+
+    def is_plugged() -> bool:
+        return all(
+            mac in lab_inspection.virsh(cloud.lab, node, "domiflist", uuid, *which)
+            for which in ((), ("--inactive",))
+        )
+
+    detach = ("detach-interface", uuid, "bridge", "--mac", mac, "--live", "--config")
+    lab_inspection.virsh(cloud.lab, node, *detach)
+    until(lambda: kinds(cloud, uuid).count("instance.repair") == 2, LATER_S, "it was not seen")
+    took_s = seconds_until(is_plugged, LATER_S, "the card is not back")
+    note("its card unplugged", took_s, "put back")
+    until(lambda: status(cloud, uuid) == "Running", LATER_S, "it does not run")
+    assert cloud.ssh_when_up(address, "hostname", timeout_s=90)
+    assert lab_inspection.qemu_pid(uuid) == pid, "the guest was not started anew"
+    cloud.assert_green()
 
 
 def test_dhcp_and_rules_that_were_deleted_come_back(cloud: LabCloud, note: Note) -> None:
