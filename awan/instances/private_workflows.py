@@ -18,6 +18,7 @@ from awan.engines.hypervisor import CardHeld
 from awan.errors import Conflict
 from awan.instances.models import Instance
 from awan.instances.recover import wait_for_ports_of_running
+from awan.instances.rules import NIC_HELD
 from awan.instances.situation import Situation, nic_specs, read_situation
 from awan.instances.steps import make_ports, settle_late_step
 from awan.instances.workflows import mark_change_failed
@@ -25,8 +26,6 @@ from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.networks.models import Nic, NicRole
 from awan.operations import Failure, Plan, Step, Target, register
-
-HELD = "The guest does not let go of the network card. Try again once it has booted, or stop the instance first."
 
 
 def plug_cards(target: Target) -> None:
@@ -54,7 +53,7 @@ def unplug_cards(target: Target) -> None:
     try:
         _ensure_cards(it, frozenset())
     except CardHeld as err:
-        raise Conflict(HELD) from err
+        raise Conflict(NIC_HELD) from err
 
 
 def undo_unplug_cards(target: Target) -> None:

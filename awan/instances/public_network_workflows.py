@@ -10,6 +10,7 @@ A running guest that gets another address has its card taken and given back: the
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from uuid import UUID
 
@@ -18,10 +19,11 @@ from sqlalchemy.orm import Session
 
 from awan.catalogue import engines
 from awan.engines.fabric import PortSpec, PublicNetworkSpec
-from awan.engines.hypervisor import NicSpec, Power
-from awan.errors import EngineUnavailable
+from awan.engines.hypervisor import CardHeld, NicSpec, Power
+from awan.errors import Conflict, EngineUnavailable
 from awan.events import record
 from awan.instances.models import DesiredState, Instance, PublicNetworkChange
+from awan.instances.rules import NIC_HELD
 from awan.instances.situation import Situation, nic_specs, read_situation
 from awan.instances.steps import PORT_UP_TIMEOUT_S, push_firewall
 from awan.kit.clock import now
@@ -105,6 +107,14 @@ def _put_card(change: Change, public: Port | None) -> None:
     it.engines.hypervisor.ensure_nics(it.node, it.instance.instance_id, change.nics(public))
 
 
+def _put_card_or_refuse(change: Change, public: Port | None) -> None:
+    """Raises: Conflict when the guest holds a card that must go."""
+    try:
+        _put_card(change, public)
+    except CardHeld as err:
+        raise Conflict(NIC_HELD) from err
+
+
 def _is_running(change: Change) -> bool:
     found = change.it.engines.hypervisor.find_domain(change.it.node, change.it.instance.instance_id)
     return found is not None and found.power is Power.RUNNING
@@ -139,30 +149,34 @@ def undo_put_ports(target: Target) -> None:
 
 
 def put_cards(target: Target) -> None:
-    """Who gets an address has its card, and asks for the address: a card that was there is taken and given back."""
+    """Who gets an address has its card, and asks for the address: a card that was there is taken and given back.
+
+    Raises: Conflict when the guest does not let go of it.
+    """
     for change in _changes(target):
         if change.new is None:
             continue
         if change.old is not None and _is_running(change):
-            _put_card(change, None)
-        _put_card(change, change.new)
+            _put_card_or_refuse(change, None)
+        _put_card_or_refuse(change, change.new)
 
 
 def undo_put_cards(target: Target) -> None:
-    """Who was to get an address has the card that it had, or none."""
+    """Who was to get an address has the card that it had, or none. A guest that never let go of it keeps it."""
     for change in _changes(target):
         if change.new is None:
             continue
         if change.old is not None and _is_running(change):
-            _put_card(change, None)
+            with suppress(CardHeld):
+                _put_card(change, None)
         _put_card(change, change.old)
 
 
 def take_cards(target: Target) -> None:
-    """Who has no address has no card. A running guest has to let go of it."""
+    """Who has no address has no card. Raises: Conflict when a running guest does not let go of it."""
     for change in _changes(target):
         if change.new is None:
-            _put_card(change, None)
+            _put_card_or_refuse(change, None)
 
 
 def undo_take_cards(target: Target) -> None:

@@ -47,6 +47,7 @@ _LINE_END = re.compile(r"\r*\n|\r+")
 LABEL_KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
 
+NIC_HELD = "The guest does not let go of the network card. Try again once it has booted, or stop the instance first."
 STATUS_OF_OPERATION = {
     "instance.create": "provisioning",
     "instance.delete": "terminating",

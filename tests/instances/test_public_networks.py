@@ -14,15 +14,18 @@ from sqlalchemy import func, select, text
 from awan.engines.registry import sim_store
 from awan.events import Event
 from awan.instances.models import PublicNetworkChange
+from awan.instances.rules import NIC_HELD
 from awan.kit.database import transaction
 from awan.ledger import spans_of
 from awan.networks.names import push_stale_names
 from awan.reconcile import run_audit
+from awan.reconcile.findings import FindingKind
 from awan.settings import Settings
 from tests.support import proofs
 from tests.support.changed_settings import changed_settings
 from tests.support.guests import wait_until_booted
 from tests.support.simulated_cloud import SimulatedCloud
+from tests.support.watched_guests import find_guest
 
 REMOVE = {"remove_ip": True, "remove_block_storage": True}
 
@@ -179,6 +182,28 @@ def test_a_running_instance_changes_its_address_and_keeps_its_card(owner: Owner)
     assert owner.change(uuid, free["uuid"]).status_code == 409
     push_stale_names()
     assert (run_audit(), pending()) == ([], 0)
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_a_guest_that_holds_its_card_keeps_it_and_its_address(owner: Owner, is_taken: bool) -> None:
+    made = owner.create()
+    uuid, public = made["uuid"], made["public_network"]
+    wanted = None if is_taken else owner.take()["uuid"]
+    before = (ports(), cards(uuid), owner.addresses())
+    guest = find_guest(owner.cloud, uuid)
+    guest.hypervisor.set_holds_nics(guest.node, guest.id, True)
+    refused = owner.change(uuid, wanted)
+    assert (refused.status_code, refused.json()["message"]) == (409, NIC_HELD)
+    assert (ports(), cards(uuid), owner.addresses()) == before
+    assert owner.show(uuid)["public_network"]["uuid"] == public["uuid"]
+    assert pending() == 0
+    push_stale_names()
+    # The simulated chassis claims a port only when it is waited for.
+    assert [it for it in run_audit() if it.kind is not FindingKind.PORT_UNBOUND] == []
+    guest.hypervisor.set_holds_nics(guest.node, guest.id, False)
+    assert owner.change(uuid, wanted).status_code == 200
+    assert cards(uuid) == ((0, 0) if is_taken else (1, 1))
 
 
 @pytest.mark.usefixtures("worker")
