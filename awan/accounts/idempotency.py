@@ -27,21 +27,26 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+import structlog
 from fastapi import Request
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from awan.accounts.access import Caller
 from awan.accounts.models import IdempotencyKey
 from awan.errors import IdempotencyConflict, Invalid
-from awan.kit.database import transaction
+from awan.kit.database import is_deadlock, transaction
 from awan.kit.http import Answer, OperationView, answer
 from awan.kit.secrets import keyed_digest
 
 HEADER = "Idempotency-Key"
 KEY_MAX_CHARACTERS = 255
 LIFETIME = text("interval '24 hours'")
+DEADLOCKS_MAX = 3
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -141,8 +146,26 @@ def once(
 ) -> Answer:
     """Makes a change in a transaction of its own and keeps its answer; a repeat of the call is answered by `again`.
 
-    `change` gives the answer, and the id of the thing for `again`. Raises: as `idempotent`, and what the two raise.
+    `change` gives the answer, and the id of the thing for `again`. It is called once more when PostgreSQL ended the
+    transaction because two waited for each other, which has left nothing.
+    Raises: as `idempotent`, and what the two raise.
     """
+    for _ in range(DEADLOCKS_MAX):
+        try:
+            return _once(request, caller, change, again)
+        except OperationalError as err:
+            if not is_deadlock(err):
+                raise
+            log.warning("call.deadlock", detail=str(err.orig))
+    return _once(request, caller, change, again)
+
+
+def _once(
+    request: Request,
+    caller: Caller,
+    change: Callable[[Session], tuple[Answer, UUID | int | str | None]],
+    again: Callable[[Session, EarlierAnswer], Answer],
+) -> Answer:
     with transaction() as session:
         call = idempotent(session, caller, request)
         if call.earlier:

@@ -12,8 +12,8 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
-from awan.accounts.models import Quota
-from awan.errors import NotFound, QuotaExceeded
+from awan.accounts.models import Account, AccountState, Quota
+from awan.errors import AccountSuspended, NotFound, QuotaExceeded
 
 # Each limit as the column prefix and as customers read it.
 LIMITS = {
@@ -42,7 +42,7 @@ class Amounts(TypedDict, total=False):
 def take(session: Session, account_id: UUID, **amounts: Unpack[Amounts]) -> None:
     """Adds to the account's usage, all of it or nothing, and holds the quota row's lock until the transaction ends.
 
-    Raises: QuotaExceeded naming the limit, its present use and its maximum.
+    Raises: QuotaExceeded naming the limit, its present use and its maximum; AccountSuspended when it was closed.
     """
     wanted = _positive(amounts)
     if not wanted:
@@ -59,6 +59,10 @@ def take(session: Session, account_id: UUID, **amounts: Unpack[Amounts]) -> None
         _refuse(session, account_id, wanted)
         # Something was given back in between; now that the row is locked, the second attempt cannot fail.
         assert session.execute(query).first() is not None
+    # Who closes an account holds its quota meanwhile: only a statement after the wait for it sees that.
+    state = session.scalar(select(Account.state).where(Account.account_id == account_id))
+    if state == AccountState.CLOSED:
+        raise AccountSuspended("The account is closed.")
 
 
 def give_back(session: Session, account_id: UUID, **amounts: Unpack[Amounts]) -> None:

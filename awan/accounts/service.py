@@ -212,7 +212,12 @@ def get_account(session: Session, account_id: UUID) -> Account:
 
 
 def _lock_account(session: Session, account_id: UUID) -> Account:
-    account = session.get(Account, account_id, with_for_update=True, populate_existing=True)
+    """The row locked against other changes of it, but not against rows that refer to it.
+
+    Who makes such a row holds the quota already, which is locked after the account here.
+    """
+    lock = {"key_share": True}
+    account = session.get(Account, account_id, with_for_update=lock, populate_existing=True)
     if account is None:
         raise NotFound("Account not found.")
     return account

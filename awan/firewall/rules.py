@@ -89,6 +89,8 @@ def check_protocol(
 def parse_prefix(text: str) -> IPv4Network | IPv6Network:
     """An address or prefix of either family; host bits are cleared. Raises: ValueError with a sentence."""
     try:
+        if "%" in text:  # a zone, which is no part of an address on the wire
+            raise ValueError
         network = ip_network(text.strip(), strict=False)
     except ValueError:
         raise ValueError(

@@ -184,11 +184,14 @@ def scrub_seed(instance_id: str) -> None:
 
 
 def _note_scrubbed(instance_id: UUID, *, has_password: bool) -> None:
-    """Raises: EngineUnavailable while a password is being set, whose seed is still that of the first boot."""
+    """Raises: EngineUnavailable while an operation runs, which may write the seed of the first boot anew."""
     with transaction() as session:
+        resource = lock(session, instance_id)
         instance = session.get_one(Instance, instance_id, with_for_update=True)
-        if instance.new_password_secret_id is not None:
-            raise EngineUnavailable("seed", "scrub", "a password is being set")
+        assert resource is not None
+        is_busy = resource.active_operation_id is not None
+        if is_busy and instance.desired_state != DesiredState.DELETED:
+            raise EngineUnavailable("seed", "scrub", "an operation runs on the instance")
         instance.seed_generation = SCRUBBED_GENERATION
         instance.seed_has_password = has_password
         instance.seed_look_at, instance.seed_heard_at = now(), None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from sqlalchemy import select
@@ -43,7 +43,9 @@ def add(session: Session, caller: Caller, instance_id: UUID) -> Operation:
     if _address_of(session, instance) is not None:
         raise Conflict(HAS_ONE)
     operation_id = new_id()
-    address = allocate(session, caller, instance.location_id, operation_id=operation_id)
+    # An operator acts for the owner: the address is theirs, in quota, price and bill.
+    owner = replace(caller, account_id=instance.account_id, currency=instance.currency)
+    address = allocate(session, owner, instance.location_id, operation_id=operation_id)
     assert address.resource_id is not None
     resource = session.get_one(Resource, address.resource_id)
     return _begin(session, caller, held, instance, {instance_id: address}, operation_id, resource)
@@ -56,7 +58,7 @@ def change(
 
     The address that it had stays the account's. Raises: NotFound, Invalid (address), Conflict (busy, nothing to do).
     """
-    get_owned(session, caller, ResourceKind.INSTANCE, instance_id)
+    account_id = get_owned(session, caller, ResourceKind.INSTANCE, instance_id).account_id
     location_id = session.get_one(Instance, instance_id).location_id
     if resource_id is None:
         held = _lock(session, caller, [instance_id], [])
@@ -64,7 +66,7 @@ def change(
         if _address_of(session, instance) is None:
             raise Conflict(HAS_NONE)
         return _begin(session, caller, held, instance, {instance_id: None})
-    found = find_owned_address(session, caller.account_id, resource_id, location_id=location_id)
+    found = find_owned_address(session, account_id, resource_id, location_id=location_id)
     if found is None:
         raise Invalid.field("public_network", UNKNOWN_ADDRESS)
     held = _lock(session, caller, [instance_id], [resource_id])
@@ -85,13 +87,13 @@ def attach(
 
     Raises: NotFound, Invalid (instance), Conflict (has an address, address in other use, not attached, busy).
     """
-    get_owned(session, caller, ResourceKind.PUBLIC_IP, resource_id)
-    found = find_owned_address(session, caller.account_id, resource_id)
+    account_id = get_owned(session, caller, ResourceKind.PUBLIC_IP, resource_id).account_id
+    found = find_owned_address(session, account_id, resource_id)
     if found is None:
         raise NotFound("Public network not found.")
     location_id = session.get_one(Pool, found.pool_id).location_id
     if instance_id is not None:
-        _check_instance(session, caller, instance_id, location_id)
+        _check_instance(session, caller, instance_id, account_id, location_id)
     source_id = _instance_of(session, found)
     ids = {it for it in (source_id, instance_id) if it is not None}
     held = _lock(session, caller, sorted(ids), [resource_id])
@@ -115,13 +117,15 @@ def attach(
     return _begin(session, caller, held, instance, wanted)
 
 
-def _check_instance(session: Session, caller: Caller, instance_id: UUID, location_id: int) -> None:
+def _check_instance(
+    session: Session, caller: Caller, instance_id: UUID, account_id: UUID, location_id: int
+) -> None:
     """Raises: Invalid, in the same words for an instance that is absent, another's, or in another location."""
     try:
-        get_owned(session, caller, ResourceKind.INSTANCE, instance_id)
+        resource = get_owned(session, caller, ResourceKind.INSTANCE, instance_id)
     except NotFound as err:
         raise Invalid.field("instance_id", UNKNOWN_INSTANCE) from err
-    if session.get_one(Instance, instance_id).location_id != location_id:
+    if (resource.account_id, resource.location_id) != (account_id, location_id):
         raise Invalid.field("instance_id", UNKNOWN_INSTANCE)
 
 

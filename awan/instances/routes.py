@@ -5,8 +5,10 @@ from __future__ import annotations
 from uuid import UUID
 
 from fastapi import APIRouter, Depends
+from sqlalchemy.orm import Session
 
-from awan.accounts import Caller, authenticated, idempotent, replay
+from awan.accounts import Caller, authenticated, once, replay
+from awan.accounts.idempotency import EarlierAnswer
 from awan.errors import Invalid
 from awan.instances import bulk, guest, service
 from awan.instances import create as creation
@@ -89,22 +91,20 @@ def create_instance(
     body: InstanceCreate = Depends(form_body(InstanceCreate)),
 ) -> Answer:
     """Create instance."""
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            return again(session, call.earlier)
+
+    def create(session: Session) -> tuple[Answer, UUID]:
         instance, operation = creation.create_instance(session, caller, body)
         data = show_detail(session, service.get_kept_view(session, instance.instance_id))
-        return call.keep(
-            answer(
-                "Vm berhasil dibuat",
-                data,
-                status=202,
-                operation=operation_view(operation),
-                warnings=None if body.use_public_ip or body.vswitch else [CONSOLE_ONLY],
-            ),
-            instance.instance_id,
+        begun = answer(
+            "Vm berhasil dibuat",
+            data,
+            status=202,
+            operation=operation_view(operation),
+            warnings=None if body.use_public_ip or body.vswitch else [CONSOLE_ONLY],
         )
+        return begun, instance.instance_id
+
+    return once(request, caller, create, again)
 
 
 @router.get("/options", response_model=Envelope[list[InstanceOption]])
@@ -142,13 +142,16 @@ def act_on_instances(
     An instance on which nothing can be begun (busy, or in the wrong state) has an error and leaves the others alone.
     202 says that something was begun, 200 that nothing was: all were refused, or the label is on none.
     """
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            return replay(call.earlier, bulk.recall(session, call.earlier.resource_id or ""))
+
+    def act(session: Session) -> tuple[Answer, str]:
         results = bulk.act(session, caller, body)
         status = 202 if any(result.operation for result in results) else 200
-        return call.keep(answer("Bulk action", results, status=status), bulk.remember(results))
+        return answer("Bulk action", results, status=status), bulk.remember(results)
+
+    def recall(session: Session, earlier: EarlierAnswer) -> Answer:
+        return replay(earlier, bulk.recall(session, earlier.resource_id or ""))
+
+    return once(request, caller, act, recall)
 
 
 @router.get("/{instance_uuid:uuid}", response_model=Envelope[InstanceDetail])
@@ -182,25 +185,22 @@ def delete_instance(
     ),
 ) -> Answer:
     """Delete instance. The same as `POST` with `_method=DELETE`."""
-    with transaction() as session:
-        call = idempotent(session, caller, request)
-        if call.earlier:
-            operation = (
-                session.get(Operation, call.earlier.operation_id)
-                if call.earlier.operation_id
-                else None
-            )
-            return replay(call.earlier, [], operation=operation_view(operation))
+
+    def delete(session: Session) -> tuple[Answer, UUID]:
         operation = service.delete(session, caller, instance_uuid, remove_ip=body.remove_ip)
-        return call.keep(
-            answer(
-                "Virtual machine is on terminating process",
-                [],
-                status=202,
-                operation=operation_view(operation),
-            ),
-            instance_uuid,
+        begun = answer(
+            "Virtual machine is on terminating process",
+            [],
+            status=202,
+            operation=operation_view(operation),
         )
+        return begun, instance_uuid
+
+    def recall(session: Session, earlier: EarlierAnswer) -> Answer:
+        operation = session.get(Operation, earlier.operation_id) if earlier.operation_id else None
+        return replay(earlier, [], operation=operation_view(operation))
+
+    return once(request, caller, delete, recall)
 
 
 @router.post("/{instance_uuid:uuid}", status_code=202, response_model=Envelope[list[str]])

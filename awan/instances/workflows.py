@@ -255,7 +255,7 @@ START = register(
         workflow="instance.start.v1",
         kind="instance.start",
         steps=(
-            Step("port", make_ports, percent=10),
+            Step("port", make_ports, note_power, percent=10),
             Step("power", power_on, note_power, percent=40),
             Step("port_up", wait_for_ports, percent=80),
         ),

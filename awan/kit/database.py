@@ -100,6 +100,8 @@ def sqlalchemy_url(database_url: str) -> str:
 # of the one that takes its work over may wait for them.
 IDLE_TRANSACTION_MAX_S = 20
 IDLE_TRANSACTION_ENDED = "25P03"
+# Deadlock, serialization failure.
+DEADLOCK_STATES = ("40P01", "40001")
 
 # A connection that has rested for longer is asked whether it still lives before it is used. One that was lost within
 # this time fails once, with which the pool gives up all that it has.
@@ -210,6 +212,11 @@ def _unavailable_when_lost() -> Iterator[None]:
                 "The database is not reachable at the moment. Please try again."
             ) from err
         raise
+
+
+def is_deadlock(err: DBAPIError) -> bool:
+    """Whether PostgreSQL ended the transaction because it and another waited for each other: tried again it passes."""
+    return getattr(err.orig, "sqlstate", None) in DEADLOCK_STATES
 
 
 def is_connection_error(err: DBAPIError) -> bool:

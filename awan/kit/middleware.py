@@ -37,7 +37,7 @@ from awan.errors import (
     Unavailable,
 )
 from awan.kit import forms
-from awan.kit.database import is_connection_error
+from awan.kit.database import is_connection_error, is_deadlock
 from awan.kit.http import (
     BODY_REFUSED,
     STREAM_TYPE,
@@ -300,7 +300,9 @@ def _on_database_error(request: Request, err: DBAPIError) -> Response:
     state = getattr(err.orig, "sqlstate", None)
     if not is_connection_error(err) and state not in RETRYABLE_SQLSTATES:
         raise err
-    log.warning("request.database_unavailable", sqlstate=state)
+    log.warning("request.database_unavailable", sqlstate=state, detail=str(err.orig))
+    if is_deadlock(err):
+        return error_answer(Unavailable("Another change got in the way. Please try again."))
     return error_answer(Unavailable("The database is not available at the moment."))
 
 

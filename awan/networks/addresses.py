@@ -154,12 +154,12 @@ def release_address(session: Session, caller: Caller, resource_id: UUID) -> None
     """
     # Locks are taken in the same order everywhere: resource, instance, quota, node, address.
     resource = lock_owned(session, caller, ResourceKind.PUBLIC_IP, resource_id)
-    address = find_owned_address(session, caller.account_id, resource_id)
+    address = find_owned_address(session, resource.account_id, resource_id)
     if address is None:
         raise NotFound("Public network not found.")
     # Before the quota is waited for: whoever ends the instance that has the address holds it, and waits for us.
     _refuse_if_in_use(address)
-    quotas.give_back(session, caller.account_id, public_ips=1)
+    quotas.give_back(session, resource.account_id, public_ips=1)
     if not lock_owned_address(session, address):
         raise NotFound("Public network not found.")
     _refuse_if_in_use(address)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeVar
 
 from sqlalchemy import and_, delete, func, select
@@ -18,7 +18,13 @@ from awan.events import record
 from awan.kit.ids import new_id
 from awan.networks.models import Address, Pool, PrefixPool
 from awan.networks.names import mark_pool_stale
-from awan.networks.rules import parse_gateway, parse_prefix, switch_name, usable_addresses
+from awan.networks.rules import (
+    parse_gateway,
+    parse_prefix,
+    parse_server,
+    switch_name,
+    usable_addresses,
+)
 
 T = TypeVar("T")
 # Two pools that are made at once must see each other, or both could hold one address.
@@ -44,7 +50,7 @@ def create_pool(
     location = check_location(session, location_id)
     network = parsed("cidr", lambda: parse_prefix(cidr))
     router = parsed("gateway", lambda: parse_gateway(network, gateway))
-    servers = parsed("dns_servers", lambda: [ip_address(server) for server in dns_servers])
+    servers = parsed("dns_servers", lambda: [parse_server(server) for server in dns_servers])
     excluded = parsed("reserved", lambda: [IPv4Address(address) for address in reserved])
     session.execute(select(func.pg_advisory_xact_lock(POOLS_LOCK_ID)))
     refuse_overlap(session, network)
@@ -157,10 +163,11 @@ def delete_pool(session: Session, caller: Caller, pool_id: int) -> None:
     pool = session.get(Pool, pool_id, with_for_update=True)
     if pool is None:
         raise NotFound("Pool not found.")
-    owned = session.scalar(
-        select(func.count()).where(Address.pool_id == pool_id, Address.account_id.is_not(None))
-    )
-    if owned:
+    # Locked, so that none is taken between this look and the removal.
+    owners = session.scalars(
+        select(Address.account_id).where(Address.pool_id == pool_id).with_for_update()
+    ).all()
+    if owned := sum(1 for owner in owners if owner is not None):
         raise Conflict(f"{owned} addresses of the pool belong to customers.")
     if session.scalar(select(func.count()).where(PrefixPool.pool_id == pool_id)):
         raise Conflict("A pool of routed prefixes stands on this pool.")

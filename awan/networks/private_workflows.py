@@ -21,7 +21,7 @@ from awan.accounts import quotas
 from awan.catalogue import engines
 from awan.engines.fabric import GatewaySpec, PrivateNetworkSpec, PublicNetworkSpec
 from awan.engines.fabric.private import choose_gateway_chassis
-from awan.errors import EngineUnavailable
+from awan.errors import EngineRejected, EngineUnavailable
 from awan.fleet.models import Node, NodeHealth, NodeState
 from awan.kit.clock import now
 from awan.kit.database import transaction
@@ -49,7 +49,8 @@ class Wish:
 def push_network(resource_id: UUID) -> bool:
     """Makes the fabric as the rows have the network; whether anything of it had to be changed.
 
-    Raises: EngineUnavailable, also when the rows change all the time or no node could carry the gateway.
+    Raises: EngineUnavailable, also when the rows change all the time; EngineRejected when no node could carry the
+    gateway.
     """
     has_changed = False
     for _ in range(PUSHES_MAX):
@@ -125,7 +126,7 @@ def _read_wish(session: Session, resource_id: UUID) -> Wish:
 def find_chassis(session: Session, location_id: int, switch: str) -> tuple[str, ...]:
     """The nodes that may carry a gateway, or another router, of this name: those that answer, or all when none does.
 
-    Raises: EngineUnavailable.
+    Raises: EngineRejected.
     """
     nodes = session.scalars(
         select(Node).where(
@@ -139,7 +140,7 @@ def find_chassis(session: Session, location_id: int, switch: str) -> tuple[str, 
         switch, [str(node.ovn_system_id) for node in answering or nodes]
     )
     if not chosen:
-        raise EngineUnavailable("fabric", "choose the gateway's nodes", "the location has none")
+        raise EngineRejected("fabric", "choose the gateway's nodes", "the location has none")
     return chosen
 
 
@@ -249,7 +250,7 @@ def mark_removed(session: Session, target: Target) -> None:
 def mark_not_removed(session: Session, target: Target, failure: Failure) -> None:
     """A deletion that could not be finished stays wanted; it can be asked for again."""
     network = _find(session, target.subject_id, is_locked=True)
-    network.state, network.status_reason = PrivateNetworkState.ERROR, failure.message
+    network.state, network.status_reason = PrivateNetworkState.DELETING, failure.message
 
 
 def _find(session: Session, resource_id: UUID, *, is_locked: bool = False) -> PrivateNetwork:

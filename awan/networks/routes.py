@@ -43,7 +43,7 @@ from awan.networks.schemas import (
 from awan.networks.workflows import SET_RDNS
 from awan.operations import summary
 from awan.operations.quick import status_of, wait_for_success
-from awan.resources import ResourceKind, in_path
+from awan.resources import Resource, ResourceKind, in_path
 
 GOES_ON = "The change was accepted and takes longer: follow its operation."
 
@@ -189,7 +189,10 @@ def _replay_address(session: Session, caller: Caller, earlier: EarlierAnswer) ->
 
 
 def _released(session: Session, caller: Caller, resource_id: UUID) -> PublicAddressView:
-    row = addresses.get_released_row(session, caller.account_id, resource_id)
+    account_id = session.get_one(
+        Resource, resource_id
+    ).account_id  # an operator releases for its owner
+    row = addresses.get_released_row(session, account_id, resource_id)
     return _views(session, [row])[0].model_copy(update={"status": "releasing"})
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from awan.engines.fabric import PublicNetworkSpec
@@ -25,7 +25,7 @@ from awan.firewall import Firewall
 from awan.firewall.groups import request_apply_group
 from awan.firewall.models import FirewallGroup
 from awan.firewall.service import request_apply
-from awan.fleet import NodeHealth
+from awan.fleet import Node, NodeHealth
 from awan.instances.models import Instance
 from awan.instances.recover import ACTOR, Reason
 from awan.instances.rules import SETTLED_STATES
@@ -40,7 +40,11 @@ from awan.reconcile.firewall_groups import compare_groups
 from awan.reconcile.models import StrayKind
 from awan.reconcile.power import Verdict
 from awan.reconcile.prefix_routers import compare_routers, put_back_prefix_routers
-from awan.reconcile.private_networks import compare_networks, put_back_private_networks
+from awan.reconcile.private_networks import (
+    compare_networks,
+    finish_deletions,
+    put_back_private_networks,
+)
 from awan.reconcile.quarantine import Scope, Stray, update_quarantine
 from awan.reconcile.reading import Seen, Site, one_snapshot, open_sites, read
 from awan.reconcile.repairs import act, known_of
@@ -97,6 +101,7 @@ def check_location(location_id: int, *, with_files: bool = True) -> None:
     _apply_pending(location_id)
     put_back_private_networks(location_id)
     put_back_prefix_routers(location_id)
+    finish_deletions(location_id)
     (site, seen) = read(sites, with_files=with_files, with_chassis=False)[0]
     with one_snapshot() as session:
         expected = Expectations(session, first).of_location(
@@ -161,9 +166,15 @@ def _apply_pending(location_id: int) -> None:
         pending = session.scalars(
             select(Firewall.instance_id)
             .join(Instance, Instance.instance_id == Firewall.instance_id)
+            .join(Node, Node.node_id == Instance.node_id)
             .where(
                 Firewall.location_id == location_id,
                 Firewall.applied_revision < Firewall.wanted_revision,
+                # A node that is away confirms nothing; what it has to confirm can be pushed meanwhile.
+                or_(
+                    Firewall.pushed_revision < Firewall.wanted_revision,
+                    Node.health == NodeHealth.REACHABLE,
+                ),
                 Firewall.deleted_at.is_(None),
                 Instance.observed_state.in_(SETTLED_STATES),
             )

@@ -10,7 +10,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from awan.engines.fabric import PrivateNetworkFacts
-from awan.errors import EngineError
+from awan.errors import EngineError, EngineRejected
 from awan.events import record
 from awan.firewall import Firewall
 from awan.fleet.models import Node
@@ -20,11 +20,13 @@ from awan.kit.database import transaction
 from awan.networks.models import Address, Nic, NicRole, PrivateNetwork, PrivateNetworkState
 from awan.networks.private_networks import private_port_spec
 from awan.networks.private_rules import private_switch
-from awan.networks.private_workflows import mark_healed, push_network
+from awan.networks.private_workflows import DELETE, mark_healed, push_network
+from awan.operations import ControlPlane, begin
 from awan.reconcile.findings import Finding, FindingKind
 from awan.reconcile.rules import ExpectedPort
-from awan.resources import Resource, lock
+from awan.resources import Resource, ResourceKind, lock
 
+UNSETTLED = (PrivateNetworkState.ERROR, PrivateNetworkState.DELETING)
 log = structlog.get_logger(__name__)
 
 
@@ -99,7 +101,7 @@ def expected_networks(
     unsettled = set()
     for network, inet in rows:
         switch = private_switch(network.resource_id)
-        if network.resource_id in touched or network.state == PrivateNetworkState.ERROR:
+        if network.resource_id in touched or network.state in UNSETTLED:
             unsettled.add(switch)
         else:
             settled[switch] = str(inet) if inet is not None else None
@@ -168,6 +170,7 @@ def put_back_private_networks(location_id: int) -> None:
                 PrivateNetwork.location_id == location_id,
                 PrivateNetwork.deleted_at.is_(None),
                 PrivateNetwork.made_at.is_not(None),
+                PrivateNetwork.state != PrivateNetworkState.DELETING,
                 Resource.active_operation_id.is_(None),
             )
             .order_by(PrivateNetwork.network_id)
@@ -175,12 +178,43 @@ def put_back_private_networks(location_id: int) -> None:
     for resource_id in ids:
         try:
             has_changed = push_network(resource_id)
+        except EngineRejected as err:
+            log.warning("private network was refused", network=str(resource_id), error=str(err))
+            continue
         except EngineError as err:
             log.warning(
                 "private network was not looked at", network=str(resource_id), error=str(err)
             )
             return
         _note(resource_id, has_changed)
+
+
+def finish_deletions(location_id: int) -> None:
+    """Deletions of private networks that failed are begun again, now that the fabric answers."""
+    with transaction() as session:
+        ids = session.scalars(
+            select(PrivateNetwork.resource_id)
+            .join(Resource, Resource.resource_id == PrivateNetwork.resource_id)
+            .where(
+                PrivateNetwork.location_id == location_id,
+                PrivateNetwork.deleted_at.is_(None),
+                PrivateNetwork.state == PrivateNetworkState.DELETING,
+                Resource.active_operation_id.is_(None),
+            )
+        ).all()
+    for resource_id in ids:
+        with transaction() as session:
+            resource = lock(session, resource_id)
+            if resource is None or resource.deleted_at or resource.active_operation_id is not None:
+                continue
+            begin(
+                session,
+                caller=ControlPlane(ACTOR),
+                plan=DELETE,
+                resource=resource,
+                resource_kind=ResourceKind.PRIVATE_NETWORK,
+                subject_id=resource_id,
+            )
 
 
 def _note(resource_id: UUID, has_changed: bool) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from fastapi.testclient import TestClient
 
+from awan import events
 from awan.accounts import KeyScope, quotas
-from awan.errors import QuotaExceeded
+from awan.accounts.models import AccountState
+from awan.accounts.service import change_account
+from awan.errors import AccountSuspended, QuotaExceeded
 from awan.kit.database import transaction
 from tests.support.tenants import make_tenant
 
@@ -155,3 +159,44 @@ def test_quotas_are_all_or_nothing(api: TestClient) -> None:
         quotas.take(session, account_id)
         quotas.give_back(session, account_id, instances=1, vcpus=9)
         assert quotas.limits(session, account_id)["vcpus"] == {"used": 0, "max": 4}
+
+
+def test_who_waited_while_the_account_was_closed_gets_nothing(api: TestClient) -> None:
+    tenant = make_tenant()
+
+    def take() -> None:
+        with transaction() as session:
+            quotas.take(session, tenant.account_id, instances=1)
+
+    with ThreadPoolExecutor(1) as threads:
+        with transaction() as session:
+            closed = AccountState.CLOSED
+            change_account(session, tenant.account_id, state=closed, actor="test")
+            taking = threads.submit(take)
+            with pytest.raises(TimeoutError):
+                taking.result(timeout=0.5)
+        with pytest.raises(AccountSuspended):
+            taking.result(timeout=10)
+    with transaction() as session:
+        assert quotas.limits(session, tenant.account_id)["instances"]["used"] == 0
+
+
+def test_an_account_is_changed_while_something_of_it_is_made(api: TestClient) -> None:
+    tenant = make_tenant()
+    with ThreadPoolExecutor(1) as threads, transaction() as session:
+        quotas.take(session, tenant.account_id, instances=1)
+
+        def change() -> None:
+            with transaction() as other:
+                change_account(other, tenant.account_id, quotas={"instances": 7}, actor="test")
+
+        changing = threads.submit(change)
+        with pytest.raises(TimeoutError):
+            changing.result(timeout=0.5)
+        # It holds the account and waits for our quota; a row that refers to the account waits for nobody.
+        events.record(
+            session, kind="test.made", actor="test", account_id=tenant.account_id, data={}
+        )
+        session.flush()
+        session.commit()
+        changing.result(timeout=10)

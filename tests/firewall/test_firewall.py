@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from uuid import UUID, uuid4
 
-from sqlalchemy import select, update
+import pytest
+from sqlalchemy import func, select, update
 
 from awan.engines.registry import sim_store
 from awan.events import Event
 from awan.firewall import Firewall, service
 from awan.firewall.models import FirewallTrial, Ipset, IpsetEntry, Rule
 from awan.firewall.trial import end_trials
+from awan.fleet import Node, NodeHealth
 from awan.kit.clock import now
 from awan.kit.database import transaction
-from awan.operations import ControlPlane
+from awan.operations import ControlPlane, Operation
 from awan.reconcile.audit import run_audit
 from awan.reconcile.locations import check_location
 from tests.firewall.conftest import SSH, Guarded, fabric_of
@@ -521,3 +523,30 @@ def test_what_is_pending_is_asked_for_once(guarded: Guarded) -> None:
     wait_until_idle()
     with transaction() as session:
         assert service.request_apply(session, requester, UUID(guarded.uuid)) is None
+
+
+def test_a_node_that_stays_away_is_not_asked_again_and_again(guarded: Guarded) -> None:
+    fabric = fabric_of(guarded.cloud)
+    (port,) = fabric.list_ports()
+    assert port.chassis is not None
+    fabric.set_chassis_alive(port.chassis, is_alive=False)
+    guarded.cloud.wait(guarded.send("PUT", action="DROP").json()["operation"]["uuid"])
+
+    def operations() -> int:
+        with transaction() as session:
+            return session.scalar(select(func.count()).select_from(Operation)) or 0
+
+    with transaction() as session:
+        session.execute(update(Node).values(health=NodeHealth.UNREACHABLE))
+    before = operations()
+    check_location(guarded.cloud.location_id)
+    check_location(guarded.cloud.location_id)
+    assert operations() == before
+    assert guarded.do("GET")["sync_status"] == "pending"
+
+
+@pytest.mark.parametrize("cidr", ["fe80::1%eth0", "2001:db8::%1/64"])
+def test_an_entry_has_no_zone(guarded: Guarded, cidr: str) -> None:
+    ipset = guarded.do("POST", "/ipsets", name="office", description="")
+    refused = guarded.send("POST", f"/ipsets/{ipset['id']}/cidrs", cidr=cidr, description="")
+    assert (refused.status_code, list(refused.json()["errors"])) == (422, ["cidr"])

@@ -8,8 +8,11 @@ from uuid import UUID, uuid4
 import pytest
 
 from awan.engines.registry import sim_store
-from awan.errors import EngineUnavailable
+from awan.errors import EngineRejected, EngineUnavailable
+from awan.instances.models import DesiredState, Instance
+from awan.kit.database import transaction
 from tests.support.changed_settings import changed_settings
+from tests.support.guests import create_settled
 from tests.support.simulated_cloud import SimulatedCloud
 
 VERBS = ("start", "stop", "restart")
@@ -113,3 +116,18 @@ def test_the_account_sees_its_operations(cloud: SimulatedCloud) -> None:
     assert shown["resource"] == {"kind": "instance", "uuid": first}
     assert (shown["percent"], shown["error"]) == (100, None)
     assert UUID(shown["uuid"])
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_start_that_failed_leaves_it_stopped_with_the_reason(cloud: SimulatedCloud) -> None:
+    http, uuid = cloud.customer.http, create_settled(cloud)
+    cloud.wait(http.post(f"/instances/{uuid}/stop").json()["operation"]["uuid"])
+    sim_store().faults.clear()
+    sim_store().faults.fail_at(1, EngineRejected)
+    begun = http.post(f"/instances/{uuid}/start").json()["operation"]["uuid"]
+    assert cloud.wait(begun)["status"] == "failed"
+    sim_store().faults.clear()
+    with transaction() as session:
+        instance = session.get_one(Instance, UUID(uuid))
+        assert instance.desired_state == DesiredState.STOPPED
+        assert instance.status_reason

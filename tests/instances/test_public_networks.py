@@ -521,3 +521,23 @@ def test_the_change_is_durable(
         )
         return
     proof(case(settings, cloud), None if is_full else proofs.first_middle_last)
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_operator_acts_for_the_owner(cloud: SimulatedCloud) -> None:
+    owner = Owner(cloud)
+    instance, address = owner.create(public=False)["uuid"], owner.take()
+    path = f"/instances/{instance}/public-network"
+    assert cloud.admin.post(path).status_code == 200
+    fresh = owner.show(instance)["public_network"]["uuid"]
+    listed = owner.http.get("/networks/public").json()["data"]["data"]
+    assert fresh in [row["uuid"] for row in listed], "it is the owner's"
+    assert owner.http.get("/account").json()["data"]["quotas"]["public_ips"]["used"] == 2
+    changed = cloud.admin.put(path, json={"public_network": address["uuid"]})
+    assert changed.status_code == 200, changed.text
+    stranger = cloud.new_customer("Stranger")
+    other = cloud.create_running(stranger, use_public_ip=False)["uuid"]
+    wait_until_booted(other)
+    moved = cloud.admin.put(f"/networks/public/{fresh}/instance", json={"instance_id": other})
+    assert (moved.status_code, list(moved.json()["errors"])) == (422, ["instance_id"])
+    assert run_audit() == []

@@ -12,12 +12,15 @@ from sqlalchemy import select
 
 from awan.catalogue import engines
 from awan.engines.hypervisor.fake import FakeHypervisor
+from awan.engines.registry import sim_store
+from awan.errors import EngineRejected
 from awan.fleet import Node, endpoint
 from awan.instances.models import Instance
 from awan.kit.database import transaction
 from awan.networks.models import Nic
 from awan.networks.private_rules import private_spec
 from awan.reconcile.audit import run_audit
+from awan.reconcile.locations import check_location
 from awan.reconcile.private_networks import put_back_private_networks
 from tests.networks.test_public_addresses import take
 from tests.support.in_process_worker import InProcessWorker, wait_until_idle
@@ -377,3 +380,20 @@ def ports_missing(cloud: SimulatedCloud, instance: str) -> bool:
     with transaction() as session:
         fabric = engines(session, cloud.location_id).fabric
     return len([it for it in fabric.list_ports() if it.instance_id == UUID(instance)]) == 1
+
+
+def test_a_deletion_that_failed_is_finished_and_not_taken_back(
+    cloud: SimulatedCloud, worker: InProcessWorker
+) -> None:
+    one = make(cloud)
+    sim_store().faults.clear()
+    sim_store().faults.fail_at(1, EngineRejected)
+    answer = cloud.customer.http.delete(f"/networks/private/{one['uuid']}")
+    assert cloud.wait(answer.json()["operation"]["uuid"])["status"] == "failed"
+    sim_store().faults.clear()
+    assert shown(cloud, one["uuid"])["status"] == "deleting"
+    check_location(cloud.location_id)
+    wait_until_idle()
+    assert cloud.customer.http.get(f"/networks/private/{one['uuid']}").status_code == 404
+    assert quota(cloud) == 0
+    assert run_audit() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -267,3 +268,29 @@ def test_a_pool_goes_when_nobody_has_an_address_of_it(cloud: SimulatedCloud) -> 
     refused = cloud.customer.http.post("/networks/public", json={"location_id": cloud.location_id})
     assert refused.status_code == 503
     assert cloud.customer.http.delete(f"/networks/public/{uuid4()}").status_code == 404
+
+
+def test_a_pool_is_not_removed_under_an_address_that_is_just_taken(cloud: SimulatedCloud) -> None:
+    (pool,) = [
+        row for row in cloud.admin.get("/admin/pools").json()["data"] if row["cidr"].endswith("/24")
+    ]
+    with ThreadPoolExecutor(1) as threads:
+        with transaction() as session:
+            address = session.scalars(
+                select(Address).where(Address.state == AddressState.AVAILABLE).limit(1)
+            ).one()
+            address.account_id = cloud.customer.account_id
+            session.flush()
+            removal = threads.submit(cloud.admin.delete, f"/admin/pools/{pool['id']}")
+            with pytest.raises(TimeoutError):
+                removal.result(timeout=0.5)
+        answer = removal.result(timeout=10)
+    assert (answer.status_code, answer.json()["type"]) == (409, "INVALID_OPERATION")
+
+
+def test_an_operator_releases_an_address_for_its_owner(cloud: SimulatedCloud) -> None:
+    made = take(cloud)
+    assert cloud.admin.delete(f"/networks/public/{made['uuid']}").status_code == 200
+    assert cloud.customer.http.get("/networks/public").json()["data"]["data"] == []
+    limits = cloud.customer.http.get("/account").json()["data"]["quotas"]
+    assert limits["public_ips"]["used"] == 0

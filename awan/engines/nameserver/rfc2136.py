@@ -31,13 +31,15 @@ from awan.engines.nameserver import (
     RecordKind,
     Zones,
 )
-from awan.errors import EngineRejected, EngineUnavailable
+from awan.errors import EngineError, EngineRejected, EngineUnavailable
 
 # About 100 bytes each on the wire, with the deletion that goes before it; a message has 64 KiB.
 RECORDS_PER_UPDATE = 200
 TRANSFER_MAX_S = 60.0
 # What a nameserver answers while it starts, or when another update is under way.
 PASSING = frozenset({dns.rcode.SERVFAIL})
+# Then there is no answer for any other zone either.
+AWAY = (OSError, EOFError, dns.exception.Timeout)
 
 T = TypeVar("T")
 
@@ -69,10 +71,18 @@ class Rfc2136Nameserver:
         return self._zones
 
     def ensure_records(self, wanted: Mapping[RecordKey, str | None]) -> None:
-        """See `Nameserver`."""
+        """See `Nameserver`. A zone that is refused does not keep the others from being told."""
+        refusals: list[EngineError] = []
         for zone, records in self._zones.split(wanted).items():
-            for batch in _batches(records):
-                self._update(zone, batch)
+            try:
+                for batch in _batches(records):
+                    self._update(zone, batch)
+            except EngineError as err:
+                if isinstance(err.__cause__, AWAY):
+                    raise
+                refusals.append(err)
+        if refusals:
+            raise refusals[0]
 
     def list_records(self) -> dict[RecordKey, tuple[str, ...]]:
         """See `Nameserver`."""

@@ -48,14 +48,18 @@ def knot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabNameserver]:
 
 
 def connect(
-    facts: LabNameserver, *, secret: str | None = None, port: int | None = None
+    facts: LabNameserver,
+    *,
+    secret: str | None = None,
+    port: int | None = None,
+    reverse: tuple[str, ...] | None = None,
 ) -> Nameserver:
-    """A client of the Knot; `secret` or `port` may be wrong ones."""
+    """A client of the Knot; `secret`, `port` or reverse zones may be wrong ones."""
     host, known_port = facts.server.split(":")
     key = TsigKey(
         facts.key_name, facts.key_algorithm, secret or Path(facts.key_file).read_text().strip()
     )
-    zones = Zones(facts.forward_zone, facts.reverse_zones)
+    zones = Zones(facts.forward_zone, reverse or facts.reverse_zones)
     return Rfc2136Nameserver(host, port or int(known_port), zones=zones, key=key)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from awan.engines.nameserver import Nameserver, RecordKey, RecordKind
 from awan.engines.registry import check_options
-from awan.errors import EngineRejected, EngineUnavailable, Invalid
+from awan.errors import EngineError, EngineRejected, EngineUnavailable, Invalid
 from awan.kit.resolving import LookupFailed, look_up_ipv4, split_server
 from lab.layout import LabNameserver
 from lab.processes import run
@@ -96,3 +96,21 @@ def test_other_clients_see_what_was_set(knot: LabNameserver, rfc2136: Nameserver
     config = knot.key_file.parent / "run" / "knot.conf"
     shown = run(["knotc", "-c", str(config), "zone-read", knot.forward_zone, "web"]).stdout
     assert "A 198.18.7.9" in shown
+
+
+def test_a_zone_that_is_refused_does_not_hold_up_the_others(knot: LabNameserver) -> None:
+    good = connect(knot)
+    reverse = (good.zones.reverse[0], "2.0.192.in-addr.arpa")
+    partly = connect(knot, reverse=reverse)
+    wanted = {
+        RecordKey("1.2.0.192.in-addr.arpa", RecordKind.PTR): "a.example",
+        RecordKey("mail.jkt1.awan.example", RecordKind.A): "198.18.7.10",
+        RecordKey(f"9.{reverse[0]}", RecordKind.PTR): "b.example",
+    }
+    with pytest.raises(EngineError):
+        partly.ensure_records(wanted)
+    found = good.list_records()
+    assert {key.name for key in wanted if key in found} == {
+        "mail.jkt1.awan.example",
+        f"9.{reverse[0]}",
+    }
