@@ -23,6 +23,7 @@ from awan.kit.database import transaction
 from awan.kit.secrets import Secret, get_secret
 from awan.operations import durable
 from awan.reconcile import run_audit
+from awan.resources import Resource
 from awan.settings import Settings
 from tests.support.guests import cd, create_ready, guest, instance_row, seeds, set_sign
 from tests.support.in_process_worker import InProcessWorker, wait_until_idle
@@ -244,12 +245,12 @@ def test_a_password_that_is_set_while_the_first_seed_is_taken_away_is_not_lost(
         stop(cloud, uuid)
         assert put(cloud, uuid).status_code == 200
         with transaction() as session:
-            row = session.get_one(Instance, UUID(uuid))
-            row.new_password_secret_id = row.password_secret_id
+            operation_id = session.get_one(Instance, UUID(uuid)).create_operation_id
+            session.get_one(Resource, UUID(uuid)).active_operation_id = operation_id
         with pytest.raises(EngineUnavailable):
             scrub_seed(uuid)
         with transaction() as session:
-            session.get_one(Instance, UUID(uuid)).new_password_secret_id = None
+            session.get_one(Resource, UUID(uuid)).active_operation_id = None
         scrub_seed(uuid)
     assert instance_row(uuid).seed_has_password
     assert seeds(uuid) == [cd(uuid)] == [f"seed-{uuid}-2.iso"]
