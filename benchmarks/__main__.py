@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...] [--record]`."""
+"""`python -m benchmarks [NAME ...] [--record]`, and `python -m benchmarks firewall --curve [--record]`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from benchmarks import (
     entry_points,
     events,
     firewall,
+    firewall_curve,
     metrics,
     recovery,
 )
@@ -36,11 +37,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--record", action="store_true", help="put the figures into RESULTS.md")
+    parser.add_argument(
+        "--curve",
+        action="store_true",
+        help="instead of `firewall`: how it grows up to 10,000 ports (half an hour)",
+    )
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(BENCHMARKS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
-    for name in arguments.names or [name for name in BENCHMARKS if name != "entry_points"]:
-        BENCHMARKS[name](record=arguments.record)
+    benchmarks = dict(BENCHMARKS)
+    if arguments.curve:
+        if arguments.names != ["firewall"]:
+            parser.error("--curve goes with `firewall` alone")
+        benchmarks["firewall"] = firewall_curve.run
+    for name in arguments.names or [name for name in benchmarks if name != "entry_points"]:
+        benchmarks[name](record=arguments.record)
 
 
 if __name__ == "__main__":

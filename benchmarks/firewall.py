@@ -74,7 +74,7 @@ def _measure_scale(lab: Lab) -> list[Row]:
                 spec = _port(network, firewall.firewall_id, made)
                 fabric.ensure_port(spec)
                 if made <= len(info.nodes):
-                    _bind(lab, info.nodes[made - 1].name, spec)
+                    bind(lab, info.nodes[made - 1].name, spec)
                     node = info.nodes[made - 1].system_id
                     assert fabric.wait_port_up(spec.port_id, node, timeout_s=30)
             firewall, replaced = _replace_rounds(fabric, firewall, RULES)
@@ -86,7 +86,9 @@ def _measure_scale(lab: Lab) -> list[Row]:
                 Row("the same, p95", f"{percentile(replaced, 95):.2f} s", goal),
                 Row(f"one of {RULES} rules changed on {what} → confirmed", spread(single)),
             ]
-        fabric.ensure_firewall(replace(firewall, revision=firewall.revision + 1, rules=_rules(200)))
+        fabric.ensure_firewall(
+            replace(firewall, revision=firewall.revision + 1, rules=make_rules(200))
+        )
         rows += _time_new_ports(lab, fabric, network, firewall.firewall_id, made)
         rows += _measure_group(lab, fabric, network)
     finally:
@@ -109,14 +111,24 @@ def _port(network: PublicNetworkSpec, firewall_id: UUID, number: int) -> PortSpe
     )
 
 
-def _bind(lab: Lab, node: str, spec: PortSpec) -> None:
+def bind(lab: Lab, node: str, spec: PortSpec) -> None:
     """An interface of the port on the node, without a guest behind it."""
-    name = f"b{spec.port_id.hex[:8]}"
+    name = _interface(spec)
     add = ["add-port", "br-int", name, "--", "set", "Interface", name, "type=internal"]
     lab.node_exec(node, ["ovs-vsctl", *add, f"external_ids:iface-id={spec.port_id}"])
 
 
-def _rules(count: int, offset: int = 0) -> tuple[RuleSpec, ...]:
+def unbind(lab: Lab, node: str, spec: PortSpec) -> None:
+    """The interface goes again."""
+    lab.node_exec(node, ["ovs-vsctl", "del-port", "br-int", _interface(spec)])
+
+
+def _interface(spec: PortSpec) -> str:
+    return f"b{spec.port_id.hex[:8]}"
+
+
+def make_rules(count: int, offset: int = 0) -> tuple[RuleSpec, ...]:
+    """So many rules, all different: one port of TCP from one address each."""
     return tuple(
         RuleSpec(
             rule_id=uuid4(),
@@ -137,7 +149,7 @@ def _replace_rounds(
     took = []
     for number in range(ROUNDS):
         kept = firewall.rules[: RULES - count]
-        rules = (*kept, *_rules(count, 1000 * (number + 1)))
+        rules = (*kept, *make_rules(count, 1000 * (number + 1)))
         firewall = replace(firewall, revision=firewall.revision + 1, rules=rules)
         began_at = time.perf_counter()
         fabric.ensure_firewall(firewall)
@@ -154,7 +166,7 @@ def _time_new_ports(
     took = []
     for number in range(made + 1, made + 1 + NEW_PORTS):
         spec = _port(network, firewall_id, number)
-        _bind(lab, node.name, spec)
+        bind(lab, node.name, spec)
         began_at = time.perf_counter()
         fabric.ensure_port(spec)
         assert fabric.wait_port_up(spec.port_id, node.system_id, timeout_s=60)
@@ -167,7 +179,7 @@ def _time_new_ports(
 
 def _measure_group(lab: Lab, fabric: OvnFabric, network: PublicNetworkSpec) -> list[Row]:
     """A group that many firewalls share, each of one port: its rules replaced, and a firewall more that has it."""
-    group = FirewallGroupSpec(uuid4(), uuid4(), 1, _rules(RULES))
+    group = FirewallGroupSpec(uuid4(), uuid4(), 1, make_rules(RULES))
     joined = []
     for number in range(1, GROUP_MEMBERS + 1):
         firewall = FirewallSpec(uuid4(), uuid4(), 1, policy=RuleAction.DROP, groups=(group,))
@@ -178,11 +190,11 @@ def _measure_group(lab: Lab, fabric: OvnFabric, network: PublicNetworkSpec) -> l
         joined.append((time.perf_counter() - began_at) * 1000)
         if number <= len(lab.info.nodes):
             node = lab.info.nodes[number - 1]
-            _bind(lab, node.name, port)
+            bind(lab, node.name, port)
             assert fabric.wait_port_up(port.port_id, node.system_id, timeout_s=60)
     took = []
     for number in range(ROUNDS):
-        rules = _rules(RULES, 1000 * (number + 1))
+        rules = make_rules(RULES, 1000 * (number + 1))
         group = replace(group, revision=group.revision + 1, rules=rules)
         began_at = time.perf_counter()
         fabric.ensure_firewall_group(group)

@@ -62,21 +62,39 @@ def machine() -> str:
 
 def publish(title: str, command: str, rows: Sequence[Row], *, record: bool) -> None:
     """Prints the table; with `record` it replaces the section of this title in RESULTS.md."""
+    head = ("what", "measured", "goal")
+    publish_table(
+        title, command, head, [(it.what, it.value, it.goal) for it in rows], record=record
+    )
+
+
+def publish_table(
+    title: str,
+    command: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    record: bool,
+    notes: Sequence[str] = (),
+) -> None:
+    """As `publish`, with columns of its own; `notes` are lines below the table."""
     lines = [
         f"## {title}",
         "",
         f"`{command}` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. {machine()}",
         "",
-        "| what | measured | goal |",
-        "| --- | --- | --- |",
-        *(f"| {row.what} | {row.value} | {row.goal} |" for row in rows),
+        *(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)),
         "",
     ]
+    if notes:
+        lines += [*notes, ""]
     text = "\n".join(lines)
     print(text)
     if record:
         sections = RESULTS.read_text() if RESULTS.exists() else "# Results\n\n"
-        head, *parts = sections.split("\n## ")
+        head_text, *parts = sections.split("\n## ")
         kept = [part for part in parts if not part.startswith(f"{title}\n")]
-        joined = "\n## ".join([head.rstrip("\n") + "\n", *(p.rstrip("\n") + "\n" for p in kept)])
+        joined = "\n## ".join(
+            [head_text.rstrip("\n") + "\n", *(p.rstrip("\n") + "\n" for p in kept)]
+        )
         RESULTS.write_text(joined + "\n" + text)
