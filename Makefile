@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 AWAN := .venv/bin/awan
 
-.PHONY: help demo up down sim sim-down lint check test faults proofs packets fuzz one shell map bench lock openapi fmt
+.PHONY: help demo up down sim sim-down lint check test guests faults proofs packets fuzz one shell map bench lock openapi fmt
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ check: lint ## lint and the fast tests
 
 test: ## all suites, in one run
 	@$(PYTHON) -m pytest -q -n 2 --dist loadgroup
+
+guests: ## every test with real guests, where `make test` has a sample
+	@$(PYTHON) -m pytest -q -n 2 --full tests/lab
 
 faults: ## the full counts of crashes and faults, with a printed seed
 	@$(PYTHON) -m pytest tests/faults tests/lab/test_reconcile.py --full

@@ -11,13 +11,13 @@ from lab import LabInfo
 from tests.support import lab_cloud
 from tests.support.lab_cloud import LabCloud
 
-ACCIDENTS = 4
-"""How many tests with the mark `accident` a run has that is not full."""
+SAMPLE_SIZES = {"accident": 4, "story": 4}
+"""How many tests with the mark `sampled` of this kind a run has that is not full."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """The mark by which tests are chosen for the sample."""
-    config.addinivalue_line("markers", "accident: one of many; a sample of them unless --full")
+    config.addinivalue_line("markers", "sampled(kind): some of this kind in a run, all with --full")
 
 
 @pytest.fixture(scope="session")
@@ -43,13 +43,20 @@ def cloud(lab_cloud_session: LabCloud) -> Iterator[LabCloud]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without `--full` a few of the accidents are tried, others in each run."""
-    accidents = [item for item in items if item.get_closest_marker("accident")]
-    if config.getoption("full") or len(accidents) <= ACCIDENTS:
+    """Without `--full` a few tests of each sampled kind are run, others in each run."""
+    if config.getoption("full"):
         return
-    chosen = random.Random(config.getoption("randomly_seed", 0)).sample(
-        sorted(accidents, key=lambda item: item.nodeid), ACCIDENTS
-    )
-    left_out = [item for item in accidents if item not in chosen]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    left_out = set[pytest.Item]()
+    for kind, size in SAMPLE_SIZES.items():
+        several = [
+            item
+            for item in items
+            if (mark := item.get_closest_marker("sampled")) and mark.args[0] == kind
+        ]
+        if len(several) > size:
+            several.sort(key=lambda item: item.nodeid)
+            draw = random.Random(config.getoption("randomly_seed", 0))
+            left_out.update(draw.sample(several, len(several) - size))
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]

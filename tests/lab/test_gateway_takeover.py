@@ -19,6 +19,7 @@ SILENCE_S = float(Settings.model_fields["node_silence_s"].default)
 WATCHED_S = 70
 
 
+@pytest.mark.sampled("story")
 def test_a_gateway_moves_when_its_node_falls_silent(
     cloud: LabCloud, capsys: pytest.CaptureFixture[str]
 ) -> None:

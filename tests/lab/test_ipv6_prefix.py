@@ -31,6 +31,7 @@ def add_customers_record(cloud: LabCloud, name: str, address: str) -> None:
     assert dns.query.tcp(update, host, port=int(port), timeout=5).rcode() == 0
 
 
+@pytest.mark.sampled("story")
 def test_a_prefix_is_used_and_named(cloud: LabCloud) -> None:
     made = cloud.create_instance(hostname="six")
     uuid, ip = made["uuid"], made["ip_address"]

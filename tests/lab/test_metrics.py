@@ -67,6 +67,7 @@ def wait_for_round(cloud: LabCloud, uuid: str) -> None:
     )
 
 
+@pytest.mark.sampled("story")
 def test_a_busy_guest(cloud: LabCloud) -> None:
     shown = cloud.create_instance(hostname="busy")
     uuid, address = shown["uuid"], shown["ip_address"]

@@ -78,6 +78,7 @@ def longest_gap_s(answers: list[float]) -> float:
     return max(later - earlier for earlier, later in pairwise(answers))
 
 
+@pytest.mark.sampled("story")
 def test_an_address_with_a_name_moves_between_running_guests(cloud: LabCloud) -> None:
     first = cloud.create_instance(hostname="from")
     second = cloud.create_instance(hostname="to")

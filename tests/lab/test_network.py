@@ -27,6 +27,7 @@ def ping(cloud: LabCloud, source: str, target: str, count: int = 3) -> bool:
     return cloud.ssh(source, command).returncode == 0
 
 
+@pytest.mark.sampled("story")
 def test_guests_of_two_customers(cloud: LabCloud) -> None:
     stranger = cloud.customer("Another customer")
     created = [

@@ -29,6 +29,7 @@ def why_off(cloud: LabCloud, uuid: str) -> str:
     return state.removeprefix("shut off").strip(" ()")
 
 
+@pytest.mark.sampled("story")
 def test_graceful_and_forced(cloud: LabCloud) -> None:
     shown = cloud.create_instance(hostname="lamp")
     uuid, address = shown["uuid"], shown["ip_address"]

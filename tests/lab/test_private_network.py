@@ -15,6 +15,7 @@ MIB = 1024**2
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 
+@pytest.mark.sampled("story")
 def test_a_private_database(cloud: LabCloud, capsys: pytest.CaptureFixture[str]) -> None:
     where = {"location_id": cloud.location_id}
     made = cloud.client.post("/networks/private", json={"name": "backend", **where}).json()

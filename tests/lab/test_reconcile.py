@@ -22,7 +22,7 @@ from tests.support import fault_report, lab_inspection
 from tests.support.fault_report import FaultRow
 from tests.support.lab_cloud import LabCloud, until
 
-pytestmark = [pytest.mark.lab, pytest.mark.accident, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.lab, pytest.mark.sampled("accident"), pytest.mark.timeout(900)]
 
 SOON_S = 20.0
 LATER_S = 60.0

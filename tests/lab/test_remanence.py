@@ -24,6 +24,7 @@ def find_on_disk(cloud: LabCloud, address: str, marker: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.sampled("story")
 def test_nothing_of_a_deleted_disk_comes_back(cloud: LabCloud) -> None:
     marker = f"remains-of-{uuid4().hex}"
     nodes = {row["name"]: row["uuid"] for row in cloud.admin.get("/admin/nodes").json()["data"]}
