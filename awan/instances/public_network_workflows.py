@@ -22,10 +22,12 @@ from awan.engines.fabric import PortSpec, PublicNetworkSpec
 from awan.engines.hypervisor import CardHeld, NicSpec, Power
 from awan.errors import Conflict, EngineUnavailable
 from awan.events import record
-from awan.instances.models import DesiredState, Instance, PublicNetworkChange
+from awan.instances.left_over_addresses import ACTOR, CHANGE_KIND
+from awan.instances.models import Instance, PublicNetworkChange
+from awan.instances.recover import repair_after_late_step
 from awan.instances.rules import NIC_HELD
 from awan.instances.situation import Situation, nic_specs, read_situation
-from awan.instances.steps import PORT_UP_TIMEOUT_S, push_firewall
+from awan.instances.steps import PORT_UP_TIMEOUT_S, lives, push_firewall
 from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.networks import Address
@@ -233,19 +235,22 @@ def mark_changed(session: Session, target: Target) -> None:
 
 
 def mark_unchanged(session: Session, target: Target, failure: Failure) -> None:
-    """All is as before; an address that was allocated for this goes back."""
+    """All is as before; an address that was allocated for this goes back.
+
+    Unless its port could not be undone: then it goes back when a repair or a deletion has removed the port.
+    """
     for row in _end_changes(session, target):
         instance = session.get_one(Instance, row.instance_id, with_for_update=True)
         if instance.deleted_at is None and not failure.cancelled:
             instance.status_reason = failure.message
             instance.updated_at = now()
+    if failure.left_over:
+        return
     allocated = select(Address).where(
         Address.operation_id == target.operation_id, Address.state == AddressState.FREE
     )
     for address in session.scalars(allocated).all():
-        give_back_allocated(
-            session, address, actor="system:public_network", operation_id=target.operation_id
-        )
+        give_back_allocated(session, address, actor=ACTOR, operation_id=target.operation_id)
 
 
 def _end_changes(session: Session, target: Target) -> list[PublicNetworkChange]:
@@ -278,22 +283,24 @@ def _lock_addresses(session: Session, row: PublicNetworkChange) -> dict[UUID, Ad
 
 
 def remove_late_ports(target: Target) -> None:
-    """A port that a late step has made of an instance that is gone, or has no public address, is not there."""
+    """A port that a late step has made of an instance that is gone is not there; one that lives is repaired."""
     with transaction() as session:
         operation = session.get_one(Operation, target.operation_id)
         assert operation.resource_id is not None
         instance = session.get_one(Instance, operation.resource_id)
         port_id = public_nic_id(instance.create_operation_id)
-        if instance.desired_state != DesiredState.DELETED and instance.holds_quota:
-            return
         fabric = engines(session, instance.location_id).fabric
-    fabric.ensure_port_absent(port_id)
+        is_alive = lives(instance)
+    if is_alive:
+        repair_after_late_step(instance.instance_id)
+    else:
+        fabric.ensure_port_absent(port_id)
 
 
 CHANGE = register(
     Plan(
         workflow="instance.change_public_network.v1",
-        kind="instance.change_public_network",
+        kind=CHANGE_KIND,
         steps=(
             Step("take_port", take_ports, undo_take_ports, percent=5),
             Step("port", put_ports, undo_put_ports, percent=15),

@@ -21,6 +21,7 @@ from awan.engines.hypervisor import CardHeld, Power
 from awan.engines.volumes import VolumeHandle
 from awan.errors import Conflict, EngineUnavailable
 from awan.events import record
+from awan.instances.left_over_addresses import give_back_left_over
 from awan.instances.models import DesiredState, Instance, ObservedState
 from awan.instances.rules import CRASHED_AGAIN, PAUSED, PAUSED_BY_DISK, repair_delay_s
 from awan.instances.situation import (
@@ -37,6 +38,7 @@ from awan.instances.steps import (
     make_ports,
     observed_of,
     power_on,
+    remove_left_over_port,
     settle_late_step,
     wait_for_ports,
 )
@@ -176,12 +178,19 @@ def note_seen_power(target: Target) -> None:
             instance.observed_state = observed_of(found)
 
 
+def put_back_ports(target: Target) -> None:
+    """The ports are as they should be, and there is no public one that the instance does not have."""
+    make_ports(target)
+    remove_left_over_port(target)
+
+
 def mark_repaired(session: Session, target: Target) -> None:
-    """What was missing is back."""
+    """What was missing is back, and what was left over is gone."""
     instance = session.get_one(Instance, target.subject_id, with_for_update=True)
     if instance.deleted_at is None:
         instance.status_reason = None
         instance.updated_at = now()
+    give_back_left_over(session, target.subject_id, target.operation_id)
 
 
 REPAIR = register(
@@ -191,7 +200,7 @@ REPAIR = register(
         steps=(
             Step("disk", check_disk, percent=5),
             Step("seed", put_back_seed, percent=15),
-            Step("port", make_ports, percent=30),
+            Step("port", put_back_ports, percent=30),
             Step("domain", put_back_definition, percent=60),
             Step("port_up", wait_for_ports_of_running, percent=80),
         ),

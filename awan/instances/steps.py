@@ -25,6 +25,7 @@ from awan.instances.situation import (
 )
 from awan.kit.database import single_statements, transaction
 from awan.networks import ensure_network
+from awan.networks.cards import public_nic_id
 from awan.networks.models import Nic
 from awan.networks.prefixes import withdraw_prefix
 from awan.operations import Target, is_cancel_requested
@@ -189,9 +190,18 @@ def remove_domain(target: Target) -> None:
 
 
 def remove_ports(target: Target) -> None:
-    """The ports and the firewall are gone, and nothing is routed to them."""
+    """The ports and the firewall are gone, and nothing is routed to them; nor is there a port that was left over."""
     withdraw_prefix(target.subject_id)
+    remove_left_over_port(target)
     undo_make_ports(target)
+
+
+def remove_left_over_port(target: Target) -> None:
+    """There is no public port unless the instance has a public card."""
+    it = read_situation(target.subject_id)
+    public = public_nic_id(it.instance.create_operation_id)
+    if all(port.port_id != public for _, port in it.ports):
+        it.engines.fabric.ensure_port_absent(public)
 
 
 def remove_seeds(target: Target) -> None:
@@ -239,7 +249,8 @@ def remove_if_gone(target: Target) -> None:
             Volume.instance_id == target.subject_id,
             Volume.operation_id == instance.create_operation_id,
         )
-        port_ids, volume_ids = session.scalars(nics).all(), session.scalars(disks).all()
+        public = public_nic_id(instance.create_operation_id)
+        port_ids, volume_ids = {public, *session.scalars(nics)}, session.scalars(disks).all()
     if not is_lost:
         opened.hypervisor.ensure_absent(node, target.subject_id)
     for port_id in port_ids:

@@ -19,6 +19,7 @@ from awan.accounts import quotas
 from awan.firewall import retire_firewall
 from awan.fleet import release
 from awan.instances.first_boot import FIRST_BOOT
+from awan.instances.left_over_addresses import give_back_left_over
 from awan.instances.models import Instance, ObservedState
 from awan.instances.steps import (
     define_domain,
@@ -111,6 +112,7 @@ def mark_deleted_instance(session: Session, target: Target) -> None:
         operation_id=target.operation_id,
         actor=operation.actor,
     )
+    give_back_left_over(session, instance.instance_id, target.operation_id)
     instance.observed_state = ObservedState.DELETED
     instance.deleted_at = instance.updated_at = now()
     _forget_secrets(session, instance)

@@ -9,7 +9,7 @@ strays -> quarantined: reported, watched, never touched
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -31,6 +31,7 @@ from awan.instances.recover import ACTOR, Reason
 from awan.instances.rules import SETTLED_STATES
 from awan.kit.database import transaction
 from awan.networks import Address, Nic
+from awan.networks.cards import public_nic_id
 from awan.networks.names import mark_stale
 from awan.networks.pools import network_spec
 from awan.operations import ControlPlane
@@ -72,6 +73,7 @@ NETWORK_FAULTS = (
     FindingKind.FIREWALL_MISSING,
     FindingKind.FIREWALL_WRONG,
     FindingKind.DOMAIN_CARDS,
+    FindingKind.PORT_STRAY,
 )
 
 log = structlog.get_logger(__name__)
@@ -110,6 +112,7 @@ def check_location(location_id: int, *, with_files: bool = True) -> None:
         found = list(_compare(expected, seen))
         owners = {str(port.spec.port_id): port.spec.instance_id for port in expected.ports}
         owners |= {str(it.spec.firewall_id): it.instance_id for it in expected.firewalls}
+        owners |= _owners_of_left_over(session, seen, found)
         faulty = {
             instance_id: it.finding
             for it in found
@@ -245,6 +248,19 @@ def _compare(expected: ExpectedLocation, seen: Seen) -> Iterator[Found]:
         yield from (Found(None, it) for it in compare_firewalls(expected, seen.firewalls))
     if seen.firewall_groups is not None:
         yield from (Found(None, it) for it in compare_groups(expected, seen.firewall_groups))
+
+
+def _owners_of_left_over(session: Session, seen: Seen, found: Sequence[Found]) -> dict[str, UUID]:
+    """Ports that a failed change of an address has left to an instance without one, and the instances."""
+    names = {it.finding.subject for it in found if it.finding.kind is FindingKind.PORT_STRAY}
+    said = {it.name: it.instance_id for it in seen.ports or () if it.name in names}
+    rows = session.execute(
+        select(Instance.instance_id, Instance.create_operation_id).where(
+            Instance.instance_id.in_([it for it in said.values() if it is not None])
+        )
+    )
+    public = {str(public_nic_id(created_by)): instance_id for instance_id, created_by in rows}
+    return {name: public[name] for name in names if name in public}
 
 
 def _instance_of(finding: Finding, owners: Mapping[str, UUID]) -> UUID | None:

@@ -20,10 +20,12 @@ from awan.ledger import spans_of
 from awan.networks.names import push_stale_names
 from awan.reconcile import run_audit
 from awan.reconcile.findings import FindingKind
+from awan.reconcile.locations import check_location
 from awan.settings import Settings
 from tests.support import proofs
 from tests.support.changed_settings import changed_settings
 from tests.support.guests import wait_until_booted
+from tests.support.in_process_worker import wait_until_idle
 from tests.support.simulated_cloud import SimulatedCloud
 from tests.support.watched_guests import find_guest
 
@@ -204,6 +206,43 @@ def test_a_guest_that_holds_its_card_keeps_it_and_its_address(owner: Owner, is_t
     guest.hypervisor.set_holds_nics(guest.node, guest.id, False)
     assert owner.change(uuid, wanted).status_code == 200
     assert cards(uuid) == ((0, 0) if is_taken else (1, 1))
+
+
+def refuse(table: str, change: str) -> str:
+    """Makes the simulated engines unable to do this to a table."""
+    return (
+        "CREATE OR REPLACE FUNCTION sim.refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'refused'; END $$;"
+        f" CREATE TRIGGER refuse BEFORE {change} ON sim.{table}"
+        " FOR EACH ROW EXECUTE FUNCTION sim.refuse()"
+    )
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("end", ["repair", "delete"])
+def test_an_address_whose_port_is_left_over_goes_back_only_when_the_port_is_gone(
+    owner: Owner, end: str
+) -> None:
+    uuid = owner.create(public=False)["uuid"]
+    sim_store().execute(refuse("domain", "UPDATE"))  # type: ignore[arg-type]
+    sim_store().execute(refuse("fabric_port", "DELETE"))  # type: ignore[arg-type]
+    try:
+        assert owner.add(uuid).status_code >= 500
+    finally:
+        sim_store().execute("DROP FUNCTION sim.refuse() CASCADE")
+    assert list(ports()) == [uuid], "it is left over"
+    assert [state for state, _ in owner.addresses().values()] == ["free"], "and so is kept"
+    if end == "repair":
+        check_location(owner.cloud.location_id)
+    else:
+        gone = owner.http.request("DELETE", f"/instances/{uuid}", json=REMOVE)
+        owner.cloud.wait(gone.json()["operation"]["uuid"])
+    wait_until_idle()
+    assert (ports(), owner.addresses(), pending()) == ({}, {}, 0)
+    used = owner.http.get("/account").json()["data"]["quotas"]["public_ips"]["used"]
+    assert used == 0
+    push_stale_names()
+    assert run_audit() == []
 
 
 @pytest.mark.usefixtures("worker")
