@@ -9,6 +9,7 @@ customer's. The verbs below them are called by whoever compares nodes with rows;
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
@@ -301,7 +302,7 @@ def begin_recovery(
     session: Session, resource: Resource, instance: Instance, reason: Reason
 ) -> Operation | None:
     """Brings back an instance that should run and does not. None while an earlier attempt is too recent."""
-    if not _is_due(session, instance.instance_id):
+    if not is_due(session, instance.instance_id, [REPAIR.kind, RECOVER.kind]):
         return None
     if instance.observed_state != ObservedState.STOPPED:
         _note(session, instance, ObservedState.STOPPED, "instance.lost_power", {"reason": reason})
@@ -312,7 +313,7 @@ def begin_repair(
     session: Session, resource: Resource, instance: Instance, reason: Reason
 ) -> Operation | None:
     """Puts back what an instance lacks on the engines. None while an earlier attempt is too recent."""
-    if not _is_due(session, instance.instance_id):
+    if not is_due(session, instance.instance_id, [REPAIR.kind, RECOVER.kind]):
         return None
     return _begin(session, REPAIR, resource, instance, reason)
 
@@ -392,13 +393,13 @@ def _note(
     )
 
 
-def _is_due(session: Session, instance_id: UUID) -> bool:
-    """Whether the last failed attempts of today are long enough ago. A success makes them forgotten."""
+def is_due(session: Session, instance_id: UUID, kinds: Sequence[str]) -> bool:
+    """Whether the last failed attempts of today are long enough ago, of these kinds. A success makes them forgotten."""
     since = now() - timedelta(seconds=FAILURES_COUNTED_S)
     attempts = (
         Operation.resource_id == instance_id,
         Operation.created_at > since,
-        Operation.kind.in_([REPAIR.kind, RECOVER.kind]),
+        Operation.kind.in_(kinds),
     )
     succeeded = (
         select(func.max(Operation.created_at))

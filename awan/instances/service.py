@@ -37,7 +37,7 @@ from awan.ledger import close_spans
 from awan.networks import Nic, NicRole
 from awan.operations import Operation, Plan, begin, request_cancel
 from awan.operations.models import OperationStatus
-from awan.operations.service import refuse_if_busy
+from awan.operations.service import Requester, refuse_if_busy
 from awan.resources import Resource, ResourceKind, get_owned, lock_owned
 
 SORTS = {
@@ -299,7 +299,7 @@ def delete(session: Session, caller: Caller, instance_id: UUID, *, remove_ip: bo
 
 
 def begin_deletion(
-    session: Session, caller: Caller, resource: Resource, instance: Instance, *, remove_ip: bool
+    session: Session, caller: Requester, resource: Resource, instance: Instance, *, remove_ip: bool
 ) -> Operation | None:
     """Ends a locked instance; an operation that runs on it is asked to stop first. None: it is being deleted already.
 
@@ -356,7 +356,7 @@ def _paused_or(instance: Instance, state: ObservedState) -> ObservedState:
 
 def begin_change(
     session: Session,
-    caller: Caller,
+    caller: Requester,
     plan: Plan,
     resource: Resource,
     instance: Instance,

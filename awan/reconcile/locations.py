@@ -3,6 +3,7 @@
 networks -> put back by the same verb that made them
 ports, firewalls, cards, seeds -> repaired by an operation on the instance
 firewalls that a node had not confirmed -> asked for again
+deletions that have failed -> begun anew
 names -> marked, and pushed by the task that pushes all names
 strays -> quarantined: reported, watched, never touched
 """
@@ -35,6 +36,7 @@ from awan.networks.cards import public_nic_id
 from awan.networks.names import mark_stale
 from awan.networks.pools import network_spec
 from awan.operations import ControlPlane
+from awan.reconcile.deletions import resume_deletions
 from awan.reconcile.expected import Expectations, look_first
 from awan.reconcile.findings import Finding, FindingKind
 from awan.reconcile.firewall_groups import compare_groups
@@ -101,6 +103,7 @@ def check_location(location_id: int, *, with_files: bool = True) -> None:
         return
     _put_back_networks(sites[0])
     _apply_pending(location_id)
+    resume_deletions(location_id)
     put_back_private_networks(location_id)
     put_back_prefix_routers(location_id)
     finish_deletions(location_id)

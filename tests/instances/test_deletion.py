@@ -11,14 +11,17 @@ import pytest
 from sqlalchemy import update
 
 from awan.engines.registry import sim_store
+from awan.fleet import Node, NodeHealth
 from awan.instances.models import Instance
 from awan.kit.database import transaction
 from awan.ledger import spans_of
+from awan.reconcile.locations import check_location
 from awan.resources import Resource
 from awan.settings import get_settings
 from tests.support import sampling
+from tests.support.changed_settings import changed_settings
 from tests.support.holdings import assert_counts, engine_state
-from tests.support.in_process_worker import InProcessWorker
+from tests.support.in_process_worker import InProcessWorker, wait_until_idle
 from tests.support.simulated_cloud import SimulatedCloud
 
 REMOVE = {"remove_ip": True, "remove_block_storage": False}
@@ -210,15 +213,42 @@ def test_the_address_goes_or_stays(cloud: SimulatedCloud, remove_ip: bool) -> No
         assert again["ip_address"] == running["ip_address"]
 
 
-@pytest.mark.usefixtures("worker")
-def test_a_deletion_that_fails_can_be_asked_for_again(cloud: SimulatedCloud) -> None:
-    uuid = cloud.create_running()["uuid"]
+def fail_to_delete(cloud: SimulatedCloud, uuid: str) -> dict[str, Any]:
+    """How a deletion ended that the hypervisors could not do."""
     sim_store().execute("ALTER TABLE sim.domain RENAME TO domain_away")
     try:
         answer = delete(cloud, uuid)
-        ended = cloud.wait(answer.json()["operation"]["uuid"])
+        return cloud.wait(answer.json()["operation"]["uuid"])
     finally:
         sim_store().execute("ALTER TABLE sim.domain_away RENAME TO domain")
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_deletion_that_fails_is_begun_anew_once_its_node_answers(cloud: SimulatedCloud) -> None:
+    uuid = cloud.create_running()["uuid"]
+    assert fail_to_delete(cloud, uuid)["status"] == "failed"
+
+    def look_with(health: NodeHealth, retry_s: str) -> None:
+        with transaction() as session:
+            session.execute(update(Node).values(health=health))
+        with changed_settings(repair_retry_s=retry_s):
+            check_location(cloud.location_id)
+        wait_until_idle()
+
+    look_with(NodeHealth.UNREACHABLE, "0")
+    look_with(NodeHealth.REACHABLE, "3600")
+    assert cloud.customer.http.get(f"/instances/{uuid}").json()["data"]["state"] == "error"
+    look_with(NodeHealth.REACHABLE, "0")
+    assert cloud.customer.http.get(f"/instances/{uuid}").status_code == 404
+    assert_counts(cloud, 0)
+    assert engine_state(cloud)["files"] == []
+    assert cloud.customer.http.get("/networks/public").json()["data"]["data"] == []
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_deletion_that_fails_can_be_asked_for_again(cloud: SimulatedCloud) -> None:
+    uuid = cloud.create_running()["uuid"]
+    ended = fail_to_delete(cloud, uuid)
     assert ended["status"] == "failed"
     assert ended["error"]["type"] == "INTERNAL"
     shown = cloud.customer.http.get(f"/instances/{uuid}").json()["data"]
