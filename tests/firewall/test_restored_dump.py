@@ -21,6 +21,9 @@ def test_the_documented_statements_bring_the_rows_firewalls_to_the_fabric(guarde
     documented = re.findall(r"`(UPDATE firewall[^`]*)`", words)
     assert [it.split()[1] for it in documented] == ["firewall", "firewall_group"]
     guarded.add_rule()
+    newer = guarded.in_fabric()
+    assert newer is not None
+    assert len(newer.lines) == 1
     with transaction() as session:
         for statement in (
             "DELETE FROM firewall_rule",
