@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, union
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -68,10 +68,25 @@ def list_groups(session: Session, caller: Caller, page: PageRequest) -> tuple[li
         query.order_by(FirewallGroup.created_at, FirewallGroup.group_id)
         .limit(page.limit)
         .offset(page.offset)
-    )
+    ).all()
+    counts = _count_members(session, [group.group_id for group, _ in rows])
     return [
-        GroupView(group, resource.name, len(members(session, group))) for group, resource in rows
+        GroupView(group, resource.name, counts.get(group.group_id, 0)) for group, resource in rows
     ], total
+
+
+def _count_members(session: Session, group_ids: Sequence[UUID]) -> dict[UUID, int]:
+    """Group id -> instances behind it, by hand or by label, of those that have any."""
+    by_hand = (
+        select(FirewallAttachment.group_id, FirewallAttachment.firewall_id)
+        .join(Firewall, Firewall.firewall_id == FirewallAttachment.firewall_id)
+        .where(FirewallAttachment.group_id.in_(group_ids), Firewall.deleted_at.is_(None))
+    )
+    labelled = labelled_firewalls(FirewallGroup.group_id.in_(group_ids)).subquery()
+    by_label = select(labelled.c.group_id, labelled.c.firewall_id)
+    both = union(by_hand, by_label).subquery()
+    query = select(both.c.group_id, func.count()).group_by(both.c.group_id)
+    return dict(session.execute(query).all())
 
 
 def find_group(session: Session, caller: Caller, group_id: UUID) -> GroupView:

@@ -160,6 +160,11 @@ def test_who_has_the_labels_is_behind_it(shared: Groups) -> None:
     }
     assert audit() == []
     assert shared.send("DELETE", f"/{web['uuid']}").status_code == 409
+    shared.attach(by_hand, web)
+    empty = shared.make("empty")
+    counts = {row["uuid"]: row["instances_count"] for row in shared.do("GET")["data"]}
+    assert counts == {by_hand["uuid"]: 1, web["uuid"]: 1, empty["uuid"]: 0}
+    shared.attach(by_hand)
     late = shared.make("late", labels={"more": "x"})
     assert late["instances_count"] == 1
     assert shared.in_fabric()[late["uuid"], 2][1] == 1
