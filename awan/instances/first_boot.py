@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from uuid import UUID
 
 import structlog
@@ -40,6 +41,9 @@ SILENT_POLL_S = 30.0
 # A guest that is kept stopped costs one checkpoint in this time.
 READY_IDLE_MAX_S = 3600.0
 SYSTEM_ACTOR = "system:first_boot"
+# Stopped since before the first sign, for so long that what it holds is charged all the same.
+KEPT_STOPPED = "kept_stopped"
+EVENT_KINDS = {GuestSign.NONE: "instance.silent", KEPT_STOPPED: "instance.charged_stopped"}
 log = structlog.get_logger(__name__)
 
 
@@ -48,8 +52,9 @@ def first_boot(instance_id: str) -> None:
     """Waits until a new guest is usable, then lets billing begin and takes the secrets out of its seed.
 
     Time in which the instance is stopped, an operation runs on it, or its node does not answer, does not count
-    towards the time after which a silent guest alarms and is billed. Such a guest is waited for all the same, since
-    its seed may still be needed until it gives a sign. Ends when the instance is deleted.
+    towards the time after which a silent guest alarms and is billed. One that its owner keeps stopped is billed as long
+    after its creation, without an alarm: it holds its disk, its room and its address. Both are waited for all the same,
+    since the seed may still be needed until there is a sign. Ends when the instance is deleted.
     """
     left_s = get_settings().ready_timeout_s
     while True:
@@ -61,6 +66,8 @@ def first_boot(instance_id: str) -> None:
             durable_step("mark_ready", mark_guest_ready, instance_id, sign)
             durable_step("scrub_seed", scrub_seed, instance_id)
             return
+        if sign == KEPT_STOPPED:
+            durable_step("mark_charged", mark_guest_ready, instance_id, sign)
         if sign == GuestSign.NONE and left_s > 0:
             left_s -= round_s
             if left_s <= 0:
@@ -70,8 +77,8 @@ def first_boot(instance_id: str) -> None:
 def wait_round(instance_id: str, round_s: float) -> str:
     """Waits for `round_s` of running time, or an hour in all; the sign that was seen, or why there was none.
 
-    None of them: "gone", "busy", "stopped", "unreachable" or "none". A guest whose image has an agent is believed
-    only when the agent answers; other guests when they send packets.
+    None of them: "gone", "kept_stopped" (at once), "busy", "stopped", "unreachable" or "none". A guest whose image has
+    an agent is believed only when the agent answers; other guests when they send packets.
     """
     poll_s = READY_POLL_S if round_s <= READY_ROUND_S else SILENT_POLL_S
     end = time.monotonic() + READY_IDLE_MAX_S
@@ -79,7 +86,7 @@ def wait_round(instance_id: str, round_s: float) -> str:
     while True:
         began_at = time.monotonic()
         state = _sign(UUID(instance_id))
-        if state in ("gone", GuestSign.AGENT, GuestSign.TRAFFIC):
+        if state in ("gone", KEPT_STOPPED, GuestSign.AGENT, GuestSign.TRAFFIC):
             return state
         if running_s >= round_s or began_at >= end:
             return state
@@ -103,7 +110,10 @@ def _sign(instance_id: UUID) -> str:
         if active_operation_id is not None:
             return "busy"
         if instance.observed_state != ObservedState.RUNNING:
-            return "stopped"
+            is_off = instance.observed_state == ObservedState.STOPPED
+            due_at = instance.created_at + timedelta(seconds=get_settings().ready_timeout_s)
+            is_due = instance.ready_at is None and now() >= due_at
+            return KEPT_STOPPED if is_off and is_due else "stopped"
         node, hypervisor = endpoint(row), engines(session, instance.location_id).hypervisor
     try:
         sign = hypervisor.guest_sign(node, instance_id)
@@ -113,7 +123,7 @@ def _sign(instance_id: UUID) -> str:
 
 
 def mark_guest_ready(instance_id: str, sign: str) -> None:
-    """The instance is usable (or 15 minutes have passed, with an alarm): charging starts now. Twice is once."""
+    """The instance is usable, or was waited for long enough: charging starts now. Twice is once."""
     with transaction() as session:
         # Spans refer to the resource: it is locked before the instance, as by every change.
         lock(session, UUID(instance_id))
@@ -131,7 +141,7 @@ def mark_guest_ready(instance_id: str, sign: str) -> None:
                 operation_id=instance.create_operation_id,
                 actor=SYSTEM_ACTOR,
             )
-        kind = "instance.ready" if sign != GuestSign.NONE else "instance.silent"
+        kind = EVENT_KINDS.get(sign, "instance.ready")
         if sign == GuestSign.NONE:
             log.error("instance.silent", instance=instance_id, alarm=True)
         record(

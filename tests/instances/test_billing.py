@@ -17,6 +17,7 @@ from awan.ledger.models import UsageSpan
 from awan.operations import Operation
 from awan.volumes import Volume
 from tests.support.changed_settings import changed_settings
+from tests.support.guests import wait_until_booted
 from tests.support.holdings import assert_counts, engine_state
 from tests.support.in_process_worker import InProcessWorker
 from tests.support.simulated_cloud import SimulatedCloud
@@ -217,3 +218,24 @@ def test_the_wait_for_a_guest_ends_with_its_deletion(cloud: SimulatedCloud) -> N
         time.sleep(0.05)
     assert spans(uuid) == []
     assert_counts(cloud, 0)
+
+
+@pytest.mark.usefixtures("worker")
+def test_one_that_is_kept_stopped_is_charged_all_the_same(cloud: SimulatedCloud) -> None:
+    sim_store().set_latency(0.5, engine="hypervisor", verb="guest_sign")
+    with changed_settings(ready_timeout_s="3"):
+        running = cloud.create_running()
+        uuid, address = running["uuid"], running["public_network"]["uuid"]
+        stop = cloud.customer.http.post(f"/instances/{uuid}/stop", json={"force": True})
+        assert cloud.wait(stop.json()["operation"]["uuid"])["status"] == "succeeded"
+        assert spans(uuid) == spans(address) == []
+        wait_until_ready(cloud, uuid)
+        assert {span.component for span in spans(uuid)} == set(COMPONENTS)
+        assert len(spans(address)) == 1
+        with transaction() as session:
+            kinds = [event.kind for event in history(session, UUID(uuid))]
+        assert "instance.charged_stopped" in kinds
+        start = cloud.customer.http.post(f"/instances/{uuid}/start")
+        assert cloud.wait(start.json()["operation"]["uuid"])["status"] == "succeeded"
+        wait_until_booted(uuid)
+    assert len(spans(uuid)) == len(COMPONENTS), "charged once"
