@@ -24,7 +24,6 @@ from lab.router import Router
 
 PKI_DIR = "/etc/libvirt/pki"
 CONNECTIONS_PER_PORT = 20_000
-LIMITS_PID_FILE = "/run/openvswitch/conntrack-limits.pid"
 OVS_SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 
 # Private to the node and kept in its state directory: (path, mode).
@@ -242,22 +241,23 @@ class Hypervisor:
             is_monitored=True,
         )
         self._ensure_bridges()
-        self._ensure_limits()
+        # No port has more tracked connections than its share, also after the switch was started again.
+        self._ensure_script("conntrack-limits", str(CONNECTIONS_PER_PORT))
+        # No packet goes on as rules had it that are gone.
+        self._ensure_script("datapath-flows")
         machine.ensure_daemon(
             "ovn-controller",
             _ovs_daemon("ovn-controller", "ovn", "unix:/run/openvswitch/db.sock"),
             "/run/ovn/ovn-controller.pid",
         )
 
-    def _ensure_limits(self) -> None:
-        """No port has more tracked connections than its share, also after the switch was started again."""
-        script = "etc/openvswitch/conntrack-limits"
-        shutil.copy(CHECKOUT / "deploy/conntrack-limits", self.machine.state_dir / script)
-        command = f"/{script} {CONNECTIONS_PER_PORT} {LIMITS_PID_FILE}"
+    def _ensure_script(self, name: str, *argv: str) -> None:
+        """A script of `deploy` that stays beside the switch, with the file for its process id as last argument."""
+        script, pid_file = f"etc/openvswitch/{name}", f"/run/openvswitch/{name}.pid"
+        shutil.copy(CHECKOUT / "deploy" / name, self.machine.state_dir / script)
+        command = " ".join((f"/{script}", *argv, pid_file))
         self.machine.ensure_daemon(
-            "conntrack-limits",
-            ["sh", "-c", f"setsid {command} < /dev/null > /dev/null 2>&1 &"],
-            LIMITS_PID_FILE,
+            name, ["sh", "-c", f"setsid {command} < /dev/null > /dev/null 2>&1 &"], pid_file
         )
 
     def _configure_open_vswitch(self) -> None:

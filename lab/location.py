@@ -228,8 +228,8 @@ class Lab:
         yield from (f"{router}.init", f"{router}.radvd")
         for name in self._nodes:
             for part in (
-                *("init", "ovsdb-server", "ovs-vswitchd", "conntrack-limits", "ovn-controller"),
-                *("virtlogd", "libvirtd"),
+                *("init", "ovsdb-server", "ovs-vswitchd", "conntrack-limits", "datapath-flows"),
+                *("ovn-controller", "virtlogd", "libvirtd"),
             ):
                 yield f"{name}.{part}"
 

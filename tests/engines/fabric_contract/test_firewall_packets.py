@@ -34,6 +34,7 @@ from tests.firewall.reference import Probe, decide
 pytestmark = pytest.mark.lab
 
 CUT_S = 2.0
+PURGED_S = 1.5  # after that, `deploy/datapath-flows` has seen to a change that is in force
 QUIET_S = 0.5  # how long a frame is given to arrive after the last one that must
 PORTS = (22, 80, 8050, 9999)
 FIREWALLS, FIREWALLS_FULL = 5, 150
@@ -266,6 +267,41 @@ def test_a_live_connection_is_cut(guarded: Guarded, talks: str) -> None:
     assert after == at_limit
 
 
+def test_a_flow_of_the_switch_follows_the_rules_behind_a_wider_one(guarded: Guarded) -> None:
+    """Open vSwitch 3.1 changes a flow by looking for its packet: it may find another, and leave the flow as it was."""
+    b, c = guarded.b, guarded.c
+
+    def send(layer: Packet) -> bytes:
+        c.send(sent := bytes(frame(c, b, layer)))
+        return sent
+
+    def reached(source_port: int) -> list[int]:
+        with b.listen() as capture:
+            sent = {it: send(UDP(sport=source_port, dport=it)) for it in (80, 300, 8000)}
+            time.sleep(QUIET_S)
+            return [port for port, it in sent.items() if capture.has(it)]
+
+    # Being there all the time, it makes each flow one of a single protocol.
+    echo = rule(1, protocol=RuleProtocol.ICMP, ports=None, icmp_type=8)
+    passing = rule(2, protocol=RuleProtocol.UDP, ports=(80, 8050))
+    guarded.change(policy=RuleAction.DROP, rules=(echo, passing))
+    # The first flow of any port: among such the switch looks from now on before it does among those of one port.
+    send(TCP(sport=1600, dport=22, flags="S"))
+    assert reached(1600) == [80, 300, 8000]
+    b.run_on_node("ovs-appctl", "revalidator/pause")
+    try:
+        guarded.change(rules=(echo,))
+        send(UDP(sport=1600, dport=22))
+        time.sleep(0.1)
+    finally:
+        b.run_on_node("ovs-appctl", "revalidator/resume")
+    b.run_on_node("ovs-appctl", "revalidator/wait")
+    # The wider flow goes, since ports count again; what it has hidden comes to light.
+    guarded.change(rules=(echo, rule(3, protocol=RuleProtocol.UDP, ports=(9000, 9000))))
+    time.sleep(CUT_S)
+    assert reached(1601) == []
+
+
 class Flow:
     """A byte every 10 ms, as long as it goes."""
 
@@ -417,6 +453,7 @@ def test_packets_obey_as_the_reference_says(
     dice = random.Random(seed)
     for number in range(FIREWALLS_FULL if is_full else FIREWALLS):
         guarded.change(**random_firewall(dice, guarded))
+        time.sleep(PURGED_S)
         sent = list(probes(guarded, 20000 + number))
         with guarded.b.listen() as capture:
             for sender, _, raw in sent:
