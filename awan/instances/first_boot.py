@@ -196,9 +196,9 @@ def scrub_seed(instance_id: str) -> None:
 def _note_scrubbed(instance_id: UUID, *, has_password: bool) -> None:
     """Raises: EngineUnavailable while an operation runs, which may write the seed of the first boot anew."""
     with transaction() as session:
-        resource = lock(session, instance_id)
         instance = session.get_one(Instance, instance_id, with_for_update=True)
-        assert resource is not None
+        # Read after the wait for the instance, which every change locks as it begins; the resource is not locked here.
+        resource = session.get_one(Resource, instance_id, populate_existing=True)
         is_busy = resource.active_operation_id is not None
         if is_busy and instance.desired_state != DesiredState.DELETED:
             raise EngineUnavailable("seed", "scrub", "an operation runs on the instance")

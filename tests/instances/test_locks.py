@@ -17,7 +17,7 @@ from sqlalchemy import Connection, text
 
 from awan.instances.first_boot import _note_scrubbed, mark_guest_ready
 from awan.kit.database import get_engine, transaction
-from awan.resources import lock
+from awan.resources import Resource, lock
 from tests.support.in_process_worker import InProcessWorker
 from tests.support.simulated_cloud import SimulatedCloud
 
@@ -114,6 +114,8 @@ def test_a_deletion_is_accepted(cloud: SimulatedCloud) -> None:
 def test_end_of_user_data(cloud: SimulatedCloud) -> None:
     """It locks the instance alone: a change that holds the resource, and waits for the instance, is not waited for."""
     uuid = UUID(cloud.create(user_data="#!/bin/sh\ntrue")["data"]["uuid"])
+    with transaction() as session:
+        session.get_one(Resource, uuid).active_operation_id = None
     with held("resource"), ThreadPoolExecutor(1) as pool:
         scrubbed = pool.submit(_note_scrubbed, uuid, has_password=False)
         scrubbed.result(timeout=20)

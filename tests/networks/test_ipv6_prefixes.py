@@ -319,6 +319,12 @@ def test_what_the_fabric_or_the_nameserver_lost_is_put_back(ranged: SimulatedClo
     assert FindingKind.PREFIX_STRAY in kinds()
     check_location(cloud.location_id)
     assert routes() == {}
+    with transaction() as session:
+        session.execute(
+            text("UPDATE instance SET holds_quota = false WHERE instance_id = :uuid"),
+            {"uuid": uuid},
+        )
+    assert FindingKind.PREFIX_ORPHAN in kinds()
 
 
 def test_pools_of_prefixes(cloud: SimulatedCloud) -> None:

@@ -193,7 +193,7 @@ def is_deleted(world: World) -> None:
 
 def is_to_be_deleted(world: World) -> None:
     """The deletion stays wanted, the gateway's address is not free before it is gone; asked again it goes."""
-    assert world.shown()["status"] == "error"
+    assert world.shown()["status"] == "deleting"
     assert world.shown()["status_reason"]
     assert world.address_states() == {world.addresses[0]: "gateway", world.addresses[1]: "free"}
     is_sound(world)

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID, uuid4
 
+import psycopg
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from awan.engines.sim import SimStore
+from awan.errors import EngineUnavailable
 from awan.kit.database import transaction
 from awan.operations import Failure, Operation, Plan, Step, Target, begin, register
 from awan.operations.models import Operation as OperationRow
@@ -65,11 +67,14 @@ def _make(part: str) -> Callable[[Target], None]:
     def run(target: Target) -> None:
         site.note(part, target)
         with site.store.call("builder", f"make_{part}", str(target.subject_id)):
-            site.store.execute(
-                "INSERT INTO sim.house_part (location, subject_id, part) VALUES ('', %s, %s)"
-                " ON CONFLICT DO NOTHING",
-                [target.subject_id, part],
-            )
+            try:
+                site.store.execute(
+                    "INSERT INTO sim.house_part (location, subject_id, part) VALUES ('', %s, %s)"
+                    " ON CONFLICT DO NOTHING",
+                    [target.subject_id, part],
+                )
+            except psycopg.OperationalError as err:  # a builder who is away comes back
+                raise EngineUnavailable("builder", f"make_{part}", str(err)) from err
 
     return run
 

@@ -199,6 +199,7 @@ def test_groups_are_tried_in_their_order_and_an_edit_reaches_all(guarded: Guarde
         sport = iter(range(1500, 1600))
 
         def reached(*ports: int) -> list[tuple[bool, bool]]:
+            time.sleep(PURGED_S)
             return [
                 (
                     arrives(a, b, UDP(sport=next(sport), dport=port)),
