@@ -6,6 +6,7 @@ import dataclasses
 import random
 import struct
 import time
+from collections.abc import Callable
 from uuid import uuid4
 
 import pytest
@@ -22,6 +23,8 @@ pytestmark = pytest.mark.lab
 TABLE = CONNECTIONS_PER_PORT + 10_000
 FLOWS = TABLE + 5_000
 SENT_MAX_S = 60.0
+FLOODS_MAX = 4
+NOBODYS_MAC = "02:aa:ff:ff:ff:fe"
 
 
 def dpctl(tenant: Tenant, *argv: str) -> str:
@@ -64,6 +67,15 @@ def flood(tenant: Tenant, target: str, mac: str) -> None:
             assert time.monotonic() < deadline
 
 
+def flood_until(seen: Callable[[], bool], tenant: Tenant, target: str) -> bool:
+    """Floods until that is seen, a few times: a busy machine does not take in all that is sent. Whether it was seen."""
+    for _ in range(FLOODS_MAX):
+        flood(tenant, target, NOBODYS_MAC)
+        if seen():
+            return True
+    return False
+
+
 def test_a_flood_leaves_others_their_connections(location: Location) -> None:
     """A opens more flows than the whole table holds: B, closed but for what it begins, goes on beginning."""
     a = location.add_tenant(2, 90)
@@ -82,17 +94,16 @@ def test_a_flood_leaves_others_their_connections(location: Location) -> None:
     try:
         assert b.ping(gateway, count=2)
         dpctl(b, "ct-set-maxconns", str(TABLE))
-        mac = "02:aa:ff:ff:ff:fe"  # nobody's
-        flood(a, str(gateway), mac)
+        full = 0.9 * CONNECTIONS_PER_PORT
+        assert flood_until(lambda: held(a)[1] > full, a, str(gateway))
         limit, count = held(a)
         print(f"\nflood of {FLOWS} flows: {count} of {limit} tracked", end="")
         assert limit == CONNECTIONS_PER_PORT
-        assert 0.9 * CONNECTIONS_PER_PORT < count <= CONNECTIONS_PER_PORT
+        assert count <= CONNECTIONS_PER_PORT
         assert b.ping(gateway, count=3)
         # That is what the limit is for: without it the same flood shuts B out.
         dpctl(a, "ct-del-limits", f"zone={zone_of(a)}")
-        flood(a, str(gateway), mac)
-        assert not b.ping(gateway, count=3)
+        assert flood_until(lambda: not b.ping(gateway, count=3), a, str(gateway))
     finally:
         dpctl(b, "ct-set-maxconns", before)
         dpctl(b, "flush-conntrack")
