@@ -93,7 +93,6 @@ WORKFLOW_MODULES = (
     "awan.catalogue.images",
     "awan.console.workflows",
     "awan.firewall.workflows",
-    "awan.firewall.group_workflows",
     "awan.fleet.workflows",
     "awan.networks.workflows",
     "awan.networks.private_workflows",

@@ -21,15 +21,14 @@ from awan.catalogue import check_location
 from awan.engines.fabric.firewall import GROUPS_MAX
 from awan.errors import Conflict, Invalid, QuotaExceeded
 from awan.events import record
-from awan.firewall.group_workflows import APPLY_GROUP
+from awan.firewall.applying import begin_apply, begin_pending, ensure_queued
 from awan.firewall.models import Firewall, FirewallAttachment, FirewallGroup
-from awan.firewall.service import change, firewall_id_of, lock_firewall, unfinished
+from awan.firewall.service import change, firewall_id_of, lock_firewall
 from awan.firewall.spec import groups_of, labelled_firewalls
 from awan.kit.clock import now
 from awan.kit.ids import new_id
 from awan.kit.pagination import PageRequest
-from awan.operations import Operation, begin
-from awan.operations.models import OperationStatus
+from awan.operations import Operation
 from awan.operations.service import Requester
 from awan.resources import Resource, ResourceKind, create, get_owned, lock, lock_owned, retire
 
@@ -227,10 +226,7 @@ def replace_group_rules(
     group.rules = list(rules)
     group.wanted_revision += 1
     session.flush()
-    operation = unfinished(session, group)
-    if operation is None or operation.status != OperationStatus.QUEUED:
-        # One that runs may have read the group before this change.
-        operation = _begin_apply(session, caller, resource, group)
+    operation = ensure_queued(session, caller, resource, group)
     _note(session, caller, group, "rules_replaced", {"rules": len(rules)}, operation)
     return group, operation
 
@@ -248,7 +244,7 @@ def delete_group(session: Session, caller: Caller, group_id: UUID) -> Operation:
     of_group = FirewallAttachment.group_id == group_id
     session.execute(delete(FirewallAttachment).where(of_group))
     session.flush()
-    operation = _begin_apply(session, caller, resource, group)
+    operation = begin_apply(session, caller, resource, group)
     _note(session, caller, group, "deleted", {}, operation)
     retire(session, group_id)
     return operation
@@ -330,9 +326,7 @@ def request_apply_group(session: Session, requester: Requester, group_id: UUID) 
     group = _lock(session, group_id)
     if resource is None or group.deleted_at is not None:
         return None
-    if group.applied_revision >= group.wanted_revision or unfinished(session, group) is not None:
-        return None
-    return _begin_apply(session, requester, resource, group)
+    return begin_pending(session, requester, resource, group)
 
 
 def _follow(
@@ -383,23 +377,6 @@ def _lock(session: Session, group_id: UUID) -> FirewallGroup:
     return session.get_one(
         FirewallGroup, group_id, with_for_update={"key_share": True}, populate_existing=True
     )
-
-
-def _begin_apply(
-    session: Session, requester: Requester, resource: Resource, group: FirewallGroup
-) -> Operation:
-    operation = begin(
-        session,
-        caller=requester,
-        plan=APPLY_GROUP,
-        resource=resource,
-        resource_kind=ResourceKind.FIREWALL_GROUP,
-        subject_id=group.group_id,
-        holds_resource=False,
-    )
-    group.apply_operation_id = operation.operation_id
-    session.flush()
-    return operation
 
 
 def _note(

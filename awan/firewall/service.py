@@ -17,22 +17,20 @@ from awan.accounts import Caller
 from awan.engines.fabric.firewall import Direction, RuleAction, RuleProtocol
 from awan.errors import Conflict, Invalid, NotFound, QuotaExceeded
 from awan.events import record
+from awan.firewall.applying import begin_apply, begin_pending, ensure_queued
 from awan.firewall.models import (
     Firewall,
     FirewallAttachment,
-    FirewallGroup,
     FirewallTrial,
     Ipset,
     IpsetEntry,
     Rule,
 )
 from awan.firewall.rules import ENTRIES_MAX, IPSETS_MAX, RULES_MAX, RuleValues, check_protocol
-from awan.firewall.workflows import APPLY
 from awan.kit.clock import now
 from awan.kit.ids import derived_id, new_id
 from awan.kit.pagination import PageRequest
-from awan.operations import Operation, begin
-from awan.operations.models import OperationStatus
+from awan.operations import Operation
 from awan.operations.service import Requester
 from awan.resources import Resource, ResourceKind, get_owned, lock, lock_owned
 
@@ -78,7 +76,7 @@ def retire_firewall(session: Session, instance_id: UUID, requester: Requester) -
     session.flush()
     if firewall.apply_operation_id is not None:
         resource = session.get_one(Resource, instance_id)
-        _begin_apply(session, requester, resource, firewall)
+        begin_apply(session, requester, resource, firewall)
 
 
 def find_firewall(session: Session, caller: Caller, instance_id: UUID) -> Firewall:
@@ -93,11 +91,7 @@ def request_apply(session: Session, requester: Requester, instance_id: UUID) -> 
     firewall = lock_firewall(session, instance_id)
     if resource is None or firewall.deleted_at is not None:
         return None
-    if firewall.applied_revision >= firewall.wanted_revision:
-        return None
-    if unfinished(session, firewall) is not None:
-        return None
-    return _begin_apply(session, requester, resource, firewall)
+    return begin_pending(session, requester, resource, firewall)
 
 
 def set_policy(
@@ -425,45 +419,8 @@ def change(
     """A revision more of a locked firewall, the event, and the operation that brings it to the fabric."""
     firewall.wanted_revision += 1
     session.flush()
-    operation = unfinished(session, firewall)
-    if operation is None or operation.status != OperationStatus.QUEUED:
-        # One that runs may have read the firewall before this change.
-        operation = _begin_apply(session, requester, resource, firewall)
+    operation = ensure_queued(session, requester, resource, firewall)
     note(session, requester, firewall, kind, data, operation)
-    return operation
-
-
-def unfinished(session: Session, firewall: Firewall | FirewallGroup) -> Operation | None:
-    """The operation that was asked for last, if it has not ended.
-
-    Its row is locked: one that is queued can begin, and then read the firewall, only after this transaction.
-    """
-    if firewall.apply_operation_id is None:
-        return None
-    row = session.get(
-        Operation, firewall.apply_operation_id, with_for_update=True, populate_existing=True
-    )
-    is_unfinished = row is not None and row.status in (
-        OperationStatus.QUEUED,
-        OperationStatus.RUNNING,
-    )
-    return row if is_unfinished else None
-
-
-def _begin_apply(
-    session: Session, requester: Requester, resource: Resource, firewall: Firewall
-) -> Operation:
-    operation = begin(
-        session,
-        caller=requester,
-        plan=APPLY,
-        resource=resource,
-        resource_kind=ResourceKind.INSTANCE,
-        subject_id=firewall.firewall_id,
-        holds_resource=False,
-    )
-    firewall.apply_operation_id = operation.operation_id
-    session.flush()
     return operation
 
 

@@ -1,132 +1,183 @@
-"""Bringing a firewall to the fabric, beside whatever else is done to its instance.
+"""Bringing firewalls, and groups that they share, to the fabric, beside whatever else is done to their instances.
 
-firewall.apply    push (the whole of it, as it is wanted now) -> confirm (the nodes of its ports have it)
+firewall.apply          push (the whole of it, as it is wanted now) -> confirm (the nodes of its ports have it)
+firewall_group.apply    the same, for all firewalls that have the group at once
 
-Its partition is the firewall, so a change of it never waits behind a stop or a start. A change that finds one of
-these still queued begins none of its own: that one will read it too.
+The partition is the firewall, or the group, so a change of it never waits behind a stop or a start. A change that finds
+one of these still queued begins none of its own: that one will read it too. A firewall that comes to have a group, or
+has it no more, is pushed itself, with its groups.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import structlog
-from sqlalchemy import func, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, func, update
+from sqlalchemy.orm import Session, class_mapper
 
 from awan.catalogue import engines
-from awan.engines.fabric import APPLY_TIMEOUT_S
+from awan.engines.fabric import APPLY_TIMEOUT_S, Fabric
+from awan.engines.fabric.firewall import FirewallGroupSpec, FirewallSpec
 from awan.events import record
-from awan.firewall.models import Firewall
-from awan.firewall.spec import read_spec
+from awan.firewall.models import Firewall, FirewallGroup
+from awan.firewall.spec import read_group_spec, read_spec
 from awan.kit.database import transaction
 from awan.operations import Failure, Plan, Step, Target, register
+
+Row = TypeVar("Row", bound=Firewall | FirewallGroup)
+Spec = TypeVar("Spec", bound=FirewallSpec | FirewallGroupSpec)
 
 log = structlog.get_logger(__name__)
 
 
-def push(target: Target) -> None:
-    """The fabric has the firewall as it is wanted now; none when it is gone by now."""
-    with transaction() as session:
-        spec = read_spec(session, target.subject_id)
-        fabric = engines(session, _location_of(session, target.subject_id)).fabric
-    if spec is not None:
-        fabric.ensure_firewall(spec)
+@dataclass(frozen=True)
+class _Pushed(Generic[Row, Spec]):
+    """What is brought to the fabric as a whole, and the steps of that. `tells`: the event's resource, and more data."""
+
+    name: str
+    model: type[Row]
+    read: Callable[[Session, UUID], Spec | None]
+    ensure: Callable[[Fabric, Spec], object]
+    ensure_absent: Callable[[Fabric, UUID], object]
+    wait_applied: Callable[[Fabric, UUID], bool]
+    tells: Callable[[Row], tuple[UUID, dict[str, object]]]
+
+    def push(self, target: Target) -> None:
+        """The fabric has it as it is wanted now; nothing of it when it is gone by now."""
         with transaction() as session:
-            if note_pushed(session, target.subject_id, spec.revision):
+            spec = self.read(session, target.subject_id)
+            location_id = session.get_one(self.model, target.subject_id).location_id
+            fabric = engines(session, location_id).fabric
+        if spec is not None:
+            self.ensure(fabric, spec)
+            with transaction() as session:
+                if note_pushed(session, self.model, target.subject_id, spec.revision):
+                    return
+        # It went while this was under way: whoever removed it may have been faster.
+        self.ensure_absent(fabric, target.subject_id)
+
+    def confirm(self, target: Target) -> None:
+        """The nodes of its ports have confirmed it. One that does not answer leaves it pending.
+
+        The watch over the location asks again until it does.
+        """
+        with transaction() as session:
+            row = session.get_one(self.model, target.subject_id)
+            if row.deleted_at is not None:
                 return
-    # It went while this was under way: whoever removed it may have been faster.
-    fabric.ensure_firewall_absent(target.subject_id)
-
-
-def confirm(target: Target) -> None:
-    """The nodes of the firewall's ports have confirmed it. One that does not answer leaves it pending.
-
-    The watch over the location asks again until it does.
-    """
-    with transaction() as session:
-        firewall = session.get_one(Firewall, target.subject_id)
-        if firewall.deleted_at is not None:
+            pushed = row.pushed_revision
+            fabric = engines(session, row.location_id).fabric
+        if not self.wait_applied(fabric, target.subject_id):
+            log.warning(
+                "firewall is pending",
+                kind=self.name,
+                subject=str(target.subject_id),
+                revision=pushed,
+            )
             return
-        pushed = firewall.pushed_revision
-        fabric = engines(session, firewall.location_id).fabric
-    if not fabric.wait_firewall_applied(target.subject_id, timeout_s=APPLY_TIMEOUT_S):
-        log.warning("firewall is pending", firewall=str(target.subject_id), revision=pushed)
-        return
-    with transaction() as session:
-        note_applied(session, target.subject_id, pushed)
+        with transaction() as session:
+            note_applied(session, self.model, target.subject_id, pushed)
 
+    def remove_if_gone(self, target: Target) -> None:
+        """The fabric has nothing of what is gone, whatever a late step has pushed."""
+        with transaction() as session:
+            row = session.get_one(self.model, target.subject_id)
+            if row.deleted_at is None:
+                return
+            fabric = engines(session, row.location_id).fabric
+        self.ensure_absent(fabric, target.subject_id)
 
-def remove_if_gone(target: Target) -> None:
-    """The fabric has nothing of a firewall that is gone, whatever a late step has pushed."""
-    with transaction() as session:
-        firewall = session.get_one(Firewall, target.subject_id)
-        if firewall.deleted_at is None:
+    def tell(self, session: Session, target: Target) -> None:
+        """The owner is told how far the change has come."""
+        row = session.get_one(self.model, target.subject_id)
+        if row.deleted_at is not None:
             return
-        fabric = engines(session, firewall.location_id).fabric
-    fabric.ensure_firewall_absent(target.subject_id)
+        resource_id, more = self.tells(row)
+        is_applied = row.applied_revision >= row.wanted_revision
+        record(
+            session,
+            kind=f"{self.name}.{'applied' if is_applied else 'pending'}",
+            actor=f"operation:{target.operation_id}",
+            account_id=row.account_id,
+            resource_id=resource_id,
+            operation_id=target.operation_id,
+            data={**more, "revision": row.applied_revision},
+        )
+
+    def tell_failure(self, session: Session, target: Target, failure: Failure) -> None:
+        """What is wanted stays wanted, and pending; the watch over the location tries again."""
+        self.tell(session, target)
+
+    def plan(self) -> Plan:
+        """Push and confirm."""
+        return Plan(
+            workflow=f"{self.name}.apply.v1",
+            kind=f"{self.name}.apply",
+            steps=(
+                Step("push", self.push, percent=10, cancellable=False),
+                Step("confirm", self.confirm, percent=60, cancellable=False),
+            ),
+            succeed=self.tell,
+            fail=self.tell_failure,
+            overtaken=self.remove_if_gone,
+            deadline_s=180,
+        )
 
 
-def note_pushed(session: Session, firewall_id: UUID, revision: int) -> bool:
-    """This revision was committed to the fabric; False when the firewall is gone, so that it must not stay there."""
+def note_pushed(session: Session, model: type[Row], row_id: UUID, revision: int) -> bool:
+    """This revision was committed to the fabric; False when it is gone, so that it must not stay there."""
     noted = session.scalar(
-        update(Firewall)
-        .where(Firewall.firewall_id == firewall_id, Firewall.deleted_at.is_(None))
-        .values(pushed_revision=func.greatest(Firewall.pushed_revision, revision))
-        .returning(Firewall.firewall_id)
+        update(model)
+        .where(_key(model) == row_id, model.deleted_at.is_(None))
+        .values(pushed_revision=func.greatest(model.pushed_revision, revision))
+        .returning(_key(model))
         .execution_options(synchronize_session=False)
     )
     return noted is not None
 
 
-def note_applied(session: Session, firewall_id: UUID, revision: int) -> None:
+def note_applied(session: Session, model: type[Row], row_id: UUID, revision: int) -> None:
     """The nodes have confirmed this revision, which was pushed before they were asked."""
-    confirmed = func.least(revision, Firewall.pushed_revision)
+    confirmed = func.least(revision, model.pushed_revision)
     session.execute(
-        update(Firewall)
-        .where(Firewall.firewall_id == firewall_id, Firewall.applied_revision < confirmed)
+        update(model)
+        .where(_key(model) == row_id, model.applied_revision < confirmed)
         .values(applied_revision=confirmed)
         .execution_options(synchronize_session=False)
     )
 
 
-def _location_of(session: Session, firewall_id: UUID) -> int:
-    return session.get_one(Firewall, firewall_id).location_id
-
-
-def tell(session: Session, target: Target) -> None:
-    """The owner is told how far the change has come."""
-    firewall = session.get_one(Firewall, target.subject_id)
-    if firewall.deleted_at is not None:
-        return
-    is_applied = firewall.applied_revision >= firewall.wanted_revision
-    record(
-        session,
-        kind="firewall.applied" if is_applied else "firewall.pending",
-        actor=f"operation:{target.operation_id}",
-        account_id=firewall.account_id,
-        resource_id=firewall.instance_id,
-        operation_id=target.operation_id,
-        data={"firewall": str(firewall.firewall_id), "revision": firewall.applied_revision},
-    )
-
-
-def tell_failure(session: Session, target: Target, failure: Failure) -> None:
-    """What is wanted stays wanted, and pending; the watch over the location tries again."""
-    tell(session, target)
+def _key(model: type[Row]) -> ColumnElement[Any]:
+    return class_mapper(model).primary_key[0]
 
 
 APPLY = register(
-    Plan(
-        workflow="firewall.apply.v1",
-        kind="firewall.apply",
-        steps=(
-            Step("push", push, percent=10, cancellable=False),
-            Step("confirm", confirm, percent=60, cancellable=False),
+    _Pushed(
+        "firewall",
+        Firewall,
+        read_spec,
+        ensure=lambda fabric, spec: fabric.ensure_firewall(spec),
+        ensure_absent=lambda fabric, row_id: fabric.ensure_firewall_absent(row_id),
+        wait_applied=lambda fabric, row_id: fabric.wait_firewall_applied(
+            row_id, timeout_s=APPLY_TIMEOUT_S
         ),
-        succeed=tell,
-        fail=tell_failure,
-        overtaken=remove_if_gone,
-        deadline_s=180,
-    )
+        tells=lambda row: (row.instance_id, {"firewall": str(row.firewall_id)}),
+    ).plan()
+)
+APPLY_GROUP = register(
+    _Pushed(
+        "firewall_group",
+        FirewallGroup,
+        read_group_spec,
+        ensure=lambda fabric, spec: fabric.ensure_firewall_group(spec),
+        ensure_absent=lambda fabric, row_id: fabric.ensure_firewall_group_absent(row_id),
+        wait_applied=lambda fabric, row_id: fabric.wait_firewall_group_applied(
+            row_id, timeout_s=APPLY_TIMEOUT_S
+        ),
+        tells=lambda row: (row.group_id, {}),
+    ).plan()
 )

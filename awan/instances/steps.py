@@ -13,7 +13,7 @@ from awan.catalogue import engines
 from awan.engines.hypervisor import DomainFacts, Power, StopOutcome
 from awan.engines.volumes import VolumeHandle
 from awan.errors import EngineUnavailable, OperationCancelled
-from awan.firewall import firewall_id_of, note_applied, note_pushed
+from awan.firewall import Firewall, firewall_id_of, note_applied, note_pushed
 from awan.fleet import Node, NodeState, NodeThreads, endpoint, node_threads
 from awan.instances.models import DesiredState, Instance, ObservedState
 from awan.instances.situation import (
@@ -86,7 +86,7 @@ def push_firewall(it: Situation) -> None:
     if it.firewall is not None:
         it.engines.fabric.ensure_firewall(it.firewall)
         with single_statements() as session:
-            note_pushed(session, it.firewall_id, it.firewall.revision)
+            note_pushed(session, Firewall, it.firewall_id, it.firewall.revision)
 
 
 def undo_make_ports(target: Target) -> None:
@@ -163,7 +163,7 @@ def wait_for_ports(target: Target) -> None:
         ):
             raise EngineUnavailable("fabric", "wait_port_up", f"port {port.port_id} is not up")
     with single_statements() as session:
-        note_applied(session, it.firewall_id, it.pushed_revision)
+        note_applied(session, Firewall, it.firewall_id, it.pushed_revision)
 
 
 def power_off(target: Target) -> None:
