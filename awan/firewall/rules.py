@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network
 
 from awan.engines.fabric.firewall import Direction, RuleAction, RuleProtocol
+from awan.kit.inet import parse_network
 
 RULES_MAX = 1000
 IPSETS_MAX = 10
@@ -89,9 +90,7 @@ def check_protocol(
 def parse_prefix(text: str) -> IPv4Network | IPv6Network:
     """An address or prefix of either family; host bits are cleared. Raises: ValueError with a sentence."""
     try:
-        if "%" in text:  # a zone, which is no part of an address on the wire
-            raise ValueError
-        network = ip_network(text.strip(), strict=False)
+        network = parse_network(text.strip(), strict=False)
     except ValueError:
         raise ValueError(
             "Give an IPv4 or IPv6 address or prefix, such as 198.51.100.7 or 2001:db8::/32."

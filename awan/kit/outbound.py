@@ -33,6 +33,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from awan.kit.clock import now
+from awan.kit.inet import parse_address
 from awan.settings import get_settings
 
 Address = IPv4Address | IPv6Address
@@ -146,7 +147,7 @@ def parse_url(text: str) -> Target:
 
 def _literal(host: str) -> Address | None:
     try:
-        return None if "%" in host else ip_address(host)
+        return parse_address(host)
     except ValueError:
         return None
 

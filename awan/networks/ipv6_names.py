@@ -16,6 +16,7 @@ from awan.accounts import Caller
 from awan.catalogue.service import all_zones
 from awan.errors import Conflict, Invalid, QuotaExceeded
 from awan.events import record
+from awan.kit.inet import parse_ipv6
 from awan.networks.models import Address, Nic, PrefixName, RoutedPrefix
 from awan.networks.names import NO_NAMES, Wish, mark_stale, name_of, parse_given
 from awan.networks.prefix_rules import NAMES_MAX
@@ -125,7 +126,7 @@ def _find_holder(
     session: Session, instance_id: UUID, ip_address: str, *, locked: bool = False
 ) -> _Holder:
     try:
-        address = IPv6Address(ip_address)
+        address = parse_ipv6(ip_address)
     except ValueError as err:
         raise Invalid.field("ip_address", "The ip_address must be an IPv6 address.") from err
     query = (

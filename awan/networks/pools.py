@@ -16,12 +16,12 @@ from awan.engines.fabric import PublicNetworkSpec
 from awan.errors import Conflict, Invalid, NotFound
 from awan.events import record
 from awan.kit.ids import new_id
+from awan.kit.inet import parse_address
 from awan.networks.models import Address, Pool, PrefixPool
 from awan.networks.names import mark_pool_stale
 from awan.networks.rules import (
     parse_gateway,
     parse_prefix,
-    parse_server,
     switch_name,
     usable_addresses,
 )
@@ -50,7 +50,7 @@ def create_pool(
     location = check_location(session, location_id)
     network = parsed("cidr", lambda: parse_prefix(cidr))
     router = parsed("gateway", lambda: parse_gateway(network, gateway))
-    servers = parsed("dns_servers", lambda: [parse_server(server) for server in dns_servers])
+    servers = parsed("dns_servers", lambda: [parse_address(server) for server in dns_servers])
     excluded = parsed("reserved", lambda: [IPv4Address(address) for address in reserved])
     session.execute(select(func.pg_advisory_xact_lock(POOLS_LOCK_ID)))
     refuse_overlap(session, network)

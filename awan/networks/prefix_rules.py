@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv6Address, IPv6Network
+
+from awan.kit.inet import parse_ipv6, parse_network
 
 PREFIX_POOL_MIN = 50
 """The largest pool of prefixes: a /50 is 16,384 pre-generated rows."""
@@ -17,7 +19,7 @@ CUSTOMERS_BIT = 1 << 63
 def parse_prefix_pool(cidr: str) -> IPv6Network:
     """The range of prefixes. Raises: ValueError with a sentence when it is none."""
     try:
-        network = ip_network(cidr)
+        network = parse_network(cidr)
     except ValueError:
         raise ValueError(
             "The prefix must be in CIDR form without host bits, such as 2001:db8:100::/56."
@@ -35,7 +37,7 @@ def parse_router_address(on_link: IPv6Network, gateway: object, text: str) -> IP
     It is none that an instance may have, nor that router's own.
     """
     try:
-        address = IPv6Address(text)
+        address = parse_ipv6(text)
     except ValueError:
         raise ValueError("The router_address must be an IPv6 address.") from None
     if address not in on_link or address in (on_link.network_address, gateway):

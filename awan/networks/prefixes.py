@@ -22,6 +22,7 @@ from awan.events import record
 from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.kit.ids import new_id
+from awan.kit.inet import parse_ipv6
 from awan.networks.models import (
     Address,
     Nic,
@@ -93,7 +94,7 @@ def create_prefix_pool(
 
 
 def _on_link_pool(session: Session, location_id: int, router_address: str) -> Pool:
-    address = parsed("router_address", lambda: IPv6Address(router_address))
+    address = parsed("router_address", lambda: parse_ipv6(router_address))
     pools = session.scalars(
         select(Pool).where(Pool.location_id == location_id, Pool.family == 6, Pool.is_enabled)
     )

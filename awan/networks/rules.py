@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from uuid import UUID
 
 import idna
 
 from awan.engines.nameserver import RecordKey, RecordKind
+from awan.kit.inet import parse_address, parse_network
 
 NAME_MAX = 253
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -29,9 +30,7 @@ def usable_addresses(
 def parse_prefix(cidr: str) -> IPv4Network | IPv6Network:
     """The prefix of a pool. Raises: ValueError with a sentence when it is none."""
     try:
-        if "%" in cidr:  # a zone, which is no part of an address on the wire
-            raise ValueError
-        network = ip_network(cidr)
+        network = parse_network(cidr)
     except ValueError:
         raise ValueError(
             "The prefix must be in CIDR form without host bits, such as 198.51.100.0/24."
@@ -46,21 +45,12 @@ def parse_prefix(cidr: str) -> IPv4Network | IPv6Network:
 def parse_gateway(network: IPv4Network | IPv6Network, gateway: str) -> IPv4Address | IPv6Address:
     """The router's address in the prefix. Raises: ValueError with a sentence when it is none."""
     try:
-        if "%" in gateway:
-            raise ValueError
-        address = type(network.network_address)(gateway)
+        address = parse_address(gateway)
     except ValueError:
         address = network.network_address
     if address not in network or address in (network.network_address, network.broadcast_address):
         raise ValueError("The gateway must be a host address of the prefix.")
     return address
-
-
-def parse_server(text: str) -> IPv4Address | IPv6Address:
-    """The address of a resolver. Raises: ValueError with a sentence when it is none, or has a zone."""
-    if "%" in text:
-        raise ValueError(f"{text!r} has a zone, which guests do not know.")
-    return ip_address(text)
 
 
 def ipv6_of(network: IPv6Network, nic_id: UUID) -> IPv6Address:

@@ -257,6 +257,7 @@ def test_names_that_are_refused(ranged: SimulatedCloud) -> None:
         ("2001:db8:0:101::25", NAME, "ip_address"),
         ("198.51.100.2", NAME, "ip_address"),
         ("x", NAME, "ip_address"),
+        (f"{INSIDE}%eth0", NAME, "ip_address"),
     ):
         refused = name_it(ranged, uuid, address, rdns)
         assert refused.status_code == 422, refused.text
