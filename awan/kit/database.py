@@ -100,8 +100,10 @@ def sqlalchemy_url(database_url: str) -> str:
 # of the one that takes its work over may wait for them.
 IDLE_TRANSACTION_MAX_S = 20
 IDLE_TRANSACTION_ENDED = "25P03"
-# Deadlock, serialization failure.
-DEADLOCK_STATES = ("40P01", "40001")
+# Serialization failure, deadlock: two waited for each other.
+DEADLOCK_STATES = frozenset({"40001", "40P01"})
+# Those, lock timeout, statement timeout: another one was in the way.
+LOST_STATES = DEADLOCK_STATES | {"55P03", "57014"}
 
 # A connection that has rested for longer is asked whether it still lives before it is used. One that was lost within
 # this time fails once, with which the pool gives up all that it has.
@@ -214,14 +216,20 @@ def _unavailable_when_lost() -> Iterator[None]:
         raise
 
 
+def sqlstate_of(err: DBAPIError) -> str | None:
+    """PostgreSQL's code of the error; None when it did not answer."""
+    state: str | None = getattr(err.orig, "sqlstate", None)
+    return state
+
+
 def is_deadlock(err: DBAPIError) -> bool:
     """Whether PostgreSQL ended the transaction because it and another waited for each other: tried again it passes."""
-    return getattr(err.orig, "sqlstate", None) in DEADLOCK_STATES
+    return sqlstate_of(err) in DEADLOCK_STATES
 
 
 def is_connection_error(err: DBAPIError) -> bool:
     """Whether the connection is lost or the server away (SQLSTATE class 08, 57P0x, 25P03, or no SQLSTATE at all)."""
-    state = getattr(err.orig, "sqlstate", None)
+    state = sqlstate_of(err)
     return (
         err.connection_invalidated
         or state is None

@@ -37,7 +37,7 @@ from awan.errors import (
     Unavailable,
 )
 from awan.kit import forms
-from awan.kit.database import is_connection_error, is_deadlock
+from awan.kit.database import LOST_STATES, is_connection_error, is_deadlock, sqlstate_of
 from awan.kit.http import (
     BODY_REFUSED,
     STREAM_TYPE,
@@ -61,8 +61,8 @@ BODY_TIMEOUT_S = 30.0
 # A body over the limit is read on and dropped up to this many times the limit, so that the client sees the answer.
 DRAIN_FACTOR = 8
 OVERRIDES = frozenset({"PUT", "PATCH", "DELETE"})
-# Serialization failure, deadlock, lock timeout, statement timeout, too many connections: a retry may succeed.
-RETRYABLE_SQLSTATES = frozenset({"40001", "40P01", "55P03", "57014", "53300"})
+# Another one was in the way, or too many connections: a retry may succeed.
+RETRYABLE_SQLSTATES = LOST_STATES | {"53300"}
 
 SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
@@ -297,7 +297,7 @@ def _on_http_exception(request: Request, err: HTTPException) -> Response:
 
 def _on_database_error(request: Request, err: DBAPIError) -> Response:
     """An unreachable or overloaded database passes; any other of its errors is a bug."""
-    state = getattr(err.orig, "sqlstate", None)
+    state = sqlstate_of(err)
     if not is_connection_error(err) and state not in RETRYABLE_SQLSTATES:
         raise err
     log.warning("request.database_unavailable", sqlstate=state, detail=str(err.orig))

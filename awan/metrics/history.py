@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from awan.kit.clock import now
-from awan.kit.database import transaction
+from awan.kit.database import sqlstate_of, transaction
 from awan.metrics.cards import end_silent_cards
 from awan.metrics.rules import CARD_STEP_S, MINUTE_S, floor
 
@@ -231,7 +231,7 @@ def _drop(name: str) -> bool:
             _begin_change(session)
             session.execute(text(f"DROP TABLE IF EXISTS {name}"))
     except OperationalError as err:
-        if getattr(err.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+        if sqlstate_of(err) != LOCK_NOT_AVAILABLE:
             raise
         return False
     return True

@@ -39,7 +39,13 @@ from awan.errors import (
 )
 from awan.events import record
 from awan.kit.clock import now
-from awan.kit.database import is_connection_error, single_statements, transaction
+from awan.kit.database import (
+    LOST_STATES,
+    is_connection_error,
+    single_statements,
+    sqlstate_of,
+    transaction,
+)
 from awan.operations.durable import RECOVERIES_MAX
 from awan.operations.models import FINAL, Operation, OperationStatus
 from awan.operations.plans import Failure, Plan, Step, Target
@@ -56,9 +62,6 @@ UNDO_ATTEMPTS_MAX = 3
 # Whoever took an operation over may itself be taken over; its deadline alarms long before this.
 OVERTAKEN_WAIT_MAX_S = 86400.0
 OVERTAKEN_ROUND_S = 60.0
-
-# Serialization failure, deadlock, lock not available, statement cancelled by its time limit.
-DEADLOCK_STATES = {"40001", "40P01", "55P03", "57014"}
 
 T = TypeVar("T")
 
@@ -251,7 +254,7 @@ def is_database_away(err: Exception) -> bool:
 
 def is_lock_trouble(err: Exception) -> bool:
     """Whether the transaction lost against another one and may win the next time."""
-    return isinstance(err, DBAPIError) and getattr(err.orig, "sqlstate", None) in DEADLOCK_STATES
+    return isinstance(err, DBAPIError) and sqlstate_of(err) in LOST_STATES
 
 
 def _enter(step: Step, turn: _Turn) -> bool:
