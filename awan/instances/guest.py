@@ -26,13 +26,12 @@ from awan.instances.service import (
     is_hostname_taken,
     lock_idle,
     lock_instance,
-    refuse_if_unreachable,
+    refuse_unless_changeable,
     require_state,
 )
 from awan.instances.situation import PASSWORD_PURPOSE, SECRET_GENERATION
 from awan.kit.secrets import put_secret
 from awan.operations import Operation
-from awan.operations.service import refuse_if_busy
 from awan.resources import Resource, ResourceKind, get_owned
 
 FIRST_BOOT_PENDING = (
@@ -48,7 +47,6 @@ UNSEEN_RUNNING = (
     " booted; or stop the instance and rename it then."
 )
 NEXT_BOOT = "The instance is stopped: its guest takes the password at its next boot."
-ALIVE = (ObservedState.RUNNING, ObservedState.STOPPED)
 
 
 def set_password(
@@ -60,9 +58,7 @@ def set_password(
     """
     resource, instance = lock_instance(session, caller, instance_id)
     _check_password(change, instance)
-    refuse_if_busy(session, resource)
-    refuse_if_unreachable(session, instance)
-    _require_alive(instance)
+    refuse_unless_changeable(session, resource, instance)
     is_stopped = instance.observed_state == ObservedState.STOPPED
     secret = put_secret(session, PASSWORD_PURPOSE, hash_password(change.password))
     session.flush()
@@ -93,9 +89,7 @@ def rename(session: Session, caller: Caller, instance_id: UUID, hostname: str) -
     resource, instance = lock_instance(session, caller, instance_id)
     if is_hostname_taken(session, resource.account_id, hostname, by_other_than=instance_id):
         raise Invalid.field("hostname", HOSTNAME_TAKEN)
-    refuse_if_busy(session, resource)
-    refuse_if_unreachable(session, instance)
-    _require_alive(instance)
+    refuse_unless_changeable(session, resource, instance)
     is_running = instance.observed_state == ObservedState.RUNNING
     if is_running and instance.seed_generation == SECRET_GENERATION:
         raise Conflict(FIRST_BOOT_PENDING if instance.ready_at is None else UNSEEN_RUNNING)
@@ -151,11 +145,6 @@ def _record(
         data=data,
     )
     session.flush()
-
-
-def _require_alive(instance: Instance) -> None:
-    if instance.desired_state == DesiredState.DELETED or instance.observed_state not in ALIVE:
-        raise Conflict("Only a running or stopped instance can be changed.")
 
 
 def _as_wanted(instance: Instance) -> DesiredState:

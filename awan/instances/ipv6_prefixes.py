@@ -9,13 +9,11 @@ from sqlalchemy.orm import Session
 from awan.accounts import Caller
 from awan.errors import Conflict
 from awan.instances.ipv6_workflows import ADD_PREFIX, REMOVE_PREFIX
-from awan.instances.models import DesiredState, Instance, ObservedState
-from awan.instances.service import begin_change, lock_instance, refuse_if_unreachable
+from awan.instances.models import DesiredState
+from awan.instances.service import begin_change, lock_instance, refuse_unless_changeable
 from awan.kit.ids import new_id
 from awan.networks.prefixes import assign_prefix, find_prefix
 from awan.operations import Operation
-from awan.operations.service import refuse_if_busy
-from awan.resources import Resource
 
 
 def add(session: Session, caller: Caller, instance_id: UUID) -> Operation:
@@ -25,7 +23,7 @@ def add(session: Session, caller: Caller, instance_id: UUID) -> Operation:
     none offered), NoCapacity.
     """
     resource, instance = lock_instance(session, caller, instance_id)
-    _require_alive(session, resource, instance)
+    refuse_unless_changeable(session, resource, instance)
     operation_id = new_id()
     prefix = assign_prefix(
         session,
@@ -51,7 +49,7 @@ def remove(session: Session, caller: Caller, instance_id: UUID) -> Operation:
     Raises: NotFound, Conflict (busy, node unreachable, neither running nor stopped, has none).
     """
     resource, instance = lock_instance(session, caller, instance_id)
-    _require_alive(session, resource, instance)
+    refuse_unless_changeable(session, resource, instance)
     prefix = find_prefix(session, instance_id, locked=True)
     if prefix is None:
         raise Conflict("The instance has no IPv6 prefix.")
@@ -67,13 +65,3 @@ def remove(session: Session, caller: Caller, instance_id: UUID) -> Operation:
         operation_id=operation_id,
         data={"ipv6_prefix": str(prefix.cidr)},
     )
-
-
-def _require_alive(session: Session, resource: Resource, instance: Instance) -> None:
-    refuse_if_busy(session, resource)
-    refuse_if_unreachable(session, instance)
-    if instance.desired_state == DesiredState.DELETED or instance.observed_state not in (
-        ObservedState.RUNNING,
-        ObservedState.STOPPED,
-    ):
-        raise Conflict("Only a running or stopped instance can be changed.")

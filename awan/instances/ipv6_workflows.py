@@ -11,10 +11,8 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session
 
-from awan.instances.models import Instance
 from awan.instances.steps import make_ports, settle_late_step
-from awan.instances.workflows import mark_change_failed
-from awan.kit.clock import now
+from awan.instances.workflows import mark_change_failed, mark_changed
 from awan.kit.database import transaction
 from awan.networks.models import PrefixPool
 from awan.networks.prefixes import find_prefix, push_router, release_prefix
@@ -73,7 +71,7 @@ def undo_forbid(target: Target) -> None:
 
 def mark_added(session: Session, target: Target) -> None:
     """The prefix can be used."""
-    _touch(session, target)
+    mark_changed(session, target)
 
 
 def mark_not_added(session: Session, target: Target, failure: Failure) -> None:
@@ -86,7 +84,7 @@ def mark_not_added(session: Session, target: Target, failure: Failure) -> None:
 def mark_removed(session: Session, target: Target) -> None:
     """The prefix rests, and its names are gone."""
     release_prefix(session, target.subject_id, operation_id=target.operation_id)
-    _touch(session, target)
+    mark_changed(session, target)
 
 
 def mark_not_removed(session: Session, target: Target, failure: Failure) -> None:
@@ -95,13 +93,6 @@ def mark_not_removed(session: Session, target: Target, failure: Failure) -> None
     if prefix is not None:
         prefix.is_leaving = False
     mark_change_failed(session, target, failure)
-
-
-def _touch(session: Session, target: Target) -> None:
-    instance = session.get_one(Instance, target.subject_id, with_for_update=True)
-    if instance.deleted_at is None:
-        instance.status_reason = None
-        instance.updated_at = now()
 
 
 ADD_PREFIX = register(

@@ -10,15 +10,13 @@ from sqlalchemy.orm import Session
 
 from awan.accounts import Caller
 from awan.errors import Conflict, Invalid, NotFound
-from awan.instances.models import DesiredState, Instance, ObservedState
+from awan.instances.models import DesiredState
 from awan.instances.private_workflows import ATTACH, DETACH
-from awan.instances.service import begin_change, lock_instance, refuse_if_unreachable
+from awan.instances.service import begin_change, lock_instance, refuse_unless_changeable
 from awan.kit.ids import new_id
 from awan.networks.models import Nic, PrivateNetwork
 from awan.networks.private_networks import INVALID, create_private_nic, find_network
 from awan.operations import Operation
-from awan.operations.service import refuse_if_busy
-from awan.resources import Resource
 
 
 def attach(
@@ -39,7 +37,7 @@ def attach(
     )
     if network is None:
         raise Invalid.field("vswitch", INVALID)
-    _require_alive(session, resource, instance)
+    refuse_unless_changeable(session, resource, instance, "attached or detached")
     operation_id = new_id()
     nic = create_private_nic(
         session,
@@ -77,7 +75,7 @@ def detach(session: Session, caller: Caller, instance_id: UUID, reference: str |
         )
         if network is None:
             raise NotFound("Private network not found.")
-    _require_alive(session, resource, instance)
+    refuse_unless_changeable(session, resource, instance, "attached or detached")
     query = (
         select(Nic, PrivateNetwork.resource_id)
         .join(PrivateNetwork, PrivateNetwork.network_id == Nic.network_id)
@@ -101,13 +99,3 @@ def detach(session: Session, caller: Caller, instance_id: UUID, reference: str |
         DesiredState(instance.desired_state),
         data=data,
     )
-
-
-def _require_alive(session: Session, resource: Resource, instance: Instance) -> None:
-    refuse_if_busy(session, resource)
-    refuse_if_unreachable(session, instance)
-    if instance.desired_state == DesiredState.DELETED or instance.observed_state not in (
-        ObservedState.RUNNING,
-        ObservedState.STOPPED,
-    ):
-        raise Conflict("Only a running or stopped instance can be attached or detached.")

@@ -16,12 +16,11 @@ from sqlalchemy.orm import Session
 
 from awan.engines.hypervisor import CardHeld
 from awan.errors import Conflict
-from awan.instances.models import Instance
 from awan.instances.recover import wait_for_ports_of_running
 from awan.instances.rules import NIC_HELD
 from awan.instances.situation import Situation, nic_specs, read_situation
 from awan.instances.steps import make_ports, settle_late_step
-from awan.instances.workflows import mark_change_failed
+from awan.instances.workflows import mark_change_failed, mark_changed
 from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.networks.models import Nic, NicRole
@@ -99,7 +98,7 @@ def _leaving(session: Session, instance_id: UUID) -> list[Nic]:
 
 def mark_attached(session: Session, target: Target) -> None:
     """The cards are in."""
-    _touch(session, target)
+    mark_changed(session, target)
 
 
 def mark_not_attached(session: Session, target: Target, failure: Failure) -> None:
@@ -114,7 +113,7 @@ def mark_detached(session: Session, target: Target) -> None:
     """The cards are gone, and their addresses free."""
     for nic in _leaving(session, target.subject_id):
         nic.is_leaving, nic.deleted_at = False, now()
-    _touch(session, target)
+    mark_changed(session, target)
 
 
 def mark_not_detached(session: Session, target: Target, failure: Failure) -> None:
@@ -122,13 +121,6 @@ def mark_not_detached(session: Session, target: Target, failure: Failure) -> Non
     for nic in _leaving(session, target.subject_id):
         nic.is_leaving = False
     mark_change_failed(session, target, failure)
-
-
-def _touch(session: Session, target: Target) -> None:
-    instance = session.get_one(Instance, target.subject_id, with_for_update=True)
-    if instance.deleted_at is None:
-        instance.status_reason = None
-        instance.updated_at = now()
 
 
 def remove_undone(target: Target) -> None:

@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session
 
 from awan.accounts import Caller
 from awan.errors import Conflict, Invalid, NotFound
-from awan.instances.models import DesiredState, Instance, ObservedState, PublicNetworkChange
+from awan.instances.models import Instance, PublicNetworkChange
 from awan.instances.public_network_workflows import CHANGE
-from awan.instances.service import refuse_if_unreachable
+from awan.instances.service import refuse_if_unreachable, require_alive
 from awan.kit.ids import new_id
 from awan.networks import Address, allocate, find_owned_address
 from awan.networks.models import AddressState, Nic, Pool
@@ -25,7 +25,6 @@ HAS_ONE = "The instance has a public network already."
 HAS_NONE = "The instance has no public network."
 UNKNOWN_ADDRESS = "The selected public network is invalid."
 UNKNOWN_INSTANCE = "The selected instance is invalid."
-ALIVE = (ObservedState.RUNNING, ObservedState.STOPPED)
 
 
 @dataclass(frozen=True)
@@ -146,9 +145,7 @@ def _lock(
         refuse_if_busy(session, resource)
     for instance in instances.values():
         refuse_if_unreachable(session, instance)
-        is_deleted = instance.desired_state == DesiredState.DELETED
-        if is_deleted or instance.observed_state not in ALIVE:
-            raise Conflict("Only a running or stopped instance can be changed.")
+        require_alive(instance)
     return Held(resources, instances)
 
 

@@ -43,7 +43,7 @@ from awan.instances.steps import (
     settle_late_step,
     wait_for_ports,
 )
-from awan.instances.workflows import mark_change_failed, mark_running
+from awan.instances.workflows import mark_change_failed, mark_changed, mark_running
 from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.operations import (
@@ -187,10 +187,7 @@ def put_back_ports(target: Target) -> None:
 
 def mark_repaired(session: Session, target: Target) -> None:
     """What was missing is back, and what was left over is gone."""
-    instance = session.get_one(Instance, target.subject_id, with_for_update=True)
-    if instance.deleted_at is None:
-        instance.status_reason = None
-        instance.updated_at = now()
+    mark_changed(session, target)
     give_back_left_over(session, target.subject_id, target.operation_id)
 
 

@@ -50,6 +50,7 @@ UNREACHABLE_RETRY_AFTER_S = 30
 _IS_NODE_SILENT = func.coalesce(Node.health == NodeHealth.UNREACHABLE, False).label(
     "is_node_silent"
 )
+ALIVE = (ObservedState.RUNNING, ObservedState.STOPPED)
 
 
 @dataclass(frozen=True)
@@ -340,6 +341,21 @@ def refuse_if_unreachable(session: Session, instance: Instance) -> None:
     node = session.get(Node, instance.node_id) if instance.node_id is not None else None
     if node is not None and node.health == NodeHealth.UNREACHABLE:
         raise Conflict(NODE_UNREACHABLE, retry_after_s=UNREACHABLE_RETRY_AFTER_S)
+
+
+def refuse_unless_changeable(
+    session: Session, resource: Resource, instance: Instance, verb: str = "changed"
+) -> None:
+    """Raises: Conflict (busy, its node is unreachable, neither running nor stopped) for a locked instance."""
+    refuse_if_busy(session, resource)
+    refuse_if_unreachable(session, instance)
+    require_alive(instance, verb)
+
+
+def require_alive(instance: Instance, verb: str = "changed") -> None:
+    """Raises: Conflict, saying what cannot be done, unless the instance was seen running or stopped."""
+    if instance.desired_state == DesiredState.DELETED or instance.observed_state not in ALIVE:
+        raise Conflict(f"Only a running or stopped instance can be {verb}.")
 
 
 def require_state(instance: Instance, state: ObservedState, verb: str) -> None:

@@ -202,6 +202,14 @@ def mark_delete_failed(session: Session, target: Target, failure: Failure) -> No
     instance.updated_at = now()
 
 
+def mark_changed(session: Session, target: Target) -> None:
+    """A change of what is beside the power succeeded: no reason is told any more."""
+    instance = session.get_one(Instance, target.subject_id, with_for_update=True)
+    if instance.deleted_at is None:
+        instance.status_reason = None
+        instance.updated_at = now()
+
+
 def _mark(session: Session, target: Target, observed: ObservedState) -> None:
     """What a power change that succeeded leaves. One that was overtaken by a deletion leaves nothing."""
     instance = session.get_one(Instance, target.subject_id, with_for_update=True)
