@@ -390,11 +390,11 @@ def _note(
     )
 
 
-def is_due(session: Session, instance_id: UUID, kinds: Sequence[str]) -> bool:
+def is_due(session: Session, resource_id: UUID, kinds: Sequence[str]) -> bool:
     """Whether the last failed attempts of today are long enough ago, of these kinds. A success makes them forgotten."""
     since = now() - timedelta(seconds=FAILURES_COUNTED_S)
     attempts = (
-        Operation.resource_id == instance_id,
+        Operation.resource_id == resource_id,
         Operation.created_at > since,
         Operation.kind.in_(kinds),
     )

@@ -43,11 +43,7 @@ from awan.reconcile.firewall_groups import compare_groups
 from awan.reconcile.models import StrayKind
 from awan.reconcile.power import Verdict
 from awan.reconcile.prefix_routers import compare_routers, put_back_prefix_routers
-from awan.reconcile.private_networks import (
-    compare_networks,
-    finish_deletions,
-    put_back_private_networks,
-)
+from awan.reconcile.private_networks import compare_networks, put_back_private_networks
 from awan.reconcile.quarantine import Scope, Stray, update_quarantine
 from awan.reconcile.reading import Seen, Site, one_snapshot, open_sites, read
 from awan.reconcile.repairs import act, known_of
@@ -106,7 +102,6 @@ def check_location(location_id: int, *, with_files: bool = True) -> None:
     resume_deletions(location_id)
     put_back_private_networks(location_id)
     put_back_prefix_routers(location_id)
-    finish_deletions(location_id)
     (site, seen) = read(sites, with_files=with_files, with_chassis=False)[0]
     with one_snapshot() as session:
         expected = Expectations(session, first).of_location(

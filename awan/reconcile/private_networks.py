@@ -20,11 +20,10 @@ from awan.kit.database import transaction
 from awan.networks.models import Address, Nic, NicRole, PrivateNetwork, PrivateNetworkState
 from awan.networks.private_networks import private_port_spec
 from awan.networks.private_rules import private_switch
-from awan.networks.private_workflows import DELETE, mark_healed, push_network
-from awan.operations import ControlPlane, begin
+from awan.networks.private_workflows import mark_healed, push_network
 from awan.reconcile.findings import Finding, FindingKind
 from awan.reconcile.rules import ExpectedPort
-from awan.resources import Resource, ResourceKind, lock
+from awan.resources import Resource, lock
 
 UNSETTLED = (PrivateNetworkState.ERROR, PrivateNetworkState.DELETING)
 log = structlog.get_logger(__name__)
@@ -187,34 +186,6 @@ def put_back_private_networks(location_id: int) -> None:
             )
             return
         _note(resource_id, has_changed)
-
-
-def finish_deletions(location_id: int) -> None:
-    """Deletions of private networks that failed are begun again, now that the fabric answers."""
-    with transaction() as session:
-        ids = session.scalars(
-            select(PrivateNetwork.resource_id)
-            .join(Resource, Resource.resource_id == PrivateNetwork.resource_id)
-            .where(
-                PrivateNetwork.location_id == location_id,
-                PrivateNetwork.deleted_at.is_(None),
-                PrivateNetwork.state == PrivateNetworkState.DELETING,
-                Resource.active_operation_id.is_(None),
-            )
-        ).all()
-    for resource_id in ids:
-        with transaction() as session:
-            resource = lock(session, resource_id)
-            if resource is None or resource.deleted_at or resource.active_operation_id is not None:
-                continue
-            begin(
-                session,
-                caller=ControlPlane(ACTOR),
-                plan=DELETE,
-                resource=resource,
-                resource_kind=ResourceKind.PRIVATE_NETWORK,
-                subject_id=resource_id,
-            )
 
 
 def _note(resource_id: UUID, has_changed: bool) -> None:

@@ -23,6 +23,7 @@ from awan.reconcile.audit import run_audit
 from awan.reconcile.locations import check_location
 from awan.reconcile.private_networks import put_back_private_networks
 from tests.networks.test_public_addresses import take
+from tests.support.changed_settings import changed_settings
 from tests.support.in_process_worker import InProcessWorker, wait_until_idle
 from tests.support.simulated_cloud import Customer, SimulatedCloud
 
@@ -393,6 +394,9 @@ def test_a_deletion_that_failed_is_finished_and_not_taken_back(
     sim_store().faults.clear()
     assert shown(cloud, one["uuid"])["status"] == "deleting"
     check_location(cloud.location_id)
+    assert shown(cloud, one["uuid"])["status"] == "deleting", "not every half minute"
+    with changed_settings(repair_retry_s="0"):
+        check_location(cloud.location_id)
     wait_until_idle()
     assert cloud.customer.http.get(f"/networks/private/{one['uuid']}").status_code == 404
     assert quota(cloud) == 0
