@@ -22,8 +22,6 @@ from awan.resources import ResourceKind, in_path
 router = APIRouter(prefix="/instances", tags=["Instance"])
 _check_path = in_path(ResourceKind.INSTANCE, "instance_uuid")
 DETACHED = "Instance successfully detached from Private Network"
-
-
 addresses_router = APIRouter(prefix="/networks/public", tags=["Networks"])
 
 

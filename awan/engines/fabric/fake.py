@@ -21,7 +21,8 @@ from awan.engines.fabric import (
     fake_firewall,
 )
 from awan.engines.fabric.fake_prefixes import FakePrefixRouters
-from awan.engines.fabric.fake_private import FakePrivateNetworks, as_json
+from awan.engines.fabric.fake_private import FakePrivateNetworks
+from awan.engines.fabric.fake_rows import as_json
 from awan.engines.fabric.firewall import (
     FirewallFacts,
     FirewallGroupFacts,

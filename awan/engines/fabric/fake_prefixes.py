@@ -6,12 +6,9 @@ from typing import LiteralString
 
 from psycopg.types.json import Jsonb
 
-from awan.engines.fabric.fake_private import as_fields
+from awan.engines.fabric.fake_rows import ENGINE, as_fields, require_network, silent_chassis
 from awan.engines.fabric.prefixes import PrefixRouterFacts, PrefixRouterSpec
 from awan.engines.sim import SimStore
-from awan.errors import EngineRejected
-
-ENGINE = "fabric"
 
 ROUTER_DDL: LiteralString = """
 CREATE TABLE IF NOT EXISTS sim.fabric_prefix_router (
@@ -33,13 +30,8 @@ class FakePrefixRouters:
     def ensure_prefix_router(self, spec: PrefixRouterSpec) -> bool:
         """See `PrefixRouters`."""
         with self._store.call(ENGINE, "ensure_prefix_router", spec.name):
-            network = self._store.find_one(
-                "SELECT 1 FROM sim.fabric_network WHERE location = %s AND switch = %s",
-                [self._location, spec.public_switch],
-            )
-            if network is None:
-                words = f"there is no network {spec.public_switch}"
-                raise EngineRejected(ENGINE, f"ensure_prefix_router {spec.name}", words)
+            call = f"ensure_prefix_router {spec.name}"
+            require_network(self._store, self._location, spec.public_switch, call)
             changed = self._store.execute(
                 "INSERT INTO sim.fabric_prefix_router AS router (location, name, spec)"
                 " VALUES (%s, %s, %s)"
@@ -71,13 +63,7 @@ class FakePrefixRouters:
                 ' ORDER BY name COLLATE "C"',
                 [self._location],
             )
-            away = {
-                row["system_id"]
-                for row in self._store.fetch_all(
-                    "SELECT system_id FROM sim.fabric_chassis WHERE location = %s AND NOT is_alive",
-                    [self._location],
-                )
-            }
+            away = silent_chassis(self._store, self._location)
         return [
             PrefixRouterFacts(
                 name=row["name"],

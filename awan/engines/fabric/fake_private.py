@@ -5,16 +5,13 @@ A gateway is carried by the first of its chassis that is alive.
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
 from typing import LiteralString
 
 from psycopg.types.json import Jsonb
 
+from awan.engines.fabric.fake_rows import ENGINE, as_fields, require_network, silent_chassis
 from awan.engines.fabric.private import GatewaySpec, PrivateNetworkFacts, PrivateNetworkSpec
 from awan.engines.sim import SimStore
-from awan.errors import EngineRejected
-
-ENGINE = "fabric"
 
 GATEWAY_DDL: LiteralString = """
 CREATE TABLE IF NOT EXISTS sim.fabric_gateway (
@@ -61,12 +58,7 @@ class FakePrivateNetworks:
         switch = spec.network.switch
         with self._store.call(ENGINE, "ensure_gateway", switch):
             for name in (switch, spec.public_switch):
-                query: LiteralString = (
-                    "SELECT 1 FROM sim.fabric_network WHERE location = %s AND switch = %s"
-                )
-                if self._store.find_one(query, [self._location, name]) is None:
-                    words = f"there is no network {name}"
-                    raise EngineRejected(ENGINE, f"ensure_gateway {switch}", words)
+                require_network(self._store, self._location, name, f"ensure_gateway {switch}")
             changed = self._store.execute(
                 "INSERT INTO sim.fabric_gateway AS gateway (location, switch, spec)"
                 " VALUES (%s, %s, %s)"
@@ -100,13 +92,7 @@ class FakePrivateNetworks:
                 ' ORDER BY network.switch COLLATE "C"',
                 [self._location],
             )
-            away = {
-                row["system_id"]
-                for row in self._store.fetch_all(
-                    "SELECT system_id FROM sim.fabric_chassis WHERE location = %s AND NOT is_alive",
-                    [self._location],
-                )
-            }
+            away = silent_chassis(self._store, self._location)
         return [
             PrivateNetworkFacts(
                 row["switch"],
@@ -117,18 +103,3 @@ class FakePrivateNetworks:
             )
             for row in rows
         ]
-
-
-def as_fields(spec: object) -> dict[str, object]:
-    """The fields of a specification as JSON can hold them."""
-    assert is_dataclass(spec)
-    return {field.name: as_json(getattr(spec, field.name)) for field in fields(spec)}
-
-
-def as_json(value: object) -> object:
-    """A field of a spec as JSON can hold it: numbers and None as they are, addresses as text."""
-    if isinstance(value, tuple):
-        return [as_json(item) for item in value]
-    if is_dataclass(value):
-        return as_fields(value)
-    return value if value is None or isinstance(value, int) else str(value)
