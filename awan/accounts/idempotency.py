@@ -134,8 +134,12 @@ def is_repeat(session: Session, caller: Caller, request: Request) -> bool:
     For routes that do something slow before their transaction, which a repeat shall not do again.
     """
     key = request.headers.get(HEADER)
-    row = session.get(IdempotencyKey, (caller.account_id, key)) if key is not None else None
-    return row is not None and row.status is not None
+    query = select(IdempotencyKey.status).where(
+        IdempotencyKey.account_id == caller.account_id,
+        IdempotencyKey.key == key,
+        IdempotencyKey.created_at >= func.now() - LIFETIME,
+    )
+    return key is not None and session.scalar(query) is not None
 
 
 def once(

@@ -8,7 +8,7 @@ from awan.firewall.service import (
     retire_firewall,
 )
 from awan.firewall.spec import read_spec
-from awan.firewall.workflows import note_applied, note_pushed
+from awan.firewall.workflows import note_applied, note_pushed, push_firewall
 
 __all__ = [
     "Firewall",
@@ -17,6 +17,7 @@ __all__ = [
     "firewall_id_of",
     "note_applied",
     "note_pushed",
+    "push_firewall",
     "read_spec",
     "retire_firewall",
 ]

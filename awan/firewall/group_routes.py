@@ -237,7 +237,7 @@ def _detail(caller: Caller) -> Callable[[Session, str], GroupDetail]:
 def _placed(caller: Caller) -> Callable[[Session, str], list[PlacedGroup]]:
     def show(session: Session, instance_id: str) -> list[PlacedGroup]:
         firewall = find_firewall(session, caller, UUID(instance_id))
-        return show_placed(*service.placed_groups(session, firewall.firewall_id))
+        return show_placed(firewall, *service.placed_groups(session, firewall.firewall_id))
 
     return show
 

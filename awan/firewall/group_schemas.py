@@ -23,7 +23,7 @@ from awan.engines.fabric.firewall import (
     RuleProtocol,
 )
 from awan.firewall.groups import GroupView, Member
-from awan.firewall.models import FirewallGroup
+from awan.firewall.models import Firewall, FirewallGroup
 from awan.firewall.rules import ALL_PORTS, check_protocol, parse_ports, show_ports
 from awan.firewall.schemas import (
     Action,
@@ -264,16 +264,19 @@ class PlacedGroup(BaseModel):
 
 
 def show_placed(
-    groups: Sequence[tuple[FirewallGroup, str]], by_hand: set[UUID]
+    firewall: Firewall, groups: Sequence[tuple[FirewallGroup, str]], by_hand: set[UUID]
 ) -> list[PlacedGroup]:
-    """An instance's groups with their names, in their order."""
+    """The groups of an instance's firewall with their names, in their order.
+
+    One is applied there when the nodes have both: that the firewall has the group, and what the group says.
+    """
     return [
         PlacedGroup(
             uuid=group.group_id,
             name=name,
             place=place,
             attached_by="hand" if group.group_id in by_hand else "label",
-            sync_status=sync_status(group),
+            sync_status="pending" if sync_status(firewall) == "pending" else sync_status(group),
         )
         for place, (group, name) in enumerate(groups, start=1)
     ]

@@ -6,7 +6,6 @@ membership (an advisory lock, since labels decide it too), then resources, firew
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,8 @@ from awan.engines.fabric.firewall import GROUPS_MAX
 from awan.errors import Conflict, Invalid, QuotaExceeded
 from awan.events import record
 from awan.firewall.applying import begin_apply, begin_pending, ensure_queued
-from awan.firewall.models import Firewall, FirewallAttachment, FirewallGroup
+from awan.firewall.membership import living_groups, lock_membership
+from awan.firewall.models import Firewall, FirewallAttachment, FirewallGroup, FirewallTrial
 from awan.firewall.service import change, firewall_id_of, lock_firewall
 from awan.firewall.spec import groups_of, labelled_firewalls
 from awan.kit.clock import now
@@ -77,12 +77,11 @@ def list_groups(session: Session, caller: Caller, page: PageRequest) -> tuple[li
 def _count_members(session: Session, group_ids: Sequence[UUID]) -> dict[UUID, int]:
     """Group id -> instances behind it, by hand or by label, of those that have any."""
     by_hand = (
-        select(FirewallAttachment.group_id, FirewallAttachment.firewall_id)
+        select(FirewallAttachment.firewall_id, FirewallAttachment.group_id)
         .join(Firewall, Firewall.firewall_id == FirewallAttachment.firewall_id)
         .where(FirewallAttachment.group_id.in_(group_ids), Firewall.deleted_at.is_(None))
     )
-    labelled = labelled_firewalls(FirewallGroup.group_id.in_(group_ids)).subquery()
-    by_label = select(labelled.c.group_id, labelled.c.firewall_id)
+    by_label = labelled_firewalls(FirewallGroup.group_id.in_(group_ids))
     both = union(by_hand, by_label).subquery()
     query = select(both.c.group_id, func.count()).group_by(both.c.group_id)
     return dict(session.execute(query).all())
@@ -211,7 +210,8 @@ def update_group(
     if description is not None:
         group.description = description
     session.flush()
-    said = {"name": resource.name, "labels": dict(labels or group.member_labels)}
+    shown = group.member_labels if labels is None else labels
+    said = {"name": resource.name, "labels": dict(shown)}
     _note(session, caller, group, "changed", said, None)
     if labels is not None and labels != group.member_labels:
         _follow(session, caller, group, labels)
@@ -313,13 +313,6 @@ def follow_labels(
     change(session, requester, resource, firewall, "groups_changed", said)
 
 
-def lock_membership(session: Session, account_id: UUID) -> None:
-    """Until the transaction ends nobody else changes which instances of the account are behind which groups."""
-    name = hashlib.sha256(f"firewall groups of {account_id}".encode()).digest()
-    number = int.from_bytes(name[:8], "big", signed=True)
-    session.execute(select(func.pg_advisory_xact_lock(number)))
-
-
 def request_apply_group(session: Session, requester: Requester, group_id: UUID) -> Operation | None:
     """Brings a group to the fabric that is not there yet, unless something is about to; for the control plane."""
     resource = lock(session, group_id)
@@ -348,20 +341,25 @@ def _follow(
 
 
 def _check_count(session: Session, firewall_ids: Sequence[UUID]) -> None:
-    """Raises: QuotaExceeded when one of these firewalls has more groups than there are places."""
-    by_label = (
-        labelled_firewalls()
-        .where(Firewall.firewall_id.in_(firewall_ids))
-        .with_only_columns(Firewall.firewall_id, FirewallGroup.group_id)
-    )
+    """Raises: QuotaExceeded when one of these firewalls has more groups than there are places.
+
+    What a trial that is running would attach again counts, too: it must find a place.
+    """
+    by_label = labelled_firewalls(Firewall.firewall_id.in_(firewall_ids))
     attached = select(FirewallAttachment.firewall_id, FirewallAttachment.group_id).where(
         FirewallAttachment.firewall_id.in_(firewall_ids)
+    )
+    trials = select(FirewallTrial.firewall_id, FirewallTrial.before["groups"]).where(
+        FirewallTrial.firewall_id.in_(firewall_ids)
     )
     counts: dict[UUID, set[UUID]] = {}
     for query in (by_label, attached) if firewall_ids else ():
         for firewall_id, group_id in session.execute(query):
             counts.setdefault(firewall_id, set()).add(group_id)
-    if any(len(groups) > GROUPS_MAX for groups in counts.values()):
+    for firewall_id, texts in session.execute(trials) if firewall_ids else ():
+        counts.setdefault(firewall_id, set()).update(UUID(text) for text in texts)
+    living = living_groups(session, set().union(*counts.values()))
+    if any(len(groups & living) > GROUPS_MAX for groups in counts.values()):
         raise QuotaExceeded(f"An instance has at most {GROUPS_MAX} firewall groups.")
 
 

@@ -35,7 +35,7 @@ def read_spec(session: Session, firewall_id: UUID) -> FirewallSpec | None:
 
 
 def read_specs(session: Session, rows: Sequence[Firewall]) -> list[FirewallSpec]:
-    """Those of many, in five queries."""
+    """Those of many, in a handful of queries. Firewalls that share a group share its specification."""
     ids = [row.firewall_id for row in rows]
     rules: dict[UUID, list[Rule]] = {}
     for rule in session.scalars(
@@ -48,8 +48,15 @@ def read_specs(session: Session, rows: Sequence[Firewall]) -> list[FirewallSpec]
     used = {rule.ipset_id for of in rules.values() for rule in of if rule.ipset_id is not None}
     networks = _networks(session, used)
     groups = groups_of(session, ids)
+    shared = {it.group_id: it for of in groups.values() for it in of}
+    specs = {group_id: group_spec(group) for group_id, group in shared.items()}
     return [
-        _spec(row, rules.get(row.firewall_id, []), networks, groups[row.firewall_id])
+        _spec(
+            row,
+            rules.get(row.firewall_id, []),
+            networks,
+            tuple(specs[group.group_id] for group in groups[row.firewall_id]),
+        )
         for row in rows
     ]
 
@@ -90,7 +97,7 @@ def _group_rule(group_id: UUID, number: int, stored: dict[str, Any]) -> RuleSpec
 def groups_of(session: Session, firewall_ids: Collection[UUID]) -> dict[UUID, list[FirewallGroup]]:
     """Firewall -> its groups in their order: those attached to it, then those by label, the oldest first."""
     attached = (
-        select(FirewallAttachment.firewall_id, FirewallGroup)
+        select(FirewallAttachment.firewall_id, FirewallAttachment.group_id)
         .join(FirewallGroup, FirewallGroup.group_id == FirewallAttachment.group_id)
         .where(FirewallAttachment.firewall_id.in_(firewall_ids), FirewallGroup.deleted_at.is_(None))
         .order_by(FirewallAttachment.firewall_id, FirewallAttachment.position)
@@ -100,19 +107,26 @@ def groups_of(session: Session, firewall_ids: Collection[UUID]) -> dict[UUID, li
         .where(Firewall.firewall_id.in_(firewall_ids))
         .order_by(Firewall.firewall_id, FirewallGroup.created_at, FirewallGroup.group_id)
     )
-    found: dict[UUID, list[FirewallGroup]] = {firewall_id: [] for firewall_id in firewall_ids}
+    placed: dict[UUID, list[UUID]] = {firewall_id: [] for firewall_id in firewall_ids}
     for query in (attached, labelled) if firewall_ids else ():
-        rows = session.execute(query.execution_options(populate_existing=True))
-        for firewall_id, group in rows:
-            if group not in found[firewall_id]:
-                found[firewall_id].append(group)
-    return {firewall_id: groups[:GROUPS_MAX] for firewall_id, groups in found.items()}
+        for firewall_id, group_id in session.execute(query):
+            if group_id not in placed[firewall_id] and len(placed[firewall_id]) < GROUPS_MAX:
+                placed[firewall_id].append(group_id)
+    # Their rules are read once, however many firewalls share them.
+    ids = {group_id for group_ids in placed.values() for group_id in group_ids}
+    rows = select(FirewallGroup).where(FirewallGroup.group_id.in_(ids))
+    fresh = rows.execution_options(populate_existing=True)
+    groups = {row.group_id: row for row in session.scalars(fresh)} if ids else {}
+    return {
+        firewall_id: [groups[group_id] for group_id in group_ids]
+        for firewall_id, group_ids in placed.items()
+    }
 
 
-def labelled_firewalls(*conditions: ColumnElement[bool]) -> Select[UUID, FirewallGroup]:
+def labelled_firewalls(*conditions: ColumnElement[bool]) -> Select[UUID, UUID]:
     """Firewalls with the groups that their instances are behind by label."""
     return (
-        select(Firewall.firewall_id, FirewallGroup)
+        select(Firewall.firewall_id, FirewallGroup.group_id)
         .join(Resource, Resource.resource_id == Firewall.instance_id)
         .join(
             FirewallGroup,
@@ -141,7 +155,7 @@ def _spec(
     row: Firewall,
     rules: Sequence[Rule],
     networks: dict[int, list[IPv4Network | IPv6Network]],
-    groups: Sequence[FirewallGroup],
+    groups: tuple[FirewallGroupSpec, ...],
 ) -> FirewallSpec:
     """Only the sets that an enabled rule refers to are of use to the fabric."""
     used = sorted({rule.ipset_id for rule in rules if rule.ipset_id is not None})
@@ -168,5 +182,5 @@ def _spec(
             for rule in rules
         ),
         sets=tuple(AddressSetSpec(ipset_id, tuple(networks[ipset_id])) for ipset_id in used),
-        groups=tuple(group_spec(group) for group in groups),
+        groups=groups,
     )

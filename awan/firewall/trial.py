@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from awan.accounts import Caller
 from awan.errors import Conflict
+from awan.firewall.membership import living_groups, lock_membership
 from awan.firewall.models import (
     Firewall,
     FirewallAttachment,
@@ -31,7 +32,7 @@ from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.operations import ControlPlane, Operation
 from awan.operations.service import Requester
-from awan.resources import Resource, lock
+from awan.resources import Resource, ResourceKind, get_owned, lock
 
 ACTOR = "system:firewall_trial"
 NO_TRIAL = "No trial is running."
@@ -89,6 +90,8 @@ def confirm_trial(session: Session, caller: Caller, instance_id: UUID) -> None:
 
 def revert_trial(session: Session, caller: Caller, instance_id: UUID) -> Operation:
     """What was changed goes back now. Raises: NotFound, Conflict when no trial is running."""
+    owned = get_owned(session, caller, ResourceKind.INSTANCE, instance_id)
+    lock_membership(session, owned.account_id)
     resource, firewall = lock_owned_firewall(session, caller, instance_id)
     trial = session.get(FirewallTrial, firewall.firewall_id, populate_existing=True)
     if trial is None:
@@ -104,13 +107,14 @@ def find_trial(session: Session, firewall_id: UUID) -> FirewallTrial | None:
 def end_trials() -> int:
     """Takes back the trials whose time is over; their number. For a schedule."""
     with transaction() as session:
-        over = session.scalars(
-            select(Firewall.instance_id)
+        over = session.execute(
+            select(Firewall.instance_id, Firewall.account_id)
             .join(FirewallTrial, FirewallTrial.firewall_id == Firewall.firewall_id)
             .where(FirewallTrial.ends_at <= now())
         ).all()
-    for instance_id in over:
+    for instance_id, account_id in over:
         with transaction() as session:
+            lock_membership(session, account_id)
             resource, firewall = lock(session, instance_id), lock_firewall(session, instance_id)
             trial = session.get(FirewallTrial, firewall.firewall_id, populate_existing=True)
             if resource is not None and trial is not None and trial.ends_at <= now():
@@ -175,10 +179,13 @@ def _revert(
     firewall.apply_to_private = before["apply_to_private"]
     for kind in (Rule, FirewallAttachment):
         session.execute(delete(kind).where(kind.firewall_id == firewall.firewall_id))
-    # A group that is gone meanwhile does nothing any more.
+    # The caller has locked the membership: a group that is gone meanwhile is left out, and none goes now.
+    group_ids = [UUID(text) for text in before["groups"]]
+    living = living_groups(session, group_ids)
     session.add_all(
-        FirewallAttachment(firewall_id=firewall.firewall_id, group_id=UUID(text), position=position)
-        for position, text in enumerate(before["groups"], start=1)
+        FirewallAttachment(firewall_id=firewall.firewall_id, group_id=group_id, position=position)
+        for position, group_id in enumerate(group_ids, start=1)
+        if group_id in living
     )
     ids = [int(text) for text in before["entries"]]
     session.execute(delete(IpsetEntry).where(IpsetEntry.ipset_id.in_(ids)))

@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session, class_mapper
 from awan.catalogue import engines
 from awan.engines.fabric import APPLY_TIMEOUT_S, Fabric
 from awan.engines.fabric.firewall import FirewallGroupSpec, FirewallSpec
+from awan.errors import EngineUnavailable
 from awan.events import record
 from awan.firewall.models import Firewall, FirewallGroup
 from awan.firewall.spec import read_group_spec, read_spec
@@ -30,6 +31,8 @@ from awan.operations import Failure, Plan, Step, Target, register
 
 Row = TypeVar("Row", bound=Firewall | FirewallGroup)
 Spec = TypeVar("Spec", bound=FirewallSpec | FirewallGroupSpec)
+
+PUSH_ROUNDS_MAX = 10
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +44,7 @@ class _Pushed(Generic[Row, Spec]):
     name: str
     model: type[Row]
     read: Callable[[Session, UUID], Spec | None]
-    ensure: Callable[[Fabric, Spec], object]
+    ensure: Callable[[Fabric, Spec], Spec]
     ensure_absent: Callable[[Fabric, UUID], object]
     wait_applied: Callable[[Fabric, UUID], bool]
     tells: Callable[[Row], tuple[UUID, dict[str, object]]]
@@ -53,7 +56,7 @@ class _Pushed(Generic[Row, Spec]):
             location_id = session.get_one(self.model, target.subject_id).location_id
             fabric = engines(session, location_id).fabric
         if spec is not None:
-            self.ensure(fabric, spec)
+            spec = self.ensure(fabric, spec)
             with transaction() as session:
                 if note_pushed(session, self.model, target.subject_id, spec.revision):
                     return
@@ -128,6 +131,30 @@ class _Pushed(Generic[Row, Spec]):
         )
 
 
+def push_firewall(fabric: Fabric, spec: FirewallSpec) -> FirewallSpec:
+    """Brings a firewall to the fabric, with the groups that it has; gives what was brought in the end.
+
+    A group that is edited meanwhile may not have been anywhere yet, so that its own push found nothing to do: what we
+    had read of it is old then, and is brought anew.
+    Raises: EngineUnavailable, also when its groups change all the time.
+    """
+    for _ in range(PUSH_ROUNDS_MAX):
+        fabric.ensure_firewall(spec)
+        if not spec.groups:
+            return spec
+        with transaction() as session:
+            newest = read_spec(session, spec.firewall_id)
+        if newest is None or newest.groups == spec.groups:
+            return spec
+        spec = newest
+    raise EngineUnavailable("fabric", "push a firewall", "its groups change all the time")
+
+
+def _push_group(fabric: Fabric, spec: FirewallGroupSpec) -> FirewallGroupSpec:
+    fabric.ensure_firewall_group(spec)
+    return spec
+
+
 def note_pushed(session: Session, model: type[Row], row_id: UUID, revision: int) -> bool:
     """This revision was committed to the fabric; False when it is gone, so that it must not stay there."""
     noted = session.scalar(
@@ -160,7 +187,7 @@ APPLY = register(
         "firewall",
         Firewall,
         read_spec,
-        ensure=lambda fabric, spec: fabric.ensure_firewall(spec),
+        ensure=push_firewall,
         ensure_absent=lambda fabric, row_id: fabric.ensure_firewall_absent(row_id),
         wait_applied=lambda fabric, row_id: fabric.wait_firewall_applied(
             row_id, timeout_s=APPLY_TIMEOUT_S
@@ -173,7 +200,7 @@ APPLY_GROUP = register(
         "firewall_group",
         FirewallGroup,
         read_group_spec,
-        ensure=lambda fabric, spec: fabric.ensure_firewall_group(spec),
+        ensure=_push_group,
         ensure_absent=lambda fabric, row_id: fabric.ensure_firewall_group_absent(row_id),
         wait_applied=lambda fabric, row_id: fabric.wait_firewall_group_applied(
             row_id, timeout_s=APPLY_TIMEOUT_S

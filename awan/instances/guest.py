@@ -15,7 +15,8 @@ from awan.accounts import Caller
 from awan.engines.seed import hash_password
 from awan.errors import Conflict, Invalid
 from awan.events import record
-from awan.firewall.groups import follow_labels, lock_membership
+from awan.firewall.groups import follow_labels
+from awan.firewall.membership import lock_membership
 from awan.instances.create import HOSTNAME_TAKEN
 from awan.instances.guest_workflows import RENAME, RESET, SET_PASSWORD
 from awan.instances.models import DesiredState, Instance, ObservedState

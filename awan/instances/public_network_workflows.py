@@ -27,7 +27,7 @@ from awan.instances.models import Instance, PublicNetworkChange
 from awan.instances.recover import repair_after_late_step
 from awan.instances.rules import NIC_HELD
 from awan.instances.situation import Situation, nic_specs, read_situation
-from awan.instances.steps import PORT_UP_TIMEOUT_S, lives, push_firewall
+from awan.instances.steps import PORT_UP_TIMEOUT_S, ensure_firewall, lives
 from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.networks import Address
@@ -92,7 +92,7 @@ def _read_change(row: PublicNetworkChange) -> Change:
 
 def _put_port(change: Change, port: Port | None) -> None:
     fabric = change.it.engines.fabric
-    push_firewall(change.it)
+    ensure_firewall(change.it)
     if port is None:
         fabric.ensure_port_absent(change.port_id)
     else:

@@ -13,7 +13,7 @@ from awan.catalogue import engines
 from awan.engines.hypervisor import DomainFacts, Power, StopOutcome
 from awan.engines.volumes import VolumeHandle
 from awan.errors import EngineUnavailable, OperationCancelled
-from awan.firewall import Firewall, firewall_id_of, note_applied, note_pushed
+from awan.firewall import Firewall, firewall_id_of, note_applied, note_pushed, push_firewall
 from awan.fleet import Node, NodeState, NodeThreads, endpoint, node_threads
 from awan.instances.models import DesiredState, Instance, ObservedState
 from awan.instances.situation import (
@@ -75,18 +75,18 @@ def undo_write_seed(target: Target) -> None:
 def make_ports(target: Target) -> None:
     """The instance's firewall exists, and its ports, in it and protected from their first instant."""
     it = read_situation(target.subject_id)
-    push_firewall(it)
+    ensure_firewall(it)
     for network, port in it.ports:
         ensure_network(it.engines.fabric, network)
         it.engines.fabric.ensure_port(port)
 
 
-def push_firewall(it: Situation) -> None:
+def ensure_firewall(it: Situation) -> None:
     """The instance's firewall is in the fabric, for ports to be in it; one that has ended is left alone."""
     if it.firewall is not None:
-        it.engines.fabric.ensure_firewall(it.firewall)
+        pushed = push_firewall(it.engines.fabric, it.firewall)
         with single_statements() as session:
-            note_pushed(session, Firewall, it.firewall_id, it.firewall.revision)
+            note_pushed(session, Firewall, it.firewall_id, pushed.revision)
 
 
 def undo_make_ports(target: Target) -> None:

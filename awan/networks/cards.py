@@ -43,6 +43,8 @@ def create_public_nic(
         if not lock_owned_address(session, address) or address.state != AddressState.FREE:
             raise Invalid.field("public_network", "The selected public network is in use.")
         refuse_if_address_busy(session, address)
+        # In its owner's hands now, whichever operation had once taken it.
+        address.operation_id = None
     assert address.account_id is not None
     pool, six = pool_with_ipv6(session, address.pool_id)
     nic = Nic(
@@ -218,6 +220,7 @@ def release_nics(
                 quotas.give_back(session, nic.account_id, public_ips=1)
                 return_to_pool(session, address, actor=actor, operation_id=operation_id)
             else:
+                address.operation_id = None
                 bill_address(session, address, actor=actor, operation_id=operation_id)
         nic.deleted_at = now()
     session.flush()

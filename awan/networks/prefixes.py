@@ -135,10 +135,9 @@ def delete_prefix_pool(session: Session, caller: Caller, prefix_pool_id: int) ->
     if pool is None:
         raise NotFound("Pool not found.")
     rows = RoutedPrefix.prefix_pool_id == prefix_pool_id
-    used = session.scalar(
-        select(func.count()).where(rows, RoutedPrefix.state == PrefixState.ASSIGNED)
-    )
-    if used:
+    # Locked, so that none is assigned between this look and the removal.
+    states = session.scalars(select(RoutedPrefix.state).where(rows).with_for_update()).all()
+    if used := sum(1 for state in states if state == PrefixState.ASSIGNED):
         raise Conflict(f"{used} prefixes of the pool belong to instances.")
     session.execute(delete(RoutedPrefix).where(rows))
     session.delete(pool)

@@ -229,7 +229,7 @@ def set_gateway(
         if not lock_owned_address(session, address) or address.state != AddressState.FREE:
             raise Conflict("The public network is in use.")
         refuse_if_address_busy(session, address)
-        address.state = AddressState.GATEWAY
+        address.state, address.operation_id = AddressState.GATEWAY, None
     network.next_gateway_address_id = address.address_id if address is not None else None
     network.is_changing_gateway = True
     network.state = PrivateNetworkState.UPDATING

@@ -9,9 +9,12 @@ import httpx
 import pytest
 from sqlalchemy import func, select, update
 
+from awan.engines.fabric.firewall import GROUPS_MAX
 from awan.engines.registry import sim_store
-from awan.firewall import groups
+from awan.events import Event
+from awan.firewall import firewall_id_of, groups, push_firewall, read_spec
 from awan.firewall.models import Firewall, FirewallAttachment, FirewallGroup, FirewallTrial
+from awan.firewall.spec import read_specs
 from awan.firewall.trial import end_trials
 from awan.kit.clock import now
 from awan.kit.database import transaction
@@ -19,6 +22,7 @@ from awan.operations import Operation
 from awan.reconcile.audit import run_audit
 from awan.reconcile.locations import check_location
 from tests.firewall.conftest import Guarded, fabric_of
+from tests.support.guests import create_settled
 from tests.support.in_process_worker import wait_until_idle
 
 WEB = {"protocol": "tcp", "destination_port": 80, "action": "accept"}
@@ -314,3 +318,70 @@ def test_what_is_pending_is_asked_for_again(shared: Groups) -> None:
     assert shared.do("GET", f"/{made['uuid']}")["sync_status"] == "applied"
     with transaction() as session:
         assert session.scalars(select(Firewall.instance_id)).one() == UUID(shared.guarded.uuid)
+
+
+def test_a_push_that_read_a_group_before_its_edit_brings_the_edit(shared: Groups) -> None:
+    """The group was nowhere yet when it was edited: its own push had nothing to do."""
+    made = shared.make()
+    shared.attach(made)
+    wait_until_idle()
+    firewall_id = firewall_id_of(UUID(shared.guarded.uuid))
+    with transaction() as session:
+        stale = read_spec(session, firewall_id)
+    assert stale is not None
+    fabric = fabric_of(shared.cloud)
+    fabric.ensure_firewall_group_absent(UUID(made["uuid"]))
+    shared.do("PUT", f"/{made['uuid']}/rules", rules=[])
+    wait_until_idle()
+    pushed = push_firewall(fabric, stale)
+    assert pushed.groups[0].rules == ()
+    assert shared.in_fabric() == {(made["uuid"], 0): ("", 1)}
+    assert audit() == []
+
+
+def test_firewalls_that_share_a_group_share_what_was_read_of_it(shared: Groups) -> None:
+    other = create_settled(shared.cloud)
+    made = shared.make(rules=[SSH])
+    for uuid in (shared.guarded.uuid, other):
+        shared.attach(made, uuid=uuid)
+    with transaction() as session:
+        one, two = read_specs(session, session.scalars(select(Firewall)).all())
+    assert one.groups == two.groups
+    assert one.groups[0] is two.groups[0]
+
+
+def test_a_group_is_applied_where_the_firewall_is(shared: Groups) -> None:
+    fabric = fabric_of(shared.cloud)
+    (port,) = fabric.list_ports()
+    assert port.chassis is not None
+    made = shared.make()
+    fabric.set_chassis_alive(port.chassis, is_alive=False)
+    shared.attach(made)
+    wait_until_idle()
+    path = f"/instances/{shared.guarded.uuid}/firewall/groups"
+    (row,) = shared.cloud.customer.http.get(path).json()["data"]
+    assert row["sync_status"] == "pending", "no node has confirmed it"
+
+
+def test_groups_that_a_trial_would_bring_back_keep_their_places(shared: Groups) -> None:
+    former = [shared.make(f"former-{number}") for number in range(GROUPS_MAX)]
+    shared.attach(*former)
+    shared.guarded.do("POST", "/trial")
+    assert shared.attach().is_success
+    refused = shared.attach(shared.make("late"))
+    assert (refused.status_code, refused.json()["type"]) == (403, "QUOTA_EXCEEDED")
+    shared.do("DELETE", f"/{former[0]['uuid']}")
+    with transaction() as session:
+        session.execute(update(FirewallTrial).values(ends_at=now()))
+    end_trials()
+    assert [name for name, _ in shared.placed()] == [it["name"] for it in former[1:]]
+    again = [*former[1:], shared.make("more")]
+    assert shared.attach(*again).is_success, "the one that is gone does not count"
+
+
+def test_the_event_of_a_group_tells_its_labels(shared: Groups) -> None:
+    made = shared.make(labels={"role": "web"})
+    shared.do("PUT", f"/{made['uuid']}", labels={})
+    with transaction() as session:
+        query = select(Event.data).where(Event.kind == "firewall_group.changed")
+        assert session.scalars(query).one()["labels"] == {}

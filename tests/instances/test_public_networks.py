@@ -580,3 +580,22 @@ def test_an_operator_acts_for_the_owner(cloud: SimulatedCloud) -> None:
     moved = cloud.admin.put(f"/networks/public/{fresh}/instance", json={"instance_id": other})
     assert (moved.status_code, list(moved.json()["errors"])) == (422, ["instance_id"])
     assert run_audit() == []
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_address_that_was_left_over_and_used_since_is_not_taken_away(owner: Owner) -> None:
+    uuid = owner.create(public=False)["uuid"]
+    sim_store().execute(refuse("domain", "UPDATE"))  # type: ignore[arg-type]
+    sim_store().execute(refuse("fabric_port", "DELETE"))  # type: ignore[arg-type]
+    try:
+        assert owner.add(uuid).status_code >= 500
+    finally:
+        sim_store().execute("DROP FUNCTION sim.refuse() CASCADE")
+    ((address, (state, _)),) = owner.addresses().items()
+    assert state == "free"
+    other = owner.cloud.create_running(public_network=address)["uuid"]
+    gone = owner.http.request("DELETE", f"/instances/{other}", json={**REMOVE, "remove_ip": False})
+    assert owner.cloud.wait(gone.json()["operation"]["uuid"])["status"] == "succeeded"
+    check_location(owner.cloud.location_id)
+    wait_until_idle()
+    assert owner.addresses() == {address: ("free", None)}

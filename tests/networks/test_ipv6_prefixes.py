@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv6Address, IPv6Network
 from typing import Any
 from uuid import UUID, uuid4
@@ -382,3 +383,38 @@ def test_prefixes_of_a_range(length: int, count: int) -> None:
     found = list(prefixes_of(network))
     assert len(found) == len(set(found)) == count
     assert all(it.prefixlen == 64 and it.subnet_of(network) for it in found)
+
+
+def test_a_pool_is_not_removed_under_a_prefix_that_is_just_assigned(ranged: SimulatedCloud) -> None:
+    (pool,) = ranged.admin.get("/admin/prefix-pools").json()["data"]
+    with ThreadPoolExecutor(1) as threads:
+        with transaction() as session:
+            session.execute(
+                text(
+                    "UPDATE routed_prefix SET state = 'assigned', account_id = :account,"
+                    " operation_id = :some, next_hop = '2001:db8:0:1::99', instance_id = :instance"
+                    " WHERE cidr = '2001:db8:0:100::/64'"
+                ),
+                {
+                    "account": ranged.customer.account_id,
+                    "some": uuid4(),
+                    "instance": ranged.create()["data"]["uuid"],
+                },
+            )
+            removal = threads.submit(ranged.admin.delete, f"/admin/prefix-pools/{pool['id']}")
+            with pytest.raises(TimeoutError):
+                removal.result(timeout=0.5)
+        answer = removal.result(timeout=10)
+    assert (answer.status_code, answer.json()["type"]) == (409, "INVALID_OPERATION")
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_key_that_is_old_names_a_call_anew(ranged: SimulatedCloud) -> None:
+    uuid = create_ready(ranged)
+    give(ranged, uuid)
+    http, path = ranged.customer.http, f"/instances/{uuid}/ipv6/rdns"
+    body, headers = {"ip_address": INSIDE, "rdns": NAME}, {"Idempotency-Key": "name-1"}
+    assert http.put(path, json=body, headers=headers).status_code == 200
+    with transaction() as session:
+        session.execute(text("UPDATE idempotency_key SET created_at = now() - interval '25 hours'"))
+    assert http.put(path, json=body, headers=headers).status_code == 200
