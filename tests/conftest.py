@@ -6,7 +6,7 @@
     worker          a worker in this process; `run_operations()` waits until everything is done
     cloud           a location over simulated engines and a customer; nothing is carried out unless `worker` runs too
 
-Options: `--full` runs the full counts of what is else a sample.
+Options: `--full` runs the full counts of what is else a sample; `--minutes N` begins no test later than that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from awan.kit.database import dispose_engine, get_engine
 from awan.kit.secrets import create_key_file
 from awan.runtime.postgres import SUPERUSER
 from awan.settings import Settings, get_settings
-from tests.support import sampling
+from tests.support import sampling, time_budget
 from tests.support.database_server import DatabaseServer, ServerAddress, empty
 from tests.support.database_snapshot import Snapshot
 from tests.support.fault_report import pytest_terminal_summary as pytest_terminal_summary
@@ -38,11 +38,13 @@ SERVER_KEY = pytest.StashKey[DatabaseServer]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of this test suite."""
     parser.addoption("--full", action="store_true", help="full counts instead of samples")
+    parser.addoption("--minutes", type=float, help="begin no test later than this")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Everything or samples."""
+    """Everything or samples, and how long."""
     sampling.set_full(config.getoption("full"))
+    time_budget.register(config)
 
 
 def _start_server(config: pytest.Config) -> str:

@@ -49,7 +49,8 @@ class Routed:
         tenant = self.location.add_tenant(node, host)
         tenant.configure()
         gateway = str(self.location.network.ipv6_gateway)
-        tenant.run("ip", "-6", "route", "add", "default", "via", gateway)
+        # The one that router advertisements announce may be there already.
+        tenant.run("ip", "-6", "route", "replace", "default", "via", gateway)
         tenant.run("ip", "-6", "address", "add", f"{self.inside(number)}/128", "dev", "lo")
         tenant.spec = replace(tenant.spec, ipv6_prefix=self.prefix(number))
         self.location.fabric.ensure_port(tenant.spec)
