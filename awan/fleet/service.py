@@ -1,14 +1,13 @@
-"""Verbs of the fleet: nodes, placement, capacity. The caller holds the transaction."""
+"""Verbs of the fleet's nodes. The caller holds the transaction."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import and_, case, delete, func, or_, select, text, update
+from sqlalchemy import delete, func, or_, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -16,27 +15,14 @@ from awan.accounts import Caller
 from awan.catalogue.models import TemplateImage, Tier
 from awan.catalogue.service import find_location
 from awan.engines.hypervisor import NodeEndpoint, NodeFacts
-from awan.errors import Conflict, Invalid, NoCapacity, NotFound
+from awan.errors import Conflict, Invalid, NotFound
 from awan.events import record
-from awan.fleet.models import Node, NodeHealth, NodeImage, NodeState, NodeTier, Placement
-from awan.fleet.rules import choose_threads
+from awan.fleet.models import Node, NodeHealth, NodeImage, NodeState, NodeTier
 from awan.kit.clock import now
 from awan.kit.ids import new_id
 
 WATCH_ACTOR = "system:watch"
 ABANDONED = "The node was abandoned: it can only be removed, as lost, once nothing is placed on it."
-# Where something new may be placed.
-_IN_SERVICE = (Node.state == NodeState.ACTIVE, Node.health == NodeHealth.REACHABLE)
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What an instance needs of a node. Memory in MiB, disk in GiB."""
-
-    vcpus: int
-    dedicated: bool
-    memory_mib: int
-    disk_gib: int
 
 
 def endpoint(node: Node) -> NodeEndpoint:
@@ -348,209 +334,3 @@ def _refuse_if_used(session: Session, node_id: UUID) -> None:
     )
     if held:
         raise Conflict(f"{held} instances are placed on the node; they have to be deleted first.")
-
-
-def place(
-    session: Session,
-    *,
-    instance_id: UUID,
-    account_id: UUID,
-    location_id: int,
-    tier: Tier,
-    demand: Demand,
-) -> Node:
-    """Reserves room for an instance and returns its node.
-
-    Candidates are tried from the one with the fewest instances of the account, then the emptiest; each try is one
-    conditional UPDATE, so parallel placements can never take the same room twice. Dedicated threads are chosen behind
-    that UPDATE, which locks the node's row.
-    Raises: NoCapacity with a coarse sentence for the customer and the exact limits for the operator.
-    """
-    for node_id in session.scalars(_candidates(account_id, location_id, tier, demand)).all():
-        taken = session.scalars(
-            update(Node)
-            .where(
-                Node.node_id == node_id,
-                *_IN_SERVICE,
-                *_fits(tier, demand).values(),
-            )
-            .values(**_change(demand, 1))
-            .returning(Node)
-            .execution_options(populate_existing=True)
-        ).first()
-        if taken is not None:
-            session.add(
-                Placement(
-                    instance_id=instance_id,
-                    account_id=account_id,
-                    node_id=node_id,
-                    tier_id=tier.tier_id,
-                    vcpus=demand.vcpus,
-                    is_dedicated=demand.dedicated,
-                    threads=_own_threads(session, taken, demand),
-                    memory_mib=demand.memory_mib,
-                    disk_gib=demand.disk_gib,
-                )
-            )
-            return taken
-    raise _explain(session, location_id, tier, demand)
-
-
-def release(session: Session, instance_id: UUID) -> None:
-    """Gives the instance's room back. Released already: no effect."""
-    placement = session.scalars(
-        delete(Placement).where(Placement.instance_id == instance_id).returning(Placement)
-    ).first()
-    if placement is None:
-        return
-    demand = Demand(
-        placement.vcpus, placement.is_dedicated, placement.memory_mib, placement.disk_gib
-    )
-    session.execute(
-        update(Node)
-        .where(Node.node_id == placement.node_id)
-        .values(**_change(demand, -1))
-        .execution_options(synchronize_session=False)
-    )
-
-
-@dataclass(frozen=True)
-class NodeThreads:
-    """Whose the threads of a node are, by number: all it has, those of one instance, and all dedicated ones."""
-
-    present: tuple[int, ...]
-    own: tuple[int, ...]
-    dedicated: frozenset[int]
-
-    @property
-    def shared(self) -> tuple[int, ...]:
-        """Those left to instances without threads of their own."""
-        return tuple(number for number in self.present if number not in self.dedicated)
-
-    @property
-    def shared_without_own(self) -> tuple[int, ...]:
-        """Those left to them once this instance is gone."""
-        dedicated = self.dedicated.difference(self.own)
-        return tuple(number for number in self.present if number not in dedicated)
-
-
-def node_threads(session: Session, node: Node, instance_id: UUID) -> NodeThreads:
-    """Whose the node's threads are now."""
-    rows = session.execute(
-        select(Placement.instance_id, Placement.threads).where(
-            Placement.node_id == node.node_id, Placement.is_dedicated
-        )
-    ).all()
-    return NodeThreads(
-        present=tuple(node.facts["cpu_threads"]),
-        own=tuple(number for owner, own in rows if owner == instance_id for number in own),
-        dedicated=frozenset(number for _, own in rows for number in own),
-    )
-
-
-def _own_threads(session: Session, node: Node, demand: Demand) -> list[int]:
-    """Threads of the (locked) node for a new dedicated instance; none for one that shares."""
-    if not demand.dedicated:
-        return []
-    taken = select(func.unnest(Placement.threads)).where(Placement.node_id == node.node_id)
-    return choose_threads(node.facts["cpu_threads"], set(session.scalars(taken)), demand.vcpus)
-
-
-def _change(demand: Demand, sign: int) -> dict[str, Any]:
-    cpus = Node.dedicated_threads_used if demand.dedicated else Node.vcpus_used
-    return {
-        cpus.key: cpus + sign * demand.vcpus,
-        "memory_mib_used": Node.memory_mib_used + sign * demand.memory_mib,
-        "disk_gib_used": Node.disk_gib_used + sign * demand.disk_gib,
-    }
-
-
-def _fits(tier: Tier, demand: Demand) -> dict[str, Any]:
-    """Conditions under which a node has room, by the name of the limit. Dedicated threads are never over-committed."""
-    dedicated = demand.vcpus if demand.dedicated else 0
-    shared = 0 if demand.dedicated else demand.vcpus
-    threads_left = Node.cpu_threads - Node.dedicated_threads_used - dedicated
-    return {
-        "cpu": and_(
-            threads_left >= 0,
-            (Node.vcpus_used + shared) * 100 <= threads_left * tier.cpu_overcommit_percent,
-        ),
-        "memory": (Node.memory_mib_used + demand.memory_mib) * 100
-        <= Node.memory_mib * tier.memory_overcommit_percent,
-        "disk": (Node.disk_gib_used + demand.disk_gib) * 100
-        <= Node.disk_gib * tier.storage_overcommit_percent,
-    }
-
-
-def _serving(location_id: int, tier: Tier) -> Any:
-    return (
-        select(Node.node_id)
-        .join(NodeTier, NodeTier.node_id == Node.node_id)
-        .where(Node.location_id == location_id, NodeTier.tier_id == tier.tier_id)
-    )
-
-
-def _candidates(account_id: UUID, location_id: int, tier: Tier, demand: Demand) -> Any:
-    own = (
-        select(func.count())
-        .where(Placement.node_id == Node.node_id, Placement.account_id == account_id)
-        .correlate(Node)
-        .scalar_subquery()
-    )
-    fullness = func.greatest(
-        Node.memory_mib_used * 1.0 / func.nullif(Node.memory_mib, 0),
-        Node.disk_gib_used * 1.0 / func.nullif(Node.disk_gib, 0),
-        (Node.vcpus_used * 100.0 / tier.cpu_overcommit_percent + Node.dedicated_threads_used)
-        / func.nullif(Node.cpu_threads, 0),
-    )
-    return (
-        _serving(location_id, tier)
-        .where(*_IN_SERVICE, *_fits(tier, demand).values())
-        .order_by(own, fullness, Node.name)
-        .limit(20)
-    )
-
-
-def _explain(session: Session, location_id: int, tier: Tier, demand: Demand) -> NoCapacity:
-    """Why nothing fits: how many active nodes fail at which limit, in the operator's words."""
-    active = and_(*_IN_SERVICE)
-    counts = session.execute(
-        select(
-            func.count(),
-            func.count(case((active, 1))),
-            *(
-                func.count(case((and_(active, ~condition), 1))).label(limit)
-                for limit, condition in _fits(tier, demand).items()
-            ),
-        )
-        .select_from(Node)
-        .join(NodeTier, NodeTier.node_id == Node.node_id)
-        .where(
-            Node.location_id == location_id,
-            NodeTier.tier_id == tier.tier_id,
-            Node.state != NodeState.REMOVED,
-        )
-    ).one()
-    total, available, *short = counts
-    limits = {
-        limit: number
-        for limit, number in zip(("cpu", "memory", "disk"), short, strict=True)
-        if number
-    }
-    if not available:
-        coarse = "this tier has no server in service at the location"
-    else:
-        coarse = (
-            f"not enough free {max(limits, key=lambda limit: limits[limit])}"
-            if limits
-            else "servers are busy"
-        )
-    detail = (
-        f"location {location_id}, tier {tier.tier_id}: {total} nodes, {available} active; too little "
-        + (", ".join(f"{limit} on {number}" for limit, number in limits.items()) or "of nothing")
-        + f"; wanted {demand.vcpus} {'dedicated' if demand.dedicated else 'shared'} vCPU,"
-        f" {demand.memory_mib} MiB, {demand.disk_gib} GiB"
-    )
-    return NoCapacity(
-        f"The location has no capacity for this size at the moment: {coarse}.", detail=detail
-    )

@@ -14,6 +14,15 @@ from sqlalchemy.orm import Session
 from awan.catalogue import PricedItem
 from awan.ledger.models import LockedPrice, UsageSpan
 
+_INSERTED = insert(LockedPrice)
+_LOCK = _INSERTED.on_conflict_do_update(
+    index_elements=["resource_id", "component"],
+    set_={
+        name: _INSERTED.excluded[name]
+        for name in ("price_id", "currency", "monthly_minor", "quantity")
+    },
+)
+
 
 def lock_prices(session: Session, resource_id: UUID, items: Iterable[PricedItem]) -> None:
     """Remembers at which prices the resource was sold; later changes of the catalogue do not touch it."""
@@ -28,16 +37,7 @@ def lock_prices(session: Session, resource_id: UUID, items: Iterable[PricedItem]
         }
         for item in items
     ]
-    query = insert(LockedPrice).values(rows)
-    session.execute(
-        query.on_conflict_do_update(
-            index_elements=["resource_id", "component"],
-            set_={
-                name: query.excluded[name]
-                for name in ("price_id", "currency", "monthly_minor", "quantity")
-            },
-        )
-    )
+    session.execute(_LOCK, rows)
 
 
 def locked_prices(session: Session, resource_id: UUID) -> Sequence[LockedPrice]:

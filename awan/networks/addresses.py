@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import RowMapping, and_, cast, func, null, or_, select, update
+from sqlalchemy import RowMapping, and_, bindparam, cast, func, null, or_, select, update
 from sqlalchemy.dialects.postgresql import INET
 from sqlalchemy.orm import Session
 
@@ -29,6 +29,29 @@ from awan.resources.models import Resource
 from awan.settings import get_settings
 
 NO_ADDRESS = "The location has no free public address at the moment."
+# What a creation takes; built once, because building it takes longer than sending it.
+_TAKEABLE = (
+    select(Address)
+    .join(Pool)
+    .where(
+        Pool.location_id == bindparam("location"),
+        Pool.family == 4,
+        Pool.is_enabled,
+        or_(
+            Address.state == AddressState.AVAILABLE,
+            and_(
+                Address.state == AddressState.QUARANTINE,
+                or_(
+                    Address.quarantined_until <= func.now(),
+                    Address.previous_account_id == bindparam("account"),
+                ),
+            ),
+        ),
+    )
+    .order_by(Address.state, Address.inet)
+    .limit(1)
+    .with_for_update(skip_locked=True, of=Address)
+)
 
 
 def allocate(
@@ -47,19 +70,8 @@ def allocate(
     """
     if takes_quota:
         quotas.take(session, caller.account_id, public_ips=1)
-    address = session.scalars(
-        select(Address)
-        .join(Pool)
-        .where(
-            Pool.location_id == location_id,
-            Pool.family == 4,
-            Pool.is_enabled,
-            _takeable(caller.account_id),
-        )
-        .order_by(Address.state, Address.inet)
-        .limit(1)
-        .with_for_update(skip_locked=True, of=Address)
-    ).first()
+    wanted = {"location": location_id, "account": caller.account_id}
+    address = session.scalars(_TAKEABLE, wanted).first()
     if address is None:
         raise NoCapacity(
             NO_ADDRESS,
@@ -99,14 +111,6 @@ def allocate(
     )
     session.flush()
     return address
-
-
-def _takeable(account_id: UUID) -> Any:
-    rested = and_(
-        Address.state == AddressState.QUARANTINE,
-        or_(Address.quarantined_until <= func.now(), Address.previous_account_id == account_id),
-    )
-    return or_(Address.state == AddressState.AVAILABLE, rested)
 
 
 def _ip_price(session: Session, currency: str, location_id: int) -> PriceTag:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeVar
 
-from sqlalchemy import and_, delete, func, select
+from sqlalchemy import and_, bindparam, delete, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
@@ -29,6 +29,24 @@ from awan.networks.rules import (
 T = TypeVar("T")
 # Two pools that are made at once must see each other, or both could hold one address.
 POOLS_LOCK_ID = 0x6177616E706F6F6C
+_SIX = aliased(Pool)
+# Steps of instances ask this all the time; built once, because building it takes longer than sending it.
+_WITH_IPV6 = (
+    select(Pool, _SIX)
+    .outerjoin(
+        _SIX,
+        and_(
+            _SIX.location_id == Pool.location_id,
+            _SIX.family == 6,
+            _SIX.is_enabled,
+            _SIX.physical_network == Pool.physical_network,
+            _SIX.vlan.is_not_distinct_from(Pool.vlan),
+        ),
+    )
+    .where(Pool.pool_id == bindparam("pool"))
+    .order_by(_SIX.pool_id)
+    .limit(1)
+)
 
 
 def create_pool(
@@ -138,21 +156,7 @@ def network_spec(session: Session, pool_id: int) -> PublicNetworkSpec:
 
 def pool_with_ipv6(session: Session, pool_id: int) -> tuple[Pool, Pool | None]:
     """A pool, and the location's IPv6 pool on the same provider network. Raises: NotFound."""
-    six = aliased(Pool)
-    beside = and_(
-        six.location_id == Pool.location_id,
-        six.family == 6,
-        six.is_enabled,
-        six.physical_network == Pool.physical_network,
-        six.vlan.is_not_distinct_from(Pool.vlan),
-    )
-    row = session.execute(
-        select(Pool, six)
-        .outerjoin(six, beside)
-        .where(Pool.pool_id == pool_id)
-        .order_by(six.pool_id)
-        .limit(1)
-    ).one_or_none()
+    row = session.execute(_WITH_IPV6, {"pool": pool_id}).one_or_none()
     if row is None:
         raise NotFound("Pool not found.")
     return row[0], row[1]
