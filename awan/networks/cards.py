@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from awan.accounts import quotas
@@ -24,6 +24,22 @@ from awan.networks.models import Address, AddressState, Nic, NicRole, Pool, Rout
 from awan.networks.names import mark_stale
 from awan.networks.pools import network_spec, pool_with_ipv6
 from awan.networks.rules import ipv6_of, switch_name
+
+# Steps of instances ask these all the time; built once, because building them takes longer than sending them.
+_NICS = (
+    select(Nic)
+    .where(
+        Nic.instance_id == bindparam("instance"),
+        Nic.deleted_at.is_(None),
+        Nic.is_leaving.is_(False),
+    )
+    .order_by(Nic.role.desc(), Nic.created_at, Nic.nic_id)
+)
+_ADDRESSES = select(Address).where(Address.nic_id == bindparam("nic"))
+_PREFIXES = select(RoutedPrefix.instance_id, RoutedPrefix.next_hop, RoutedPrefix.cidr).where(
+    RoutedPrefix.instance_id.in_(bindparam("instances", expanding=True)),
+    RoutedPrefix.is_leaving.is_(False),
+)
 
 
 def create_public_nic(
@@ -228,11 +244,7 @@ def release_nics(
 
 def nics_of(session: Session, instance_id: UUID) -> Sequence[Nic]:
     """The cards of an instance that it shall have, the public one first, then in the order in which they came."""
-    return session.scalars(
-        select(Nic)
-        .where(Nic.instance_id == instance_id, Nic.deleted_at.is_(None), Nic.is_leaving.is_(False))
-        .order_by(Nic.role.desc(), Nic.created_at, Nic.nic_id)
-    ).all()
+    return session.scalars(_NICS, {"instance": instance_id}).all()
 
 
 def public_port_specs(
@@ -278,20 +290,14 @@ def routed_prefixes(
     session: Session, instance_ids: Collection[UUID]
 ) -> dict[tuple[UUID, IPv4Address | IPv6Address | None], IPv6Network]:
     """The prefix that a port may use, by instance and by the IPv6 address of the port, to which it is routed."""
-    rows = session.execute(
-        select(RoutedPrefix.instance_id, RoutedPrefix.next_hop, RoutedPrefix.cidr).where(
-            RoutedPrefix.instance_id.in_(instance_ids), RoutedPrefix.is_leaving.is_(False)
-        )
-    )
+    rows = session.execute(_PREFIXES, {"instances": instance_ids})
     return {
         (row.instance_id, row.next_hop): row.cidr for row in rows if row.instance_id is not None
     }
 
 
 def _addresses(session: Session, nic_id: UUID) -> tuple[Address | None, Address | None]:
-    found = {
-        row.family: row for row in session.scalars(select(Address).where(Address.nic_id == nic_id))
-    }
+    found = {row.family: row for row in session.scalars(_ADDRESSES, {"nic": nic_id})}
     return found.get(4), found.get(6)
 
 

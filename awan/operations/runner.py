@@ -25,7 +25,7 @@ from uuid import UUID
 
 import structlog
 from dbos import DBOS
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import bindparam, func, or_, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
@@ -64,6 +64,27 @@ OVERTAKEN_WAIT_MAX_S = 86400.0
 OVERTAKEN_ROUND_S = 60.0
 
 T = TypeVar("T")
+
+# Every step of every operation asks these; built once, because building them takes longer than sending them.
+_LOOK = select(Operation.status, Operation.execution).where(
+    Operation.operation_id == bindparam("operation")
+)
+_ENTER = (
+    update(Operation)
+    .where(
+        Operation.operation_id == bindparam("operation"),
+        Operation.execution == bindparam("of"),
+        Operation.status.in_([OperationStatus.QUEUED, OperationStatus.RUNNING]),
+    )
+    .values(
+        status=OperationStatus.RUNNING.value,
+        started_at=func.coalesce(Operation.started_at, func.now()),
+        step=bindparam("name"),
+        percent=bindparam("done"),
+    )
+    .returning(Operation.cancel_requested_at)
+    .execution_options(synchronize_session=False)
+)
 
 log = structlog.get_logger(__name__)
 
@@ -137,10 +158,8 @@ def _claim(target: Target) -> int:
 def _is_ours(turn: _Turn) -> bool:
     """Whether the operation goes on and this execution is the one that carries it out."""
 
-    query = select(Operation.status, Operation.execution).where(
-        Operation.operation_id == turn.target.operation_id
-    )
-    row = _patiently(single_statements, lambda session: session.execute(query).one())
+    wanted = {"operation": turn.target.operation_id}
+    row = _patiently(single_statements, lambda session: session.execute(_LOOK, wanted).one())
     return OperationStatus(row.status) not in FINAL and row.execution == turn.execution
 
 
@@ -265,20 +284,13 @@ def _enter(step: Step, turn: _Turn) -> bool:
     target = turn.target
     with single_statements() as session:
         row = session.execute(
-            update(Operation)
-            .where(
-                Operation.operation_id == target.operation_id,
-                Operation.execution == turn.execution,
-                Operation.status.in_([OperationStatus.QUEUED, OperationStatus.RUNNING]),
-            )
-            .values(
-                status=OperationStatus.RUNNING.value,
-                started_at=func.coalesce(Operation.started_at, func.now()),
-                step=step.name,
-                percent=step.percent,
-            )
-            .returning(Operation.cancel_requested_at)
-            .execution_options(synchronize_session=False)
+            _ENTER,
+            {
+                "operation": target.operation_id,
+                "of": turn.execution,
+                "name": step.name,
+                "done": step.percent,
+            },
         ).one_or_none()
     if row is None:
         return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -13,6 +13,13 @@ from awan.fleet import NodeImage
 from awan.kit.clock import now
 from awan.kit.ids import derived_id
 from awan.volumes.models import Volume, VolumeRole, VolumeState
+
+# Steps of instances ask this all the time; built once, because building it takes longer than sending it.
+_VOLUMES = (
+    select(Volume)
+    .where(Volume.instance_id == bindparam("instance"), Volume.state != VolumeState.DELETED)
+    .order_by(Volume.role.desc(), Volume.created_at)
+)
 
 
 def create_root_volume(
@@ -48,11 +55,7 @@ def create_root_volume(
 
 def volumes_of(session: Session, instance_id: UUID) -> Sequence[Volume]:
     """The disks of an instance that are not deleted, root first."""
-    return session.scalars(
-        select(Volume)
-        .where(Volume.instance_id == instance_id, Volume.state != VolumeState.DELETED)
-        .order_by(Volume.role.desc(), Volume.created_at)
-    ).all()
+    return session.scalars(_VOLUMES, {"instance": instance_id}).all()
 
 
 def mark_ready(session: Session, volume_id: UUID) -> None:
