@@ -54,6 +54,7 @@ class LabNameserver:
     server: str
     forward_zone: str
     reverse_zones: tuple[str, ...]
+    private_zone: str
     customer_zone: str
     key_name: str
     key_algorithm: str
@@ -218,6 +219,7 @@ class SlotLayout:
                 _reverse_zone(self.public_v6_cidr),
                 _reverse_zone(self.routed_v6_cidr),
             ),
+            private_zone=f"internal.slot{self.slot}.awan.example",
             customer_zone="customer.example",
             key_name=f"awan-slot{self.slot}",
             key_algorithm="hmac-sha256",

@@ -88,7 +88,10 @@ class NameserverProcess:
         for folder in (place.run_dir, place.state_dir / "db", place.state_dir / "zones"):
             folder.mkdir(parents=True, exist_ok=True)
         _ensure_key(facts.key_file)
-        zones = (facts.forward_zone, *facts.reverse_zones, facts.customer_zone)
+        zones = (
+            *(facts.forward_zone, *facts.reverse_zones),
+            *(facts.private_zone, facts.customer_zone),
+        )
         for zone in zones:
             file = place.state_dir / "zones" / f"{zone}.zone"
             if not file.exists():
