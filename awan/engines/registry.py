@@ -123,8 +123,8 @@ def _checked_secret(secret: str) -> str:
 
 def _checked_services(cidr: str) -> str:
     """Raises: ValueError unless it is a prefix with room for a resolver and for networks."""
-    if not 8 <= IPv4Network(cidr).prefixlen <= 28:
-        raise ValueError("The prefix length is from 8 to 28.")
+    if not 8 <= IPv4Network(cidr).prefixlen <= 30:
+        raise ValueError("The prefix length is from 8 to 30.")
     return cidr
 
 
