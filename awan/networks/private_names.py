@@ -82,18 +82,19 @@ def find_domains(session: Session, networks: Iterable[PrivateNetwork]) -> dict[U
     }
 
 
-def give_service_ip(session: Session, network: PrivateNetwork) -> None:
-    """The network has an address in the location's services network, if that is there and not full.
+def give_service_ip(session: Session, network: PrivateNetwork) -> bool:
+    """The network, locked or new, has an address in the location's services network, if that is there and not full.
 
     Callers of one location wait for each other. One that lies in another prefix by now is given up for a new one.
+    Whether it has another one than before.
     """
     options = private_names_options(session, network.location_id, is_locked=True)
     if options is None:
-        return
+        return False
     services, resolver = IPv4Network(options.services_cidr), IPv4Address(options.resolver)
     present = network.service_ip
     if present is not None and present in services and present != resolver:
-        return
+        return False
     taken = session.scalars(
         select(PrivateNetwork.service_ip).where(
             PrivateNetwork.location_id == network.location_id,
@@ -105,6 +106,7 @@ def give_service_ip(session: Session, network: PrivateNetwork) -> None:
         log.warning("no address is left for names in a private network", cidr=str(services))
     network.service_ip = chosen
     session.flush()
+    return chosen != present
 
 
 def give_missing_service_ips(location_id: int) -> None:
@@ -128,9 +130,9 @@ def give_missing_service_ips(location_id: int) -> None:
         ).all()
     for network_id in missing:
         with transaction() as session:
-            network = session.get_one(PrivateNetwork, network_id)
-            if network.deleted_at is None:
-                give_service_ip(session, network)
+            # One that is deleted meanwhile must not take an address with it.
+            network = session.get_one(PrivateNetwork, network_id, with_for_update=True)
+            if network.deleted_at is None and give_service_ip(session, network):
                 mark_names_stale(session, [network_id])
 
 

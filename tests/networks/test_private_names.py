@@ -145,6 +145,8 @@ def test_addresses_of_networks_are_used_again(cloud: SimulatedCloud) -> None:
     assert full["domain"] is None
     assert told(full["uuid"]) is None
     assert [way["outer"] for way in ways().values()] == ["100.64.0.54"]
+    put_back_private_networks(cloud.location_id)
+    assert (shown(cloud, full["uuid"])["domain"], marked()) == (None, 0)
     delete_network(cloud, one["uuid"])
     put_back_private_networks(cloud.location_id)
     assert {switch: way["outer"] for switch, way in ways().items()} == {

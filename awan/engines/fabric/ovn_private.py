@@ -336,8 +336,20 @@ def edit_chassis(tables: Tables, txn: Any, port: Row, name: str, chassis: tuple[
         port.gateway_chassis = rows
 
 
-def edit_peer(tables: Tables, txn: Any, switch: Row, router_port: str, network: str) -> None:
-    """The switch's end of the link to the router. A gateway that moves to another public switch takes it along."""
+def edit_peer(
+    tables: Tables,
+    txn: Any,
+    switch: Row,
+    router_port: str,
+    network: str,
+    *,
+    answers_for: IPv4Address | None = None,
+) -> None:
+    """The switch's end of the link to the router. A gateway that moves to another public switch takes it along.
+
+    `answers_for`: who asks by ARP for this address is told of the router's.
+    """
+    proxy = {} if answers_for is None else {"arp_proxy": str(answers_for)}
     name = f"{router_port}-peer"
     port = find_row(tables, "Logical_Switch_Port", "name", name)
     if port is None:
@@ -351,7 +363,7 @@ def edit_peer(tables: Tables, txn: Any, switch: Row, router_port: str, network: 
         type="router",
         addresses=["router"],
         # The provider's switches learn from the node's announcement where the address is now.
-        options={"router-port": router_port, "nat-addresses": "router"},
+        options={"router-port": router_port, "nat-addresses": "router", **proxy},
         external_ids={NETWORK_KEY: network, ROLE_KEY: "router"},
     )
     for other in homes:

@@ -54,8 +54,9 @@ class OvnResolvers:
             outer = _edit_services(tables, txn, spec.services)
             _edit_router(tables, txn, spec)
             names = RouterNames.of_resolver(spec.switch)
-            for side, switch in ((names.inner, inner), (names.outer, outer)):
-                edit_peer(tables, txn, switch, side, spec.switch)
+            # systemd-networkd gives itself a route to each nameserver besides, as if it were a neighbour.
+            edit_peer(tables, txn, inner, names.inner, spec.switch, answers_for=spec.resolver)
+            edit_peer(tables, txn, outer, names.outer, spec.switch)
 
         return self._nb.change(call, edit)
 

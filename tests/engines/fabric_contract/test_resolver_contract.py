@@ -138,6 +138,7 @@ def test_rows_of_a_way(
         ("lr-policy-add", router, "900", "ip4", "allow"),
         ("lrp-del-gateway-chassis", f"{router}-outer", "node-1"),
         ("lsp-del", f"{router}-outer-peer"),
+        ("lsp-set-options", f"{router}-inner-peer", f"router-port={router}-inner"),
         ("lsp-del", "services-localnet"),
         ("lsp-set-options", "services-localnet", "network_name=elsewhere"),
         ("ls-del", "services"),

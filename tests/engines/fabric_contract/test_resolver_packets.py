@@ -80,6 +80,9 @@ def test_members_ask_the_resolver_and_reach_nothing_else(private: Private) -> No
     add_way(private, theirs, "100.64.0.2")
     for member in (a, b, x):
         assert ask(member) == ["udp", "tcp"]
+    # Also who takes it for a neighbour, as systemd-networkd does.
+    b.run("ip", "route", "replace", f"{RESOLVER}/32", "dev", "eth0")
+    assert ask(b) == ["udp", "tcp"]
     private.router("ip", "address", "add", f"{STRANGER}/16", "dev", "pub")
     try:
         check_nothing_else(private, a, spec)
