@@ -45,6 +45,7 @@ from awan.metrics import history as metrics_history
 from awan.networks.addresses import end_quarantines
 from awan.networks.names import push_stale_names
 from awan.networks.prefixes import end_prefix_quarantines
+from awan.networks.private_names import push_stale_private_names
 from awan.reconcile.watching import run_watches
 from awan.webhooks.deliveries import forget_old
 from awan.webhooks.sender import deliver_due
@@ -129,6 +130,7 @@ def _end_lost_consoles() -> None:
 WORKER_TASKS: tuple[tuple[str, float, Callable[[], object]], ...] = (
     ("networks.end_quarantines", 60.0, _end_quarantines),
     ("networks.push_names", 1.0, push_stale_names),
+    ("networks.push_private_names", 1.0, push_stale_private_names),
     ("console.end_lost", 30.0, _end_lost_consoles),
     ("accounts.forget_old_answers", 3600.0, _forget_old_answers),
     ("instances.forget_captures", 60.0, forget_captures),

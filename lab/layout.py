@@ -8,6 +8,8 @@ Slot k owns:
     2001:db8:k::/48         public IPv6: :1::/64 is the on-link network of the instances with
                             gateway 2001:db8:k:1::1, :ffff::/64 the link between host and router,
                             :100::/56 the prefixes that are routed to instances by way of :1::2
+    100.64.0.0/16           services: the resolver of private names (.0.53) on the upstream router, and one address
+                            for each private network; on the segment of the public addresses, in every slot the same
 The digits of k are used as they are, so that 2001:db8:12::/48 is slot 12.
 """
 
@@ -25,6 +27,9 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 SLOT_MAX = 99
 PHYSICAL_NETWORK = "public"
 NAMESERVER_PORT = 5300
+SERVICES_CIDR = "100.64.0.0/16"
+RESOLVER = "100.64.0.53"
+"""Where instances ask for the names of their private networks: on the upstream router, the same in every slot."""
 NODE_NUMBERS = (1, 2)
 TLS_NODE_NUMBER = 2
 """The node that is reached with certificates on both sides, libvirt and VNC; the other one speaks in the clear."""
@@ -47,17 +52,21 @@ class LabNode:
 class LabNameserver:
     """A nameserver, as an operator would register it. `key_file` holds the TSIG secret, for its owner only.
 
-    `customer_zone` belongs to somebody else than the location, but takes the same key: there tests put names that
-    lead to a customer's address.
+    `private_zone` holds the names inside private networks; `resolver` serves it to their members, from an address of
+    the services network. `customer_zone` belongs to somebody else than the location, but takes the same key: there
+    tests put names that lead to a customer's address.
     """
 
     server: str
     forward_zone: str
     reverse_zones: tuple[str, ...]
+    private_zone: str
     customer_zone: str
     key_name: str
     key_algorithm: str
     key_file: Path
+    services_cidr: str = SERVICES_CIDR
+    resolver: str = RESOLVER
 
     @property
     def options(self) -> dict[str, Any]:
@@ -66,6 +75,12 @@ class LabNameserver:
             "server": self.server,
             "forward_zone": self.forward_zone,
             "reverse_zones": list(self.reverse_zones),
+            "private_names": {
+                "zone": self.private_zone,
+                "resolver": self.resolver,
+                "services_cidr": self.services_cidr,
+                "physical_network": PHYSICAL_NETWORK,
+            },
             "key_name": self.key_name,
             "key_algorithm": self.key_algorithm,
             "key_secret": self.key_file.read_text().strip(),
@@ -218,6 +233,7 @@ class SlotLayout:
                 _reverse_zone(self.public_v6_cidr),
                 _reverse_zone(self.routed_v6_cidr),
             ),
+            private_zone=f"internal.slot{self.slot}.awan.example",
             customer_zone="customer.example",
             key_name=f"awan-slot{self.slot}",
             key_algorithm="hmac-sha256",

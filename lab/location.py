@@ -25,6 +25,7 @@ from lab.nameserver import PROCESS as NAMESERVER
 from lab.nameserver import NameserverPlace, NameserverProcess
 from lab.processes import ProcessStatus, ProcessTable, wait_until
 from lab.requirements import check_requirements, require_root
+from lab.resolver import PORT as RESOLVER_PORT
 from lab.router import Router
 
 Progress = Callable[[str, float], None]
@@ -63,6 +64,7 @@ class Lab:
                 self.layout.state_dir / NAMESERVER,
                 self.layout.mgmt_ip,
                 NAMESERVER_PORT,
+                secondary=f"{self.layout.uplink_router_v4}@{RESOLVER_PORT}",
             ),
             self.layout.nameserver,
             self._table,
@@ -225,7 +227,7 @@ class Lab:
         yield slots.HOLDER
         yield from ("central.nb", "central.sb", "central.northd", NAMESERVER)
         router = self.layout.router_name
-        yield from (f"{router}.init", f"{router}.radvd")
+        yield from (f"{router}.init", f"{router}.radvd", f"{router}.resolver")
         for name in self._nodes:
             for part in (
                 *("init", "ovsdb-server", "ovs-vswitchd", "conntrack-limits", "datapath-flows"),

@@ -40,7 +40,7 @@ key:
   - id: {key_name}
     algorithm: {key_algorithm}
     secret: {key_secret}
-acl:
+{remotes}acl:
   - id: awan
     key: {key_name}
     action: [transfer, update]
@@ -54,6 +54,12 @@ template:
     journal-content: changes
 zone:
 {zones}"""
+SECONDARY = """\
+remote:
+  - id: secondary
+    address: {address}
+    key: {key_name}
+"""
 ZONE_FILE = """\
 $TTL 300
 @ SOA ns.{zone}. hostmaster.{zone}. 1 3600 600 86400 60
@@ -64,12 +70,13 @@ ns {kind} {address}
 
 @dataclass(frozen=True)
 class NameserverPlace:
-    """Where it listens and keeps its files."""
+    """Where it listens and keeps its files; `secondary` is told of changes of the private zone at once."""
 
     run_dir: Path
     state_dir: Path
     address: str
     port: int
+    secondary: str | None = None
 
 
 class NameserverProcess:
@@ -88,7 +95,10 @@ class NameserverProcess:
         for folder in (place.run_dir, place.state_dir / "db", place.state_dir / "zones"):
             folder.mkdir(parents=True, exist_ok=True)
         _ensure_key(facts.key_file)
-        zones = (facts.forward_zone, *facts.reverse_zones, facts.customer_zone)
+        zones = (
+            *(facts.forward_zone, *facts.reverse_zones),
+            *(facts.private_zone, facts.customer_zone),
+        )
         for zone in zones:
             file = place.state_dir / "zones" / f"{zone}.zone"
             if not file.exists():
@@ -106,7 +116,10 @@ class NameserverProcess:
                 key_name=facts.key_name,
                 key_algorithm=facts.key_algorithm,
                 key_secret=facts.key_file.read_text().strip(),
-                zones="".join(f"  - domain: {zone}\n" for zone in zones),
+                remotes=""
+                if place.secondary is None
+                else SECONDARY.format(address=place.secondary, key_name=facts.key_name),
+                zones="".join(self._zone(zone) for zone in zones),
             )
         )
         pid_file = place.run_dir / "knot.pid"
@@ -115,6 +128,10 @@ class NameserverProcess:
         start_daemon(["knotd", "-c", str(config), "-d"], place.state_dir / "knot.start.log")
         wait_until(pid_file.exists, "the nameserver to start")
         self._table.record(PROCESS, int(pid_file.read_text()))
+
+    def _zone(self, zone: str) -> str:
+        is_told = self._place.secondary is not None and zone == self._facts.private_zone
+        return f"  - domain: {zone}\n" + ("    notify: secondary\n" if is_told else "")
 
     def stop(self) -> None:
         """Ends it."""

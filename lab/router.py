@@ -11,6 +11,7 @@ from lab.layout import SlotLayout
 from lab.links import disable_tx_checksum, ensure_host_routes, host_links
 from lab.machine import Machine, MachineSpec
 from lab.processes import ProcessTable, run
+from lab.resolver import ensure_resolver
 
 # Addresses come by DHCPv6 (managed), never by autoconfiguration: an instance may only use the
 # address that is reserved for it.
@@ -29,10 +30,16 @@ interface pub {{
 }};
 """
 
-# Where the kernel shows bridged frames to the IP filter, neighbours of the segment pass it too.
+# The resolver answers private networks alone. Where the kernel shows bridged frames to the IP filter, neighbours of the
+# segment pass it too.
 FIREWALL = """\
 flush ruleset
 table inet upstream {
+    chain input {
+        type filter hook input priority filter; policy accept;
+        ip daddr RESOLVER ip saddr != SERVICES drop
+        iifname "pub" ip daddr UPLINK drop
+    }
     chain forward {
         type filter hook forward priority filter; policy drop;
         iifname "host0" accept
@@ -62,7 +69,17 @@ class Router:
         ensure_host_routes(self._layout)
         route = [self._layout.routed_v6_cidr, "via", self._layout.routed_v6_router]
         self.machine.exec(["ip", "-6", "route", "replace", *route, "dev", "pub"])
-        self.machine.exec(["nft", "-f", "-"], stdin=FIREWALL)
+        facts = self._layout.nameserver
+        firewall = FIREWALL.replace("RESOLVER", facts.resolver)
+        firewall = firewall.replace("SERVICES", facts.services_cidr)
+        firewall = firewall.replace("UPLINK", self._layout.uplink_router_v4)
+        self.machine.exec(["nft", "-f", "-"], stdin=firewall)
+        length = facts.services_cidr.partition("/")[2]
+        self.machine.exec(["ip", "address", "replace", f"{facts.resolver}/{length}", "dev", "pub"])
+        # Only for the transfer of the private zone: what comes in on the public segment is not forwarded there.
+        nameserver = [f"{self._layout.mgmt_ip}/32", "via", self._layout.uplink_host_v4]
+        self.machine.exec(["ip", "route", "replace", *nameserver])
+        ensure_resolver(self._layout, self.machine)
         config = self.machine.run_dir / "radvd.conf"
         config.write_text(RADVD_CONF.format(prefix=self._layout.public_v6_cidr))
         self.machine.ensure_daemon(

@@ -32,6 +32,7 @@ from awan.catalogue.rules import PriceTag
 from awan.engines.nameserver import Zones
 from awan.engines.registry import (
     LocationEngines,
+    PrivateNamesOptions,
     check_options,
     open_engines,
     secret_options,
@@ -256,9 +257,28 @@ def all_zones(session: Session) -> dict[int, Zones]:
         select(LocationEngine).where(LocationEngine.kind == EngineKind.NAMESERVER)
     )
     return {
-        row.location_id: Zones(row.options["forward_zone"], tuple(row.options["reverse_zones"]))
+        row.location_id: Zones(
+            row.options["forward_zone"],
+            tuple(row.options["reverse_zones"]),
+            (row.options.get("private_names") or {}).get("zone"),
+        )
         for row in rows
     }
+
+
+def private_names_options(
+    session: Session, location_id: int, *, is_locked: bool = False
+) -> PrivateNamesOptions | None:
+    """How names inside the private networks of a location are had; None where they have none.
+
+    `is_locked`: whoever else asks so waits for the end of this transaction.
+    """
+    query = select(LocationEngine.options).where(
+        LocationEngine.location_id == location_id, LocationEngine.kind == EngineKind.NAMESERVER
+    )
+    options = session.scalar(query.with_for_update() if is_locked else query)
+    found = (options or {}).get("private_names")
+    return PrivateNamesOptions.model_validate(found) if found is not None else None
 
 
 def configured_locations(session: Session) -> list[int]:

@@ -11,6 +11,7 @@ import threading
 from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -120,16 +121,59 @@ def _checked_secret(secret: str) -> str:
     return secret
 
 
+def _checked_services(cidr: str) -> str:
+    """Raises: ValueError unless it is a prefix with room for a resolver and for networks."""
+    if not 8 <= IPv4Network(cidr).prefixlen <= 30:
+        raise ValueError("The prefix length is from 8 to 30.")
+    return cidr
+
+
+class PrivateNamesOptions(EngineOptions):
+    """Names inside private networks. They are in `zone`; guests ask the resolver at `resolver`, which serves it too.
+
+    The resolver is on the provider network `physical_network`, in `vlan` if it has one. There each private network has
+    an address of `services_cidr`, in which the resolver's lies as well.
+    """
+
+    zone: Zone
+    resolver: Annotated[str, AfterValidator(lambda text: str(IPv4Address(text)))]
+    services_cidr: Annotated[str, AfterValidator(_checked_services)] = "100.64.0.0/16"
+    physical_network: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    vlan: int | None = Field(default=None, ge=1, le=4094)
+
+    @model_validator(mode="after")
+    def _resolver_is_there(self) -> PrivateNamesOptions:
+        inside = IPv4Network(self.services_cidr)
+        resolver = IPv4Address(self.resolver)
+        if resolver not in inside or resolver in (inside[0], inside[-1]):
+            raise PydanticCustomError(
+                "resolver", "The resolver must be a host address of services_cidr."
+            )
+        return self
+
+
 class NameserverOptions(EngineOptions):
-    """The zones of a location: default names of its addresses are in `forward_zone`, PTR records in `reverse_zones`."""
+    """The zones of a location: default names of its addresses are in `forward_zone`, PTR records in `reverse_zones`.
+
+    Without `private_names` there are no names inside private networks.
+    """
 
     forward_zone: Zone
     reverse_zones: list[Zone] = Field(min_length=1, max_length=64)
+    private_names: PrivateNamesOptions | None = None
+
+    @model_validator(mode="after")
+    def _zones_differ(self) -> NameserverOptions:
+        private = self.private_names
+        if private is not None and private.zone in (self.forward_zone, *self.reverse_zones):
+            raise PydanticCustomError("zones", "The zone of private names must be one of its own.")
+        return self
 
     @property
     def zones(self) -> Zones:
         """The same as the engines have it."""
-        return Zones(self.forward_zone, tuple(self.reverse_zones))
+        private = self.private_names.zone if self.private_names is not None else None
+        return Zones(self.forward_zone, tuple(self.reverse_zones), private)
 
 
 class FakeNameserverOptions(NameserverOptions):

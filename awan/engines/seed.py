@@ -189,12 +189,16 @@ def _meta_data(spec: SeedSpec) -> dict[str, Any]:
 
 
 def _network_config(nics: Iterable[SeedNic]) -> dict[str, Any]:
-    """netplan's version 2 format: each card found by its MAC, addresses from DHCP."""
+    """netplan's version 2 format: each card found by its MAC, addresses from DHCP.
+
+    systemd-networkd by itself takes no domains from DHCP, in which the members of a private network have their names.
+    """
     ethernets = {
         f"eth{index}": {
             "match": {"macaddress": nic.mac.lower()},
             "set-name": f"eth{index}",
             "dhcp4": nic.has_ipv4,
+            **({"dhcp4-overrides": {"use-domains": True}} if nic.has_ipv4 else {}),
             "dhcp6": nic.has_ipv6,
         }
         for index, nic in enumerate(nics)

@@ -32,6 +32,7 @@ from awan.instances.service import (
 )
 from awan.instances.situation import PASSWORD_PURPOSE, SECRET_GENERATION
 from awan.kit.secrets import put_secret
+from awan.networks.private_names import mark_networks_of
 from awan.operations import Operation
 from awan.resources import Resource, ResourceKind, get_owned
 
@@ -100,7 +101,9 @@ def rename(session: Session, caller: Caller, instance_id: UUID, hostname: str) -
     except IntegrityError as err:
         # Taken by a transaction that committed since we looked.
         raise Invalid.field("hostname", HOSTNAME_TAKEN) from err
-    return begin_change(session, caller, RENAME, resource, instance, _as_wanted(instance))
+    operation = begin_change(session, caller, RENAME, resource, instance, _as_wanted(instance))
+    mark_networks_of(session, instance_id)
+    return operation
 
 
 def reset(session: Session, caller: Caller, instance_id: UUID) -> Operation:

@@ -37,6 +37,7 @@ from awan.instances.workflows import mark_change_failed, mark_running
 from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.kit.secrets import delete_secret, get_secret
+from awan.networks.private_names import mark_networks_of
 from awan.operations import (
     Failure,
     Plan,
@@ -278,6 +279,7 @@ def mark_not_renamed(session: Session, target: Target, failure: Failure) -> None
     instance = session.get_one(Instance, target.subject_id, with_for_update=True)
     if instance.deleted_at is None:
         session.get_one(Resource, target.subject_id).name = instance.hostname
+        mark_networks_of(session, target.subject_id)
 
 
 # --- reset ---

@@ -24,6 +24,7 @@ from awan.instances.workflows import mark_change_failed, mark_changed
 from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.networks.models import Nic, NicRole
+from awan.networks.private_names import mark_names_stale
 from awan.operations import Failure, Plan, Step, Target, register
 
 
@@ -106,6 +107,7 @@ def mark_not_attached(session: Session, target: Target, failure: Failure) -> Non
     if not failure.left_over:
         for nic in session.scalars(select(Nic).where(Nic.operation_id == target.operation_id)):
             nic.deleted_at = now()
+            _mark_names(session, nic)
     mark_change_failed(session, target, failure)
 
 
@@ -113,7 +115,13 @@ def mark_detached(session: Session, target: Target) -> None:
     """The cards are gone, and their addresses free."""
     for nic in _leaving(session, target.subject_id):
         nic.is_leaving, nic.deleted_at = False, now()
+        _mark_names(session, nic)
     mark_changed(session, target)
+
+
+def _mark_names(session: Session, nic: Nic) -> None:
+    if nic.network_id is not None:
+        mark_names_stale(session, [nic.network_id])
 
 
 def mark_not_detached(session: Session, target: Target, failure: Failure) -> None:

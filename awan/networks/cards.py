@@ -23,6 +23,7 @@ from awan.networks.addresses import (
 from awan.networks.models import Address, AddressState, Nic, NicRole, Pool, RoutedPrefix
 from awan.networks.names import mark_stale
 from awan.networks.pools import network_spec, pool_with_ipv6
+from awan.networks.private_names import mark_names_stale
 from awan.networks.rules import ipv6_of, switch_name
 
 # Steps of instances ask these all the time; built once, because building them takes longer than sending them.
@@ -220,6 +221,7 @@ def release_nics(
     The caller has locked the account's quota. An address goes when `release_ips`, or when the operation `made_by`
     allocated it (a creation that failed).
     """
+    left: set[int] = set()
     for nic in session.scalars(
         select(Nic).where(Nic.instance_id == instance_id, Nic.deleted_at.is_(None))
     ):
@@ -239,6 +241,9 @@ def release_nics(
                 address.operation_id = None
                 bill_address(session, address, actor=actor, operation_id=operation_id)
         nic.deleted_at = now()
+        if nic.network_id is not None:
+            left.add(nic.network_id)
+    mark_names_stale(session, left)
     session.flush()
 
 

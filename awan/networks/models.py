@@ -100,12 +100,14 @@ class PrivateNetwork(Base):
 
     `made_at`: since when the fabric has it. `gateway_address_id` is the public address of its gateway. While that is
     changed, `next_gateway_address_id` is the one to be (none: no gateway) if `is_changing_gateway`; afterwards one that
-    the fabric may still hold, which is given free once it does not.
+    the fabric may still hold, which is given free once it does not. `service_ip` is its own in the services network,
+    behind which its members ask the location's resolver.
     """
 
     __tablename__ = "private_network"
     __table_args__ = (
         one_of("state", PrivateNetworkState),
+        UniqueConstraint("location_id", "service_ip"),
         Index(None, "account_id", "location_id"),
         Index(None, "location_id"),
     )
@@ -122,6 +124,7 @@ class PrivateNetwork(Base):
     gateway_address_id: Mapped[UUID | None]
     next_gateway_address_id: Mapped[UUID | None]
     is_changing_gateway: Mapped[bool] = mapped_column(server_default=text("false"))
+    service_ip: Mapped[IPv4Address | None] = mapped_column(INET)
     created_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
     deleted_at: Mapped[datetime | None]
 
@@ -278,6 +281,20 @@ class StaleName(Base):
 
     location_id: Mapped[int] = mapped_column(ForeignKey("location.location_id"), primary_key=True)
     inet: Mapped[IPv4Address | IPv6Address] = mapped_column(INET, primary_key=True)
+    marked_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    retry_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
+
+
+class StalePrivateNetwork(Base):
+    """A private network whose members' names the nameserver may not have as the rows say. As `StaleName`."""
+
+    __tablename__ = "stale_private_network"
+    __table_args__ = (Index(None, "retry_at"),)
+
+    network_id: Mapped[int] = mapped_column(
+        ForeignKey("private_network.network_id"), primary_key=True, autoincrement=False
+    )
     marked_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
     attempts: Mapped[int] = mapped_column(server_default="0")
     retry_at: Mapped[datetime] = mapped_column(server_default=text("now()"))

@@ -210,9 +210,8 @@ def parse_given(rdns: str, zones: Mapping[int, Zones], default: str | None) -> s
         name = parse_rdns(rdns)
     except ValueError as err:
         raise Invalid.field("rdns", str(err)) from err
-    if name != default and any(
-        name == it.forward or name.endswith(f".{it.forward}") for it in zones.values()
-    ):
+    ours = [zone for it in zones.values() for zone in (it.forward, it.private) if zone is not None]
+    if name != default and any(name == zone or name.endswith(f".{zone}") for zone in ours):
         raise Invalid.field("rdns", "The rdns is in a zone in which names are given by us alone.")
     return name
 

@@ -32,6 +32,7 @@ from awan.networks.models import (
     PrivateNetwork,
     PrivateNetworkState,
 )
+from awan.networks.private_names import find_domains, give_service_ip, mark_names_stale
 from awan.networks.private_rules import (
     check_address,
     choose_address,
@@ -59,6 +60,7 @@ class PrivateNetworkView:
     location: Location
     gateway: Address | None
     instances_count: int
+    domain: str | None
 
 
 @dataclass(frozen=True)
@@ -104,16 +106,16 @@ def create_private_network(
         operation_id=operation_id,
     )
     session.flush()
-    session.add(
-        PrivateNetwork(
-            resource_id=resource_id,
-            account_id=caller.account_id,
-            location_id=location.location_id,
-            cidr=prefix,
-            state=PrivateNetworkState.CREATING,
-        )
+    network = PrivateNetwork(
+        resource_id=resource_id,
+        account_id=caller.account_id,
+        location_id=location.location_id,
+        cidr=prefix,
+        state=PrivateNetworkState.CREATING,
     )
+    session.add(network)
     session.flush()
+    give_service_ip(session, network)
     operation = begin(
         session,
         caller=caller,
@@ -271,8 +273,16 @@ def list_private_networks(
         )
     counts = _counts(session)
     rows = session.execute(query.execution_options(populate_existing=True)).all()
+    domains = find_domains(session, [row.PrivateNetwork for row in rows])
     return [
-        PrivateNetworkView(network, resource, location, gateway, counts.get(network.network_id, 0))
+        PrivateNetworkView(
+            network,
+            resource,
+            location,
+            gateway,
+            counts.get(network.network_id, 0),
+            domains.get(network.resource_id),
+        )
         for network, resource, location, gateway in rows
     ]
 
@@ -441,6 +451,7 @@ def create_private_nic(
     )
     session.add(nic)
     session.flush()
+    mark_names_stale(session, [network.network_id])
     return nic
 
 

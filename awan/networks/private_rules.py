@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from ipaddress import IPv4Address, IPv4Network
 
-from awan.engines.fabric.private import PrivateNetworkSpec
+from awan.engines.fabric import MemberNames, PrivateNetworkSpec
 
 PREFIX_MIN, PREFIX_MAX = 16, 28
 INSIDE = tuple(IPv4Network(cidr) for cidr in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
@@ -44,9 +44,14 @@ def gateway_of(network: IPv4Network) -> IPv4Address:
     return network.network_address + 1
 
 
+def resolver_of(network: IPv4Network) -> IPv4Address:
+    """The address of the network's way to the resolver: its last host, whether it has names or not."""
+    return network.broadcast_address - 1
+
+
 def choose_address(network: IPv4Network, taken: Iterable[IPv4Address]) -> IPv4Address | None:
     """The lowest address that a card may get; None when the network is full."""
-    used = set(taken) | {gateway_of(network)}
+    used = set(taken) | {gateway_of(network), resolver_of(network)}
     return next((address for address in network.hosts() if address not in used), None)
 
 
@@ -54,9 +59,9 @@ def check_address(
     network: IPv4Network, taken: Iterable[IPv4Address], wanted: IPv4Address
 ) -> str | None:
     """What speaks against a chosen address, as a sentence; None when it may be used."""
-    ends = (network.network_address, network.broadcast_address, gateway_of(network))
-    if wanted not in network or wanted in ends:
-        return f"The address must be a host address of {network}, and not its gateway."
+    ends = (network.network_address, network.broadcast_address)
+    if wanted not in network or wanted in (*ends, gateway_of(network), resolver_of(network)):
+        return f"The address must be a host address of {network}, neither its first (the gateway) nor its last."
     if wanted in set(taken):
         return "The address has already been taken."
     return None
@@ -64,7 +69,7 @@ def check_address(
 
 def count_free(network: IPv4Network, used: int) -> int:
     """How many addresses cards can still get."""
-    return network.num_addresses - 3 - used
+    return max(0, network.num_addresses - 4 - used)
 
 
 def private_switch(network_id: object) -> str:
@@ -73,7 +78,11 @@ def private_switch(network_id: object) -> str:
 
 
 def private_spec(
-    resource_id: object, cidr: IPv4Network, dns_servers: tuple[IPv4Address, ...]
+    resource_id: object,
+    cidr: IPv4Network,
+    dns_servers: tuple[IPv4Address, ...],
+    names: MemberNames | None = None,
 ) -> PrivateNetworkSpec:
     """The network as the fabric must have it."""
-    return PrivateNetworkSpec(private_switch(resource_id), cidr, gateway_of(cidr), dns_servers)
+    switch = private_switch(resource_id)
+    return PrivateNetworkSpec(switch, cidr, gateway_of(cidr), dns_servers, names=names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 from uuid import UUID
 
@@ -82,6 +83,9 @@ class PrivateNetworkDetail(BaseModel):
     location: NamedLocation
     cidr: str
     gateway_ip: str
+    domain: str | None = Field(
+        description="Where its members find each other by hostname, if it has names."
+    )
     public_gateway: PublicGateway | None
     instances_count: int
     status: str
@@ -103,6 +107,7 @@ def _fields(view: PrivateNetworkView) -> dict[str, object]:
         "location": NamedLocation(id=view.location.location_id, name=view.location.name),
         "cidr": str(network.cidr),
         "gateway_ip": str(gateway_of(network.cidr)),
+        "domain": view.domain,
         "public_gateway": PublicGateway(uuid=gateway.resource_id, ip_address=str(gateway.inet))
         if gateway is not None and gateway.resource_id is not None
         else None,
@@ -118,16 +123,18 @@ class MemberView(BaseModel):
 
     uuid: UUID
     hostname: str
+    name: str | None = Field(description="The name by which other members find it, if it has one.")
     ip_address: str
     mac_address: str
     status: str
 
     @classmethod
-    def of(cls, member: Member, status: str) -> MemberView:
-        """A card as the API shows it; `status` is its instance's."""
+    def of(cls, member: Member, status: str, names: Mapping[str, str]) -> MemberView:
+        """A card as the API shows it; `status` is its instance's, `names` those of all members by address."""
         return cls(
             uuid=member.nic.instance_id,
             hostname=member.hostname,
+            name=names.get(str(member.nic.private_ip)),
             ip_address=str(member.nic.private_ip),
             mac_address=member.nic.mac,
             status=status,

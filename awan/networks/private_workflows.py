@@ -19,7 +19,12 @@ from sqlalchemy.orm import Session
 
 from awan.accounts import quotas
 from awan.catalogue import engines
-from awan.engines.fabric import GatewaySpec, PrivateNetworkSpec, PublicNetworkSpec
+from awan.engines.fabric import (
+    GatewaySpec,
+    PrivateNetworkSpec,
+    PublicNetworkSpec,
+    ResolverSpec,
+)
 from awan.engines.fabric.private import choose_gateway_chassis
 from awan.errors import EngineRejected, EngineUnavailable
 from awan.fleet.models import Node, NodeHealth, NodeState
@@ -27,6 +32,7 @@ from awan.kit.clock import now
 from awan.kit.database import transaction
 from awan.networks.models import Address, AddressState, Pool, PrivateNetwork, PrivateNetworkState
 from awan.networks.pools import network_spec
+from awan.networks.private_names import find_names, mark_names_stale
 from awan.networks.private_rules import private_spec, private_switch
 from awan.operations import Failure, Plan, Step, Target, register
 from awan.resources import retire
@@ -44,6 +50,7 @@ class Wish:
     network: PrivateNetworkSpec | None
     public: PublicNetworkSpec | None
     gateway: GatewaySpec | None
+    resolver: ResolverSpec | None
 
 
 def push_network(resource_id: UUID) -> bool:
@@ -66,6 +73,10 @@ def push_network(resource_id: UUID) -> bool:
             else:
                 fabric.ensure_public_network(wish.public)
                 has_changed |= fabric.ensure_gateway(wish.gateway)
+            if wish.resolver is None:
+                has_changed |= fabric.ensure_resolver_absent(wish.switch)
+            else:
+                has_changed |= fabric.ensure_resolver(wish.resolver)
         with transaction() as session:
             if _read_wish(session, resource_id) == wish:
                 return has_changed
@@ -82,7 +93,9 @@ def find_private_spec(session: Session, network: PrivateNetwork) -> PrivateNetwo
     ).first()
     servers = pool.dns_servers if pool is not None else ()
     four = tuple(server for server in servers if isinstance(server, IPv4Address))
-    return private_spec(network.resource_id, network.cidr, four)
+    plan = find_names(session, network)
+    names = plan.members if plan is not None else None
+    return private_spec(network.resource_id, network.cidr, four, names)
 
 
 def _read_wish(session: Session, resource_id: UUID) -> Wish:
@@ -97,15 +110,16 @@ def _read_wish(session: Session, resource_id: UUID) -> Wish:
         PrivateNetworkState.DELETING,
         PrivateNetworkState.DELETED,
     ):
-        return Wish(location_id, switch, None, None, None)
+        return Wish(location_id, switch, None, None, None, None)
     spec = find_private_spec(session, network)
+    resolver = _find_resolver(session, network)
     address_id = (
         network.next_gateway_address_id
         if network.is_changing_gateway
         else network.gateway_address_id
     )
     if address_id is None:
-        return Wish(location_id, switch, spec, None, None)
+        return Wish(location_id, switch, spec, None, None, resolver)
     address = session.get_one(Address, address_id)
     pool = session.get_one(Pool, address.pool_id)
     assert isinstance(address.inet, IPv4Address)
@@ -120,7 +134,27 @@ def _read_wish(session: Session, resource_id: UUID) -> Wish:
         next_hop=pool.gateway,
         chassis=find_chassis(session, location_id, switch),
     )
-    return Wish(location_id, switch, spec, public, gateway)
+    return Wish(location_id, switch, spec, public, gateway, resolver)
+
+
+def _find_resolver(session: Session, network: PrivateNetwork) -> ResolverSpec | None:
+    """The network's way to the resolver; None where it has no names, or no node yet that could carry it."""
+    plan = find_names(session, network)
+    if plan is None:
+        return None
+    switch = private_switch(network.resource_id)
+    chassis = _find_chassis(session, network.location_id, switch)
+    if not chassis:
+        return None
+    return ResolverSpec(
+        switch=switch,
+        cidr=network.cidr,
+        inner=plan.members.router,
+        outer=plan.outer,
+        resolver=plan.members.resolver,
+        services=plan.services,
+        chassis=chassis,
+    )
 
 
 def find_chassis(session: Session, location_id: int, switch: str) -> tuple[str, ...]:
@@ -128,6 +162,13 @@ def find_chassis(session: Session, location_id: int, switch: str) -> tuple[str, 
 
     Raises: EngineRejected.
     """
+    chosen = _find_chassis(session, location_id, switch)
+    if not chosen:
+        raise EngineRejected("fabric", "choose the gateway's nodes", "the location has none")
+    return chosen
+
+
+def _find_chassis(session: Session, location_id: int, switch: str) -> tuple[str, ...]:
     nodes = session.scalars(
         select(Node).where(
             Node.location_id == location_id,
@@ -136,12 +177,7 @@ def find_chassis(session: Session, location_id: int, switch: str) -> tuple[str, 
         )
     ).all()
     answering = [node for node in nodes if node.health == NodeHealth.REACHABLE]
-    chosen = choose_gateway_chassis(
-        switch, [str(node.ovn_system_id) for node in answering or nodes]
-    )
-    if not chosen:
-        raise EngineRejected("fabric", "choose the gateway's nodes", "the location has none")
-    return chosen
+    return choose_gateway_chassis(switch, [str(node.ovn_system_id) for node in answering or nodes])
 
 
 # -- steps -----------------------------------------------------------------------------------------
@@ -234,7 +270,7 @@ def mark_healed(session: Session, network: PrivateNetwork) -> None:
 
 
 def mark_removed(session: Session, target: Target) -> None:
-    """The network is gone: its place in the quota and the address of its gateway are free."""
+    """The network is gone: its place in the quota, the address of its gateway and its names are free."""
     network = _find(session, target.subject_id)
     # Locks are taken in the same order everywhere: quota, then address and network.
     if network.deleted_at is None:
@@ -244,6 +280,8 @@ def mark_removed(session: Session, target: Target) -> None:
         _free(session, address_id)
     network.gateway_address_id = network.next_gateway_address_id = None
     network.state, network.deleted_at = PrivateNetworkState.DELETED, now()
+    network.service_ip = None
+    mark_names_stale(session, [network.network_id])
     retire(session, network.resource_id)
 
 

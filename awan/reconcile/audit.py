@@ -14,6 +14,7 @@ from awan.reconcile.expected import Expectations, look_first
 from awan.reconcile.findings import Finding
 from awan.reconcile.firewall_groups import compare_groups
 from awan.reconcile.prefix_routers import compare_routers
+from awan.reconcile.private_names import compare_private_names, compare_resolvers
 from awan.reconcile.private_networks import compare_networks
 from awan.reconcile.reading import Seen, one_snapshot, open_sites, read
 from awan.reconcile.row_checks import check_rows
@@ -61,10 +62,12 @@ def _compare(expected: ExpectedLocation, seen: Seen) -> Iterator[Finding]:
     if seen.networks is not None:
         networks, unsettled = expected.networks, expected.unsettled.switches
         yield from compare_networks(expected.code, networks, unsettled, seen.networks)
+        yield from compare_resolvers(expected.code, expected.private_names, networks, seen.networks)
     if seen.prefix_routers is not None:
         yield from compare_routers(expected.code, expected.prefix_routes, seen.prefix_routers)
     if seen.names is not None and expected.names_zone is not None:
         yield from compare_names(expected, seen.names)
+        yield from compare_private_names(expected.code, expected.private_names, seen.names)
     if seen.firewalls is not None:
         yield from compare_firewalls(expected, seen.firewalls)
     if seen.firewall_groups is not None:

@@ -31,9 +31,11 @@ from awan.networks.cards import routed_prefixes
 from awan.networks.models import Address, Nic, Pool
 from awan.networks.names import prefix_names, stale_addresses
 from awan.networks.pools import network_spec
+from awan.networks.private_names import stale_private_networks
 from awan.networks.rules import ipv6_of, pointer_key, records_of, switch_name
 from awan.reconcile.findings import Finding, FindingKind
 from awan.reconcile.prefix_routers import expected_routes, prefix_ranges
+from awan.reconcile.private_names import expected_private_names
 from awan.reconcile.private_networks import expected_networks, expected_private_ports
 from awan.reconcile.rules import (
     ExpectedFirewall,
@@ -93,13 +95,14 @@ class FirstLook:
     """Taken before the engines are read: from here on, whatever changes is unsettled.
 
     `stored_contents`: the SHA-256 of each image file that the control plane keeps. `stale_names`: by location, the
-    addresses whose names the nameserver is about to be told.
+    addresses whose names the nameserver is about to be told. `stale_networks`: the private networks, likewise.
     """
 
     snapshot: str
     waiting: frozenset[str]
     stored_contents: frozenset[str]
     stale_names: Mapping[int, set[IPv4Address | IPv6Address]]
+    stale_networks: frozenset[UUID]
 
 
 def look_first(session: Session) -> FirstLook:
@@ -109,6 +112,7 @@ def look_first(session: Session) -> FirstLook:
         waiting=_waiting(session),
         stored_contents=stored_contents(),
         stale_names=stale_addresses(session),
+        stale_networks=frozenset(stale_private_networks(session)),
     )
 
 
@@ -125,6 +129,7 @@ class Expectations:
         self._removing = frozenset(session.scalars(_REMOVING, {"snapshot": first.snapshot}))
         self._stored = first.stored_contents
         self._stale_names = (first.stale_names, stale_addresses(session))
+        self._stale_networks = first.stale_networks | stale_private_networks(session)
         self._waiting_now = _waiting(session)
         self._waited = first.waiting | self._waiting_now
 
@@ -193,6 +198,9 @@ class Expectations:
             firewalls=self._firewalls(settled, guarded),
             group_ids=groups,
             networks=networks,
+            private_names=expected_private_names(
+                session, location.location_id, self._touched, self._stale_networks
+            ),
             prefix_routes=expected_routes(session, location.location_id, self._touched),
             prefix_ranges=prefix_ranges(session, location.location_id),
             unsettled=replace(

@@ -47,6 +47,7 @@ class FindingKind(StrEnum):
     NETWORK_STRAY = "network.stray"
     NETWORK_MISSING = "network.missing"
     NETWORK_GATEWAY = "network.gateway"
+    NETWORK_RESOLVER = "network.resolver"
     NETWORK_CARD = "network.card"
     PREFIX_ROUTE = "prefix.route"
     PREFIX_STRAY = "prefix.stray"

@@ -43,6 +43,11 @@ from awan.reconcile.firewall_groups import compare_groups
 from awan.reconcile.models import StrayKind
 from awan.reconcile.power import Verdict
 from awan.reconcile.prefix_routers import compare_routers, put_back_prefix_routers
+from awan.reconcile.private_names import (
+    compare_private_names,
+    compare_resolvers,
+    put_back_private_names,
+)
 from awan.reconcile.private_networks import compare_networks, put_back_private_networks
 from awan.reconcile.quarantine import Scope, Stray, update_quarantine
 from awan.reconcile.reading import Seen, Site, one_snapshot, open_sites, read
@@ -132,10 +137,13 @@ def check_location(location_id: int, *, with_files: bool = True) -> None:
             location_id,
             [it.address for key, it in expected.names.items() if key.name in wrong],
         )
+        put_back = put_back_private_names(
+            session, expected.private_names.zone, [it.finding for it in found]
+        )
         strays = [
             Stray(STRAYS[it.finding.kind], it.node_id, it.finding.subject, it.finding.sentence)
             for it in found
-            if it.finding.kind in STRAYS
+            if it.finding.kind in STRAYS and it.finding.subject not in put_back
         ]
         update_quarantine(session, location_id, strays, _scopes(seen))
 
@@ -237,11 +245,15 @@ def _compare(expected: ExpectedLocation, seen: Seen) -> Iterator[Found]:
         networks, unsettled = expected.networks, expected.unsettled.switches
         compared = compare_networks(expected.code, networks, unsettled, seen.networks)
         yield from (Found(None, it) for it in compared)
+        ways = compare_resolvers(expected.code, expected.private_names, networks, seen.networks)
+        yield from (Found(None, it) for it in ways)
     if seen.prefix_routers is not None:
         routed = compare_routers(expected.code, expected.prefix_routes, seen.prefix_routers)
         yield from (Found(None, it) for it in routed)
     if seen.names is not None and expected.names_zone is not None:
         yield from (Found(None, it) for it in compare_names(expected, seen.names))
+        private = compare_private_names(expected.code, expected.private_names, seen.names)
+        yield from (Found(None, it) for it in private)
     if seen.firewalls is not None:
         yield from (Found(None, it) for it in compare_firewalls(expected, seen.firewalls))
     if seen.firewall_groups is not None:

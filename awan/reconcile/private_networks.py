@@ -18,6 +18,7 @@ from awan.instances.models import Instance, ObservedState
 from awan.instances.recover import ACTOR
 from awan.kit.database import transaction
 from awan.networks.models import Address, Nic, NicRole, PrivateNetwork, PrivateNetworkState
+from awan.networks.private_names import give_missing_service_ips
 from awan.networks.private_networks import private_port_spec
 from awan.networks.private_rules import private_switch
 from awan.networks.private_workflows import mark_healed, push_network
@@ -159,8 +160,10 @@ def compare_networks(
 def put_back_private_networks(location_id: int) -> None:
     """All made networks of the location that nothing works on are as their rows say; what was left over is free.
 
-    Gateways are put on the nodes that answer. Stops at the first call that the fabric does not answer.
+    Gateways, and ways to resolvers, are put on the nodes that answer. Stops at the first call that the fabric does not
+    answer.
     """
+    give_missing_service_ips(location_id)
     with transaction() as session:
         ids = session.scalars(
             select(PrivateNetwork.resource_id)

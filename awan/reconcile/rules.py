@@ -24,6 +24,7 @@ from awan.kit.clock import now
 from awan.networks.prefix_rules import address_of_pointer
 from awan.networks.rules import default_name, is_default_name
 from awan.reconcile.findings import Finding, FindingKind
+from awan.reconcile.private_names import ExpectedPrivateNames
 
 GIB = 1 << 30
 # A domain whose QEMU died and that nobody started since is off, whatever the node calls it.
@@ -136,6 +137,7 @@ class ExpectedLocation:
     firewalls: Sequence[ExpectedFirewall] = ()
     group_ids: Collection[UUID] = frozenset()
     networks: Mapping[str, str | None] = field(default_factory=dict)
+    private_names: ExpectedPrivateNames = field(default_factory=ExpectedPrivateNames)
     prefix_routes: ExpectedRoutes = field(default_factory=ExpectedRoutes)
     prefix_ranges: Sequence[IPv6Network] = ()
     unsettled: Unsettled = field(default_factory=Unsettled)

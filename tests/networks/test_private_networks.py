@@ -28,8 +28,8 @@ from tests.support.in_process_worker import InProcessWorker, wait_until_idle
 from tests.support.simulated_cloud import Customer, SimulatedCloud
 
 VIEW = {
-    "id", "uuid", "name", "location", "cidr", "gateway_ip", "public_gateway", "instances_count", "status",
-    "status_reason", "created_at",
+    "id", "uuid", "name", "location", "cidr", "gateway_ip", "domain", "public_gateway", "instances_count",
+    "status", "status_reason", "created_at",
 }  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def test_a_network_is_made_listed_renamed_and_deleted(
     assert quota(cloud) == 2
     for reference in (first["uuid"], first["id"]):
         ips = http.get(f"/networks/private/{reference}/ips").json()["data"]
-        assert ips == {"cidr": "10.20.0.0/24", "used": 0, "free": 253, "ips": []}
+        assert ips == {"cidr": "10.20.0.0/24", "used": 0, "free": 252, "ips": []}
     taken = http.put(f"/networks/private/{first['id']}", json={"name": "backend"})
     assert (taken.status_code, list(taken.json()["errors"])) == (422, ["name"])
     renamed = http.put(f"/networks/private/{first['id']}", json={"name": "db"})

@@ -16,6 +16,7 @@ from tests.networks.test_private_networks import cards
 from tests.support import proofs
 from tests.support.changed_settings import changed_settings
 from tests.support.in_process_worker import wait_until_idle
+from tests.support.private_names import told, turn_on, ways
 from tests.support.simulated_cloud import SimulatedCloud
 
 
@@ -97,6 +98,23 @@ def fresh(cloud: SimulatedCloud) -> World:
         world.send("DELETE", f"/networks/public/{row['uuid']}")
     assert world.fabric() == []
     return world
+
+
+def fresh_with_names(cloud: SimulatedCloud) -> World:
+    """As `fresh`, where networks have names."""
+    turn_on(cloud)
+    return fresh(cloud)
+
+
+def is_created_with_names(world: World) -> None:
+    is_created(world)
+    assert told(world.network) is not None
+    assert f"private-{world.network}" in ways()
+
+
+def is_not_created_with_names(world: World) -> None:
+    is_not_created(world)
+    assert f"private-{world.network}" not in ways()
 
 
 def with_network(cloud: SimulatedCloud) -> World:
@@ -204,6 +222,10 @@ def is_to_be_deleted(world: World) -> None:
 
 CASES = {
     "create": (fresh, begin_create, is_created, is_not_created),
+    "create_with_names": (
+        *(fresh_with_names, begin_create),
+        *(is_created_with_names, is_not_created_with_names),
+    ),
     "gateway": (with_gateway, begin_gateway, has_gateway(1), has_gateway(0)),
     "attach": (with_instance, begin_attach, has_cards(1), has_cards(0)),
     "detach": (with_member, begin_detach, has_cards(0), has_cards(1)),

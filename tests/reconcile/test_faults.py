@@ -553,6 +553,14 @@ NETWORKS = [
         found={Kind.NETWORK_GATEWAY: NEW_SWITCH},
     ),
     fault(
+        "way to a resolver where there are no names",
+        *NEW_NETWORK,
+        NEW_SWITCH_ROW,
+        "INSERT INTO sim.fabric_resolver VALUES (:location, 'private-' || :new,"
+        ' \'{"outer": "100.64.0.9", "chassis": ["n1"]}\')',
+        found={Kind.NETWORK_RESOLVER: NEW_SWITCH},
+    ),
+    fault(
         "gateway whose address is free",
         *NEW_NETWORK,
         NEW_SWITCH_ROW,

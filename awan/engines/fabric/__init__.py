@@ -26,12 +26,14 @@ from awan.engines.fabric.private import (
     PrivateNetworks,
     PrivateNetworkSpec,
 )
+from awan.engines.fabric.resolvers import MemberNames, Resolvers, ResolverSpec, ServicesSpec
 
 __all__ = [
     "APPLY_TIMEOUT_S",
     "ChassisFacts",
     "Fabric",
     "GatewaySpec",
+    "MemberNames",
     "PortFacts",
     "PortSpec",
     "PrefixRoute",
@@ -40,6 +42,8 @@ __all__ = [
     "PrivateNetworkFacts",
     "PrivateNetworkSpec",
     "PublicNetworkSpec",
+    "ResolverSpec",
+    "ServicesSpec",
 ]
 
 APPLY_TIMEOUT_S = 5.0
@@ -164,7 +168,7 @@ class ChassisFacts:
     is_alive: bool
 
 
-class Fabric(Firewalls, PrefixRouters, PrivateNetworks, Protocol):
+class Fabric(Firewalls, PrefixRouters, PrivateNetworks, Resolvers, Protocol):
     """The contract. One object per location."""
 
     def ensure_public_network(self, spec: PublicNetworkSpec) -> bool:

@@ -31,6 +31,7 @@ from awan.engines.fabric.firewall import (
 )
 from awan.engines.fabric.prefixes import PrefixRouterFacts, PrefixRouterSpec
 from awan.engines.fabric.private import GatewaySpec, PrivateNetworkFacts, PrivateNetworkSpec
+from awan.engines.fabric.resolvers import ResolverSpec
 from awan.engines.sim import SimStore
 from awan.errors import EngineRejected
 
@@ -125,6 +126,14 @@ class FakeFabric:
     def wait_gateway_carried(self, switch: str, *, timeout_s: float) -> bool:
         """See `PrivateNetworks`."""
         return self._private.wait_gateway_carried(switch, timeout_s=timeout_s)
+
+    def ensure_resolver(self, spec: ResolverSpec) -> bool:
+        """See `Resolvers`."""
+        return self._private.ensure_resolver(spec)
+
+    def ensure_resolver_absent(self, switch: str) -> bool:
+        """See `Resolvers`."""
+        return self._private.ensure_resolver_absent(switch)
 
     def list_private_networks(self) -> list[PrivateNetworkFacts]:
         """See `PrivateNetworks`."""

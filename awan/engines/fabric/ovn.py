@@ -56,6 +56,7 @@ from awan.engines.fabric.ovn_firewall_groups import (
 )
 from awan.engines.fabric.ovn_prefixes import OvnPrefixRouters
 from awan.engines.fabric.ovn_private import OvnPrivateNetworks
+from awan.engines.fabric.ovn_resolvers import OvnResolvers
 from awan.engines.fabric.ovn_rows import (
     ACCOUNT_KEY,
     INSTANCE_KEY,
@@ -81,6 +82,7 @@ from awan.engines.fabric.ovsdb import (
 )
 from awan.engines.fabric.prefixes import PrefixRouterFacts, PrefixRouterSpec
 from awan.engines.fabric.private import GatewaySpec, PrivateNetworkFacts, PrivateNetworkSpec
+from awan.engines.fabric.resolvers import ResolverSpec
 from awan.engines.fabric.tls import TlsKeys
 from awan.errors import EngineRejected
 
@@ -153,6 +155,7 @@ class OvnFabric:
         )
         self._private = OvnPrivateNetworks(self._nb, self._sb)
         self._prefixes = OvnPrefixRouters(self._nb, self._sb)
+        self._resolvers = OvnResolvers(self._nb)
 
     def ensure_public_network(self, spec: PublicNetworkSpec) -> bool:
         """See `Fabric`. Two callers at once make one network: OVN itself allows switches of equal name."""
@@ -191,6 +194,14 @@ class OvnFabric:
     def wait_gateway_carried(self, switch: str, *, timeout_s: float) -> bool:
         """See `PrivateNetworks`."""
         return self._private.wait_gateway_carried(switch, timeout_s=timeout_s)
+
+    def ensure_resolver(self, spec: ResolverSpec) -> bool:
+        """See `Resolvers`."""
+        return self._resolvers.ensure_resolver(spec)
+
+    def ensure_resolver_absent(self, switch: str) -> bool:
+        """See `Resolvers`."""
+        return self._resolvers.ensure_resolver_absent(switch)
 
     def list_private_networks(self) -> list[PrivateNetworkFacts]:
         """See `PrivateNetworks`."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from typing import Any
 
 from awan.engines.fabric.ovn_rows import (
@@ -44,7 +45,9 @@ from awan.engines.fabric.private import (
 from awan.errors import EngineRejected
 
 NORTHBOUND = {
-    "Logical_Router": ["name", "ports", "static_routes", "policies", "nat", "external_ids"],
+    "Logical_Router": [
+        *("name", "ports", "static_routes", "policies", "nat", "options", "external_ids"),
+    ],
     "Logical_Router_Port": ["name", "mac", "networks", "gateway_chassis", "external_ids"],
     "Gateway_Chassis": ["name", "chassis_name", "priority"],
     "Logical_Router_Static_Route": ["ip_prefix", "nexthop", "output_port"],
@@ -89,6 +92,8 @@ class OvnPrivateNetworks:
         def edit(tables: Tables, _txn: Any) -> None:
             row = find_row(tables, "Logical_Switch", "name", switch)
             _remove_gateway(tables, switch, dying=row)
+            resolver = RouterNames.of_resolver(switch)
+            remove_router(tables, resolver.router, [resolver.inner, resolver.outer], dying=row)
             if row is not None:
                 row.delete()
             group = find_row(tables, "Port_Group", "name", tenants_group(switch))
@@ -138,34 +143,43 @@ class OvnPrivateNetworks:
     def list_private_networks(self) -> list[PrivateNetworkFacts]:
         """See `PrivateNetworks`."""
 
-        def look(tables: Tables) -> dict[str, str | None]:
+        def look(tables: Tables) -> dict[str, tuple[str | None, str | None]]:
             return {
-                row.name: _public_ip(tables, row.name)
+                row.name: (
+                    _outer_ip(tables, RouterNames.of(row.name)),
+                    _outer_ip(tables, RouterNames.of_resolver(row.name)),
+                )
                 for row in tables["Logical_Switch"].rows.values()
                 if row.external_ids.get(ROLE_KEY) == ROLE
             }
 
         found = self._nb.read("list_private_networks", look)
 
-        def look_chassis(tables: Tables) -> dict[str, str]:
-            active = {}
-            for switch in found:
-                port = f"cr-{RouterNames.of(switch).outer}"
-                binding = find_row(tables, "Port_Binding", "logical_port", port)
-                if binding is not None and binding.chassis:
-                    active[switch] = str(binding.chassis[0].name)
-            return active
+        def look_chassis(tables: Tables) -> dict[str, tuple[str | None, str | None]]:
+            return {
+                switch: (
+                    _carrier(tables, RouterNames.of(switch)),
+                    _carrier(tables, RouterNames.of_resolver(switch)),
+                )
+                for switch in found
+            }
 
-        active = self._sb.read("list_private_networks", look_chassis)
+        carriers = self._sb.read("list_private_networks", look_chassis)
         return [
-            PrivateNetworkFacts(switch, found[switch], active.get(switch))
+            PrivateNetworkFacts(
+                switch,
+                public_ip=found[switch][0],
+                active_chassis=carriers[switch][0],
+                service_ip=found[switch][1],
+                resolver_chassis=carriers[switch][1],
+            )
             for switch in sorted(found)
         ]
 
 
 @dataclass(frozen=True)
 class RouterNames:
-    """The names of a gateway's router and of its ports, on the private and on the public side."""
+    """The names of a router and of its ports, on the private and on the other side."""
 
     router: str
     inner: str
@@ -174,7 +188,15 @@ class RouterNames:
     @classmethod
     def of(cls, switch: str) -> RouterNames:
         """Those of the gateway of a private switch."""
-        router = f"gateway-{switch}"
+        return cls._of(f"gateway-{switch}")
+
+    @classmethod
+    def of_resolver(cls, switch: str) -> RouterNames:
+        """Those of its way to the resolver."""
+        return cls._of(f"resolver-{switch}")
+
+    @classmethod
+    def _of(cls, router: str) -> RouterNames:
         return cls(router, f"{router}-inner", f"{router}-outer")
 
 
@@ -185,9 +207,11 @@ def router_mac(port: str) -> str:
 
 
 def private_dhcp_options(spec: PrivateNetworkSpec, *, is_routed: bool) -> dict[str, str]:
-    """Options of the DHCPv4 answers; only a routed member is told of a router and of nameservers.
+    """Options of the DHCPv4 answers; only a routed member is told of a router and of the nameservers outside.
 
-    The router is told also while there is no gateway: once there is one, no guest has to ask again.
+    The router is told also while there is no gateway: once there is one, no guest has to ask again. Every member is
+    told of the resolver and of the way there. Clients that take routes do not look at the router's option any more
+    (RFC 3442), so the default route is among them too.
     """
     options = {
         "server_id": str(spec.gateway_ip),
@@ -195,10 +219,19 @@ def private_dhcp_options(spec: PrivateNetworkSpec, *, is_routed: bool) -> dict[s
         "lease_time": str(PRIVATE_LEASE_S),
         "mtu": str(spec.mtu),
     }
+    servers: list[IPv4Address] = []
+    if spec.names is not None:
+        servers.append(spec.names.resolver)
+        options["domain_search_list"] = f'"{spec.names.domain}"'
+        routes = [f"{spec.names.resolver}/32,{spec.names.router}"]
+        if is_routed:
+            routes.append(f"{DEFAULT_ROUTE},{spec.gateway_ip}")
+        options["classless_static_route"] = f"{{{', '.join(routes)}}}"
     if is_routed:
         options["router"] = str(spec.gateway_ip)
-        if spec.dns_servers:
-            options["dns_server"] = as_set(list(spec.dns_servers))
+        servers += [server for server in spec.dns_servers if server not in servers]
+    if servers:
+        options["dns_server"] = as_set(servers)
     return options
 
 
@@ -303,8 +336,20 @@ def edit_chassis(tables: Tables, txn: Any, port: Row, name: str, chassis: tuple[
         port.gateway_chassis = rows
 
 
-def edit_peer(tables: Tables, txn: Any, switch: Row, router_port: str, network: str) -> None:
-    """The switch's end of the link to the router. A gateway that moves to another public switch takes it along."""
+def edit_peer(
+    tables: Tables,
+    txn: Any,
+    switch: Row,
+    router_port: str,
+    network: str,
+    *,
+    answers_for: IPv4Address | None = None,
+) -> None:
+    """The switch's end of the link to the router. A gateway that moves to another public switch takes it along.
+
+    `answers_for`: who asks by ARP for this address is told of the router's.
+    """
+    proxy = {} if answers_for is None else {"arp_proxy": str(answers_for)}
     name = f"{router_port}-peer"
     port = find_row(tables, "Logical_Switch_Port", "name", name)
     if port is None:
@@ -318,7 +363,7 @@ def edit_peer(tables: Tables, txn: Any, switch: Row, router_port: str, network: 
         type="router",
         addresses=["router"],
         # The provider's switches learn from the node's announcement where the address is now.
-        options={"router-port": router_port, "nat-addresses": "router"},
+        options={"router-port": router_port, "nat-addresses": "router", **proxy},
         external_ids={NETWORK_KEY: network, ROLE_KEY: "router"},
     )
     for other in homes:
@@ -329,7 +374,8 @@ def edit_peer(tables: Tables, txn: Any, switch: Row, router_port: str, network: 
 
 
 def _homes(tables: Tables, port: Row) -> list[Row]:
-    rows = tables["Logical_Switch"].rows.values()
+    # One that is only being made has no ports yet.
+    rows = (row for row in tables["Logical_Switch"].rows.values() if row._data is not None)
     return [row for row in rows if port.uuid in referenced(row, "ports")]
 
 
@@ -354,11 +400,16 @@ def remove_router(
         router.delete()
 
 
-def _public_ip(tables: Tables, switch: str) -> str | None:
-    """The address of the network's gateway, or None when it is not whole."""
-    names = RouterNames.of(switch)
+def _outer_ip(tables: Tables, names: RouterNames) -> str | None:
+    """The address of a router on its outer side, or None when it is not whole."""
     router = find_row(tables, "Logical_Router", "name", names.router)
     outer = find_row(tables, "Logical_Router_Port", "name", names.outer)
     if router is None or outer is None or not outer.networks:
         return None
     return str(outer.networks[0]).partition("/")[0]
+
+
+def _carrier(tables: Tables, names: RouterNames) -> str | None:
+    """The chassis that carries a router now."""
+    binding = find_row(tables, "Port_Binding", "logical_port", f"cr-{names.outer}")
+    return str(binding.chassis[0].name) if binding is not None and binding.chassis else None

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
 
+from awan.engines.fabric.resolvers import MemberNames
+
 PRIVATE_MTU = 1442
 """What is left of 1,500 bytes inside a Geneve tunnel over IPv4: 20 + 8 + 8 + 8 (OVN's option) + 14 less."""
 GATEWAY_CHASSIS_MAX = 5
@@ -25,7 +27,7 @@ PRIVATE_LEASE_S = 600
 class PrivateNetworkSpec:
     """A private network. `gateway_ip` is the first host of `cidr`, whether a gateway is there or not.
 
-    `dns_servers` are told to members whose only way out is the gateway.
+    `dns_servers` are told to members whose only way out is the gateway; `names`, if it has them, to all.
     """
 
     switch: str
@@ -33,6 +35,7 @@ class PrivateNetworkSpec:
     gateway_ip: IPv4Address
     dns_servers: tuple[IPv4Address, ...] = ()
     mtu: int = PRIVATE_MTU
+    names: MemberNames | None = None
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,15 @@ class GatewaySpec:
 class PrivateNetworkFacts:
     """A private network found in the fabric. `public_ip` is its gateway's; None without a gateway.
 
-    `active_chassis` is the node that carries the gateway now.
+    `active_chassis` is the node that carries the gateway now. `service_ip` is the address behind which members ask a
+    resolver, and `resolver_chassis` the node that carries the way there; None without one.
     """
 
     switch: str
     public_ip: str | None
     active_chassis: str | None
+    service_ip: str | None = None
+    resolver_chassis: str | None = None
 
 
 class PrivateNetworks(Protocol):
@@ -76,7 +82,10 @@ class PrivateNetworks(Protocol):
         ...
 
     def ensure_private_network_absent(self, switch: str) -> None:
-        """The network is gone, with its gateway and whatever ports are left on it. Absent: no effect."""
+        """The network is gone, with its gateway, its way to a resolver, and whatever ports are left on it.
+
+        Absent: no effect.
+        """
         ...
 
     def ensure_gateway(self, spec: GatewaySpec) -> bool:

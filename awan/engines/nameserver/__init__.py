@@ -36,18 +36,24 @@ class RecordKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Zones:
-    """The zones that names are kept in: one for names, and those of the location's prefixes for addresses."""
+    """The zones that names are kept in: one for names, and those of the location's prefixes for addresses.
+
+    `private` is that of the names inside private networks, where they have any.
+    """
 
     forward: str
     reverse: tuple[str, ...]
+    private: str | None = None
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every zone, each once."""
+        private = () if self.private is None else (self.private,)
+        return (self.forward, *self.reverse, *private)
 
     def zone_of(self, name: str) -> str | None:
         """The zone that a name belongs to, the closest one; None outside of all."""
-        holding = [
-            zone
-            for zone in (self.forward, *self.reverse)
-            if name == zone or name.endswith(f".{zone}")
-        ]
+        holding = [zone for zone in self.all if name == zone or name.endswith(f".{zone}")]
         return max(holding, key=len, default=None)
 
     def split(
@@ -80,8 +86,8 @@ class Nameserver(Protocol):
         """
         ...
 
-    def list_records(self) -> dict[RecordKey, tuple[str, ...]]:
-        """All records of the three kinds in the zones, values in order."""
+    def list_records(self, zone: str | None = None) -> dict[RecordKey, tuple[str, ...]]:
+        """All records of the three kinds in the zones, or in this one of them, values in order."""
         ...
 
     def close(self) -> None:

@@ -39,9 +39,10 @@ class FakeNameserver:
                 for key, value in records.items():
                     self.put(key, () if value is None else (value,))
 
-    def list_records(self) -> dict[RecordKey, tuple[str, ...]]:
+    def list_records(self, zone: str | None = None) -> dict[RecordKey, tuple[str, ...]]:
         """See `Nameserver`."""
-        with self._store.call(ENGINE, "list_records", self._location):
+        wanted = self._zones.all if zone is None else (zone,)
+        with self._store.call(ENGINE, "list_records", zone or self._location):
             rows = self._store.fetch_all(
                 "SELECT name, kind, record_values FROM sim.name_record WHERE location = %s",
                 [self._location],
@@ -49,7 +50,7 @@ class FakeNameserver:
         return {
             RecordKey(row["name"], RecordKind(row["kind"])): tuple(sorted(row["record_values"]))
             for row in rows
-            if self._zones.zone_of(row["name"]) is not None
+            if self._zones.zone_of(row["name"]) in wanted
         }
 
     def close(self) -> None:

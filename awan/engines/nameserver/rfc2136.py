@@ -84,13 +84,13 @@ class Rfc2136Nameserver:
         if refusals:
             raise refusals[0]
 
-    def list_records(self) -> dict[RecordKey, tuple[str, ...]]:
+    def list_records(self, zone: str | None = None) -> dict[RecordKey, tuple[str, ...]]:
         """See `Nameserver`."""
         found: dict[RecordKey, list[str]] = {}
-        for zone in (self._zones.forward, *self._zones.reverse):
-            for key, value in self._transfer(zone):
+        for each in self._zones.all if zone is None else (zone,):
+            for key, value in self._transfer(each):
                 # A zone that lies in another one is transferred by itself.
-                if self._zones.zone_of(key.name) == zone:
+                if self._zones.zone_of(key.name) == each:
                     found.setdefault(key, []).append(value)
         return {key: tuple(sorted(values)) for key, values in found.items()}
 

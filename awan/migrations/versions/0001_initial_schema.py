@@ -1136,6 +1136,7 @@ def upgrade() -> None:
         sa.Column(
             "is_changing_gateway", sa.Boolean(), server_default=sa.text("false"), nullable=False
         ),
+        sa.Column("service_ip", postgresql.INET(), nullable=True),
         sa.Column(
             "created_at",
             sa.DateTime(timezone=True),
@@ -1157,6 +1158,9 @@ def upgrade() -> None:
             ["resource_id"], ["resource.resource_id"], name=op.f("fk_private_network_resource_id")
         ),
         sa.PrimaryKeyConstraint("network_id", name=op.f("pk_private_network")),
+        sa.UniqueConstraint(
+            "location_id", "service_ip", name=op.f("uq_private_network_location_id_service_ip")
+        ),
         sa.UniqueConstraint("resource_id", name=op.f("uq_private_network_resource_id")),
     )
     op.create_index(
@@ -1626,6 +1630,32 @@ def upgrade() -> None:
     )
     op.create_index("uq_routed_prefix_instance", "routed_prefix", ["instance_id"], unique=True)
     op.create_table(
+        "stale_private_network",
+        sa.Column("network_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column(
+            "marked_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("clock_timestamp()"),
+            nullable=False,
+        ),
+        sa.Column("attempts", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column(
+            "retry_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
+        ),
+        sa.ForeignKeyConstraint(
+            ["network_id"],
+            ["private_network.network_id"],
+            name=op.f("fk_stale_private_network_network_id"),
+        ),
+        sa.PrimaryKeyConstraint("network_id", name=op.f("pk_stale_private_network")),
+    )
+    op.create_index(
+        op.f("ix_stale_private_network_retry_at"),
+        "stale_private_network",
+        ["retry_at"],
+        unique=False,
+    )
+    op.create_table(
         "webhook_delivery",
         sa.Column("delivery_id", sa.Uuid(), nullable=False),
         sa.Column("endpoint_id", sa.Uuid(), nullable=False),
@@ -1910,6 +1940,8 @@ def downgrade() -> None:
     )
     op.drop_index(op.f("ix_webhook_delivery_created_at"), table_name="webhook_delivery")
     op.drop_table("webhook_delivery")
+    op.drop_index(op.f("ix_stale_private_network_retry_at"), table_name="stale_private_network")
+    op.drop_table("stale_private_network")
     op.drop_index("uq_routed_prefix_instance", table_name="routed_prefix")
     op.drop_index(
         "ix_routed_prefix_available",

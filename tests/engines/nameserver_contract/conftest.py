@@ -21,7 +21,9 @@ from lab.processes import ProcessTable
 
 ADDRESS = "127.0.0.1"
 ZONES = Zones(
-    "jkt1.awan.example", ("7.18.198.in-addr.arpa", "1.0.0.0.7.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa")
+    "jkt1.awan.example",
+    ("7.18.198.in-addr.arpa", "1.0.0.0.7.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa"),
+    "internal.jkt1.awan.example",
 )
 
 
@@ -35,6 +37,7 @@ def knot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabNameserver]:
         server=f"{ADDRESS}:{free_port(ADDRESS, 25300)}",
         forward_zone=ZONES.forward,
         reverse_zones=ZONES.reverse,
+        private_zone="internal.jkt1.awan.example",
         customer_zone="customer.example",
         key_name="awan-test",
         key_algorithm="hmac-sha256",
@@ -59,7 +62,7 @@ def connect(
     key = TsigKey(
         facts.key_name, facts.key_algorithm, secret or Path(facts.key_file).read_text().strip()
     )
-    zones = Zones(facts.forward_zone, reverse or facts.reverse_zones)
+    zones = Zones(facts.forward_zone, reverse or facts.reverse_zones, facts.private_zone)
     return Rfc2136Nameserver(host, port or int(known_port), zones=zones, key=key)
 
 

@@ -41,6 +41,19 @@ def test_a_name_takes_the_place_of_another_and_leaves_the_rest_alone(
     assert ours(nameserver) == {pointer: ("www.example.com",), forward: ("198.18.7.7",)}
 
 
+def test_the_zone_inside_another_is_one_of_its_own(nameserver: Nameserver) -> None:
+    inside = RecordKey(f"db.0f.internal.{ZONE}", RecordKind.A)
+    nameserver.ensure_records({inside: "10.20.0.2", **records_of(SEVEN, ZONE, None)})
+    own = nameserver.list_records(f"internal.{ZONE}")
+    assert {key: own[key] for key in own if not key.name.startswith("ns.")} == {
+        inside: ("10.20.0.2",)
+    }
+    assert inside not in nameserver.list_records(ZONE)
+    assert ours(nameserver)[inside] == ("10.20.0.2",)
+    nameserver.ensure_records({inside: None})
+    assert inside not in ours(nameserver)
+
+
 def test_names_are_taken_away_also_when_they_are_gone_already(nameserver: Nameserver) -> None:
     wanted = records_of(SIX, ZONE, None)
     nameserver.ensure_records(wanted)

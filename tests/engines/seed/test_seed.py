@@ -127,6 +127,7 @@ def test_network_config_asks_for_what_each_card_has() -> None:
                 "match": {"macaddress": "52:54:00:aa:bb:01"},
                 "set-name": "eth0",
                 "dhcp4": True,
+                "dhcp4-overrides": {"use-domains": True},
                 "dhcp6": False,
             },
             "eth1": {
