@@ -121,11 +121,18 @@ def _checked_secret(secret: str) -> str:
     return secret
 
 
+PRIVATE_USE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
+"""Where customers choose the prefixes of their private networks. Source: RFC 1918."""
+
+
 def _checked_services(cidr: str) -> str:
-    """Raises: ValueError unless it is a prefix with room for a resolver and for networks."""
-    if not 8 <= IPv4Network(cidr).prefixlen <= 30:
+    """In its usual form. Raises: ValueError unless it has room, and no private network can overlap it."""
+    network = IPv4Network(cidr)
+    if not 8 <= network.prefixlen <= 30:
         raise ValueError("The prefix length is from 8 to 30.")
-    return cidr
+    if any(network.overlaps(IPv4Network(inside)) for inside in PRIVATE_USE):
+        raise ValueError("Private networks may have a prefix in it; take one of 100.64.0.0/10.")
+    return str(network)
 
 
 class PrivateNamesOptions(EngineOptions):

@@ -192,18 +192,24 @@ def _network_config(nics: Iterable[SeedNic]) -> dict[str, Any]:
     """netplan's version 2 format: each card found by its MAC, addresses from DHCP.
 
     systemd-networkd by itself takes no domains from DHCP, in which the members of a private network have their names.
+    netplan refuses a card whose two families disagree on this (netplan-yaml, "use-domains").
     """
     ethernets = {
         f"eth{index}": {
             "match": {"macaddress": nic.mac.lower()},
             "set-name": f"eth{index}",
             "dhcp4": nic.has_ipv4,
-            **({"dhcp4-overrides": {"use-domains": True}} if nic.has_ipv4 else {}),
             "dhcp6": nic.has_ipv6,
+            **{f"{family}-overrides": {"use-domains": True} for family in _families(nic)},
         }
         for index, nic in enumerate(nics)
     }
     return {"version": 2, "ethernets": ethernets}
+
+
+def _families(nic: SeedNic) -> list[str]:
+    wanted = {"dhcp4": nic.has_ipv4, "dhcp6": nic.has_ipv6}
+    return [family for family, is_wanted in wanted.items() if is_wanted]
 
 
 def _cloud_config(spec: SeedSpec) -> dict[str, Any]:

@@ -9,6 +9,7 @@ has to let go of a card: one that does not within the engine's time keeps it, an
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from uuid import UUID
 
 from sqlalchemy import select
@@ -105,23 +106,25 @@ def mark_attached(session: Session, target: Target) -> None:
 def mark_not_attached(session: Session, target: Target, failure: Failure) -> None:
     """The new cards are gone, and their addresses free; what could not be undone stays, to be detached later."""
     if not failure.left_over:
-        for nic in session.scalars(select(Nic).where(Nic.operation_id == target.operation_id)):
+        cards = session.scalars(select(Nic).where(Nic.operation_id == target.operation_id)).all()
+        for nic in cards:
             nic.deleted_at = now()
-            _mark_names(session, nic)
+        _mark_names(session, cards)
     mark_change_failed(session, target, failure)
 
 
 def mark_detached(session: Session, target: Target) -> None:
     """The cards are gone, and their addresses free."""
-    for nic in _leaving(session, target.subject_id):
+    cards = list(_leaving(session, target.subject_id))
+    for nic in cards:
         nic.is_leaving, nic.deleted_at = False, now()
-        _mark_names(session, nic)
+    _mark_names(session, cards)
     mark_changed(session, target)
 
 
-def _mark_names(session: Session, nic: Nic) -> None:
-    if nic.network_id is not None:
-        mark_names_stale(session, [nic.network_id])
+def _mark_names(session: Session, cards: Iterable[Nic]) -> None:
+    networks = {nic.network_id for nic in cards if nic.network_id is not None}
+    mark_names_stale(session, networks)
 
 
 def mark_not_detached(session: Session, target: Target, failure: Failure) -> None:

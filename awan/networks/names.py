@@ -38,7 +38,7 @@ NO_NAMES = "The names of addresses cannot be set in this location."
 # What is pushed at once; a location with more has several rounds in a run.
 BATCH = 500
 ROUNDS_MAX = 50
-RETRY_MAX_S = 60
+RETRY_MAX_S, DOUBLINGS_MAX = 60, 6
 
 log = structlog.get_logger(__name__)
 
@@ -164,7 +164,9 @@ def _push(location_id: int, wanted: Mapping[RecordKey, str | None]) -> None:
 
 def _postpone(location_id: int, addresses: Sequence[AnyAddress]) -> None:
     with transaction() as session:
-        delay_s = func.least(RETRY_MAX_S, func.power(2, StaleName.attempts))
+        delay_s = func.least(
+            RETRY_MAX_S, func.power(2, func.least(DOUBLINGS_MAX, StaleName.attempts))
+        )
         session.execute(
             update(StaleName)
             .where(StaleName.location_id == location_id, StaleName.inet.in_(addresses))

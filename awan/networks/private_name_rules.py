@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from uuid import UUID
 
@@ -46,11 +46,6 @@ def network_of_name(name: str, zone: str) -> UUID | None:
     rest = name.removesuffix(f".{zone}")
     label = rest.rpartition(".")[2]
     return UUID(hex=label) if rest != name and DOMAIN_LABEL.fullmatch(label) else None
-
-
-def in_domain(records: Collection[RecordKey], network: UUID, zone: str) -> list[RecordKey]:
-    """Those of the records that are in the network's domain, or are the domain itself."""
-    return [key for key in records if network_of_name(key.name, zone) == network]
 
 
 def choose_service_ip(

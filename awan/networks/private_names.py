@@ -21,14 +21,15 @@ from awan.catalogue import engines
 from awan.catalogue.service import all_zones, private_names_options
 from awan.engines.fabric import MemberNames, ServicesSpec
 from awan.engines.nameserver import RecordKey
+from awan.engines.registry import PrivateNamesOptions
 from awan.errors import EngineError, Unavailable
 from awan.kit.database import transaction
 from awan.networks.models import Nic, PrivateNetwork, StalePrivateNetwork
 from awan.networks.private_name_rules import (
     choose_service_ip,
     domain_of,
-    in_domain,
     names_of_members,
+    network_of_name,
 )
 from awan.networks.private_rules import resolver_of
 from awan.resources import Resource
@@ -36,7 +37,7 @@ from awan.resources import Resource
 # Networks whose domains are compared at once.
 BATCH = 100
 ROUNDS_MAX = 50
-RETRY_MAX_S = 60
+RETRY_MAX_S, DOUBLINGS_MAX = 60, 6
 
 log = structlog.get_logger(__name__)
 
@@ -93,7 +94,7 @@ def give_service_ip(session: Session, network: PrivateNetwork) -> bool:
         return False
     services, resolver = IPv4Network(options.services_cidr), IPv4Address(options.resolver)
     present = network.service_ip
-    if present is not None and present in services and present != resolver:
+    if present is not None and present in services and present not in _not_for_networks(options):
         return False
     taken = session.scalars(
         select(PrivateNetwork.service_ip).where(
@@ -107,6 +108,11 @@ def give_service_ip(session: Session, network: PrivateNetwork) -> bool:
     network.service_ip = chosen
     session.flush()
     return chosen != present
+
+
+def _not_for_networks(options: PrivateNamesOptions) -> tuple[IPv4Address, ...]:
+    services = IPv4Network(options.services_cidr)
+    return IPv4Address(options.resolver), services[0], services[-1]
 
 
 def give_missing_service_ips(location_id: int) -> None:
@@ -123,7 +129,7 @@ def give_missing_service_ips(location_id: int) -> None:
                 or_(
                     PrivateNetwork.service_ip.is_(None),
                     not_(PrivateNetwork.service_ip.bool_op("<<")(options.services_cidr)),
-                    PrivateNetwork.service_ip == IPv4Address(options.resolver),
+                    PrivateNetwork.service_ip.in_(_not_for_networks(options)),
                 ),
             )
             .order_by(PrivateNetwork.network_id)
@@ -259,12 +265,16 @@ def _push(location_id: int, zone: str, wanted: Mapping[UUID, Mapping[RecordKey, 
     """The domains of these networks have these names and no others."""
     with transaction() as session:
         nameserver = engines(session, location_id).nameserver
-    if nameserver is None:
+    if nameserver is None or nameserver.zones.private != zone:
+        # Configured otherwise since: the watch over the location marks what that leaves to be told.
         return
     found = nameserver.list_records(zone)
+    domains: dict[UUID | None, list[RecordKey]] = {}
+    for key in found:
+        domains.setdefault(network_of_name(key.name, zone), []).append(key)
     changes: dict[RecordKey, str | None] = {}
     for network, names in wanted.items():
-        present = {key: found[key] for key in in_domain(found, network, zone)}
+        present = {key: found[key] for key in domains.get(network, ())}
         changes |= dict.fromkeys(present.keys() - names.keys())
         changes |= {key: value for key, value in names.items() if present.get(key) != (value,)}
     if changes:
@@ -292,7 +302,9 @@ def _forget(
 
 def _postpone(network_ids: Collection[int]) -> None:
     with transaction() as session:
-        delay_s = func.least(RETRY_MAX_S, func.power(2, StalePrivateNetwork.attempts))
+        delay_s = func.least(
+            RETRY_MAX_S, func.power(2, func.least(DOUBLINGS_MAX, StalePrivateNetwork.attempts))
+        )
         session.execute(
             update(StalePrivateNetwork)
             .where(StalePrivateNetwork.network_id.in_(network_ids))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -18,8 +21,9 @@ from awan.reconcile import run_audit
 from awan.reconcile.locations import check_location
 from awan.reconcile.private_networks import put_back_private_networks
 from tests.networks.test_private_networks import attach, make, shown
+from tests.support.changed_settings import changed_settings
 from tests.support.guests import create_ready
-from tests.support.in_process_worker import wait_until_idle
+from tests.support.in_process_worker import InProcessWorker, wait_until_idle
 from tests.support.private_names import (
     PRIVATE_ZONE,
     RESOLVER,
@@ -115,23 +119,55 @@ def test_a_new_hostname_is_a_new_name(cloud: SimulatedCloud) -> None:
     assert cloud.customer.http.put(path, json={"hostname": "postgres"}).status_code == 200
     push_stale_private_names()
     assert names_of(network["domain"]) == {"postgres": ["10.20.0.2"]}
-    sim_store().faults.fail_at(1, EngineRejected)
-    refused = cloud.customer.http.put(path, json={"hostname": "mysql"})
-    sim_store().faults.clear()
-    assert not refused.is_success, refused.text
-    wait_until_idle()
+
+
+@contextmanager
+def failing_later(worker: InProcessWorker) -> Iterator[None]:
+    """What is asked for inside is wanted meanwhile, and then it fails."""
+    worker.stop()
+    with changed_settings(operation_wait_s="0.1"):
+        yield
     push_stale_private_names()
-    assert names_of(network["domain"]) == {"postgres": ["10.20.0.2"]}
+    sim_store().faults.fail_at(1, EngineRejected)
+    worker.start()
+    wait_until_idle()
+    sim_store().faults.clear()
+
+
+def test_a_hostname_that_could_not_be_had(cloud: SimulatedCloud, worker: InProcessWorker) -> None:
+    turn_on(cloud)
+    network = make(cloud)
+    uuid = create_ready(cloud, hostname="db", vswitch=network["uuid"])
+    with failing_later(worker):
+        path = f"/instances/{uuid}/hostname"
+        assert cloud.customer.http.put(path, json={"hostname": "mysql"}).status_code == 202
+        push_stale_private_names()
+        assert names_of(network["domain"]) == {"mysql": ["10.20.0.2"]}
+    push_stale_private_names()
+    assert names_of(network["domain"]) == {"db": ["10.20.0.2"]}
     assert run_audit() == []
 
 
-def test_a_failed_creation_leaves_no_name(cloud: SimulatedCloud) -> None:
+def test_a_failed_creation_leaves_no_name(cloud: SimulatedCloud, worker: InProcessWorker) -> None:
     turn_on(cloud)
     network = make(cloud)
-    sim_store().faults.fail_at(1, EngineRejected)
-    answer = cloud.create(hostname="db", vswitch=network["uuid"])
-    assert cloud.wait(answer["operation"]["uuid"])["status"] == "failed"
-    sim_store().faults.clear()
+    with failing_later(worker):
+        cloud.create(hostname="db", vswitch=network["uuid"])
+        push_stale_private_names()
+        assert names_of(network["domain"]) == {"db": ["10.20.0.2"]}
+    push_stale_private_names()
+    assert (names_of(network["domain"]), marked()) == ({}, 0)
+    assert run_audit() == []
+
+
+def test_a_failed_attachment_leaves_no_name(cloud: SimulatedCloud, worker: InProcessWorker) -> None:
+    turn_on(cloud)
+    network = make(cloud)
+    web = create_ready(cloud, hostname="web")
+    with failing_later(worker):
+        assert attach(cloud, web, vswitch=network["uuid"]).status_code == 202
+        push_stale_private_names()
+        assert names_of(network["domain"]) == {"web": ["10.20.0.2"]}
     push_stale_private_names()
     assert (names_of(network["domain"]), marked()) == ({}, 0)
     assert run_audit() == []
@@ -273,6 +309,10 @@ def test_a_way_that_is_missing_or_wrong_is_put_back(cloud: SimulatedCloud) -> No
         ({"resolver": "10.0.0.1"}, "options.private_names"),
         ({"resolver": "100.64.0.0"}, "options.private_names"),
         ({"services_cidr": "100.64.0.52/31"}, "options.private_names.services_cidr"),
+        (
+            {"services_cidr": "10.64.0.0/16", "resolver": "10.64.0.53"},
+            "options.private_names.services_cidr",
+        ),
         ({"vlan": 5000}, "options.private_names.vlan"),
         ({"zone": "jkt1.awan.example"}, "options"),
         ({"other": 1}, "options.private_names.other"),
@@ -291,12 +331,22 @@ def test_owners_cannot_give_names_in_the_zone(cloud: SimulatedCloud) -> None:
     path = f"/networks/public/{made.json()['data']['uuid']}/rdns"
     refused = cloud.customer.http.put(path, json={"rdns": "db.awan.internal"})
     assert refused.status_code == 422
+    assert "given by us alone" in refused.text
 
 
 def test_networks_made_at_once_have_addresses_of_their_own(cloud: SimulatedCloud) -> None:
     turn_on(cloud)
-    for _ in range(3):
-        make(cloud)
+    wanted = [{"name": f"net-{number}", "location_id": cloud.location_id} for number in range(3)]
+    customers = [cloud.new_customer(f"customer {number}") for number in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(
+            pool.map(
+                lambda it: it[0].http.post("/networks/private", json=it[1]),
+                zip(customers, wanted, strict=True),
+            )
+        )
+    assert [answer.status_code for answer in answers] == [202] * 3
+    wait_until_idle()
     with transaction() as session:
         found = session.scalars(select(PrivateNetwork.service_ip)).all()
     assert sorted(str(it) for it in found) == ["100.64.0.1", "100.64.0.2", "100.64.0.3"]

@@ -118,7 +118,11 @@ def test_image_is_readable_by_other_programs(tmp_path: Any) -> None:
 
 
 def test_network_config_asks_for_what_each_card_has() -> None:
-    nics = (SeedNic("52:54:00:AA:BB:01", True, False), SeedNic("52:54:00:aa:bb:02", False, True))
+    nics = (
+        SeedNic("52:54:00:AA:BB:01", True, False),
+        SeedNic("52:54:00:aa:bb:02", False, True),
+        SeedNic("52:54:00:aa:bb:03", True, True),
+    )
     config = yaml.safe_load(read_files(seed.render_seed(make_spec(nics=nics)))["network-config"])
     assert config == {
         "version": 2,
@@ -127,14 +131,24 @@ def test_network_config_asks_for_what_each_card_has() -> None:
                 "match": {"macaddress": "52:54:00:aa:bb:01"},
                 "set-name": "eth0",
                 "dhcp4": True,
-                "dhcp4-overrides": {"use-domains": True},
                 "dhcp6": False,
+                "dhcp4-overrides": {"use-domains": True},
             },
             "eth1": {
                 "match": {"macaddress": "52:54:00:aa:bb:02"},
                 "set-name": "eth1",
                 "dhcp4": False,
                 "dhcp6": True,
+                "dhcp6-overrides": {"use-domains": True},
+            },
+            # netplan refuses a card whose families disagree.
+            "eth2": {
+                "match": {"macaddress": "52:54:00:aa:bb:03"},
+                "set-name": "eth2",
+                "dhcp4": True,
+                "dhcp6": True,
+                "dhcp4-overrides": {"use-domains": True},
+                "dhcp6-overrides": {"use-domains": True},
             },
         },
     }
