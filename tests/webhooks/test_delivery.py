@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -141,6 +142,17 @@ def test_nobody_listens(site: Site) -> None:
     assert [(r["status"], r["error"]) for r in detail["log"]] == [(None, "The connection failed.")]
 
 
+def count_waiting() -> int:
+    """Transactions that are open and do nothing."""
+    query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND state LIKE 'idle in transaction%' AND pid <> pg_backend_pid()"
+    )
+    time.sleep(0.02)
+    with get_engine().connect() as connection:
+        return connection.scalar(text(query)) or 0
+
+
 def test_a_hanging_receiver_is_given_up_and_holds_up_nobody(
     site: Site, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,15 +169,8 @@ def test_a_hanging_receiver_is_given_up_and_holds_up_nobody(
         site.record(count=6)
         site.until(lambda: len(hanging.received) == deliveries.IN_FLIGHT_PER_ENDPOINT)
         site.until(lambda: len(receiver.received) == 6)
-        # No transaction waits with the receiver.
-        with get_engine().connect() as connection:
-            waiting = connection.scalar(
-                text(
-                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-                    " AND state LIKE 'idle in transaction%' AND pid <> pg_backend_pid()"
-                )
-            )
-        assert waiting == 0
+        # No transaction waits with the receiver; between two of its statements one may be seen for a moment.
+        assert min(count_waiting() for _ in range(20)) == 0
         assert len(site.deliveries(quick, state="pending")) <= 6
         detail = site.until(
             lambda: next(
