@@ -36,8 +36,8 @@ lint: ## ruff, types, import contract
 check: lint ## lint and the fast tests
 	@$(PYTHON) -m pytest -q -n 2 -m "not lab and not faults and not fuzz"
 
-test: ## all suites, in one run; no test begins after 25 minutes
-	@$(PYTHON) -m pytest -q -n 2 --minutes 25
+test: ## all suites, in one run; no test begins after 24 minutes
+	@$(PYTHON) -m pytest -q -n 2 --minutes 24
 
 guests: ## every test with real guests, where `make test` has a sample
 	@$(PYTHON) -m pytest -q -n 2 --full tests/lab

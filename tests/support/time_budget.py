@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 LEFT_OUT = "left out: the run's time was over"
+LONG_S = 1200
+"""A test with a time-out like this is a story with a real guest."""
+LONG_TAKES_S = 360
 
 
 class TimeBudget:
@@ -26,13 +29,13 @@ class TimeBudget:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """After the shuffle: the main job first, what is a sample of many last."""
+        """After the shuffle: what matters most first, what is a sample of many last."""
         items.sort(key=_turn)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self) -> None:
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Before any fixture."""
-        if time.time() > self.ends_at:
+        if time.time() + (LONG_TAKES_S if _is_long(item) else 0) > self.ends_at:
             pytest.skip(LEFT_OUT)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -56,6 +59,14 @@ def register(config: pytest.Config) -> None:
 
 
 def _turn(item: pytest.Item) -> int:
+    """The main job, then what may last long and would not end in time if it began late, the rest, and samples."""
     if "test_main_job" in item.nodeid:
         return 0
-    return 2 if item.get_closest_marker("sampled") else 1
+    if item.get_closest_marker("sampled"):
+        return 3
+    return 1 if _is_long(item) else 2
+
+
+def _is_long(item: pytest.Item) -> bool:
+    timeout = item.get_closest_marker("timeout")
+    return timeout is not None and bool(timeout.args) and timeout.args[0] >= LONG_S
