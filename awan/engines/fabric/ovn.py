@@ -66,6 +66,7 @@ from awan.engines.fabric.ovn_rows import (
     as_set,
     dhcp_of,
     edit_dhcp,
+    edit_localnet,
     edit_tenants,
     server_mac,
     tenants_group,
@@ -168,7 +169,7 @@ class OvnFabric:
                 switch = txn.insert(tables["Logical_Switch"])
                 switch.name = spec.switch
             set_columns(switch, external_ids={NETWORK_KEY: spec.switch, ROLE_KEY: "public"})
-            _edit_localnet(tables, txn, switch, spec)
+            edit_localnet(tables, txn, switch, spec.switch, spec.physical_network, spec.vlan)
             edit_dhcp(tables, txn, spec.switch, "dhcpv4", dhcpv4_options(spec))
             edit_dhcp(tables, txn, spec.switch, "dhcpv6", dhcpv6_options(spec))
             edit_tenants(tables, txn, spec.switch, is_tracked=True)
@@ -539,23 +540,6 @@ class _NorthPort:
             is_confined=self.is_confined,
             firewall_ids=self.firewall_ids,
         )
-
-
-def _edit_localnet(tables: Tables, txn: Any, switch: Row, spec: PublicNetworkSpec) -> None:
-    name = f"{spec.switch}-localnet"
-    port = find_row(tables, "Logical_Switch_Port", "name", name)
-    if port is None:
-        port = txn.insert(tables["Logical_Switch_Port"])
-        port.name = name
-        switch.addvalue("ports", port)
-    set_columns(
-        port,
-        type="localnet",
-        tag=[] if spec.vlan is None else [spec.vlan],
-        addresses=["unknown"],
-        options={"network_name": spec.physical_network},
-        external_ids={NETWORK_KEY: spec.switch, ROLE_KEY: "localnet"},
-    )
 
 
 def _switches_of(tables: Tables, port: Row) -> list[Row]:

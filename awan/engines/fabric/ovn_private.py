@@ -238,24 +238,9 @@ def private_dhcp_options(spec: PrivateNetworkSpec, *, is_routed: bool) -> dict[s
 def _edit_router(tables: Tables, txn: Any, spec: GatewaySpec) -> None:
     names, network = RouterNames.of(spec.network.switch), spec.network
     ids = {NETWORK_KEY: network.switch, ROLE_KEY: "gateway"}
-    router = find_row(tables, "Logical_Router", "name", names.router)
-    if router is None:
-        router = txn.insert(tables["Logical_Router"])
-        router.name = names.router
-    set_columns(router, external_ids=ids)
-    sides = (
-        (names.inner, f"{network.gateway_ip}/{network.cidr.prefixlen}"),
-        (names.outer, f"{spec.public_ip}/{spec.public_cidr.prefixlen}"),
-    )
-    for name, address in sides:
-        port = find_row(tables, "Logical_Router_Port", "name", name)
-        if port is None:
-            port = txn.insert(tables["Logical_Router_Port"])
-            port.name = name
-            router.addvalue("ports", port)
-        set_columns(port, mac=router_mac(name), networks=[address], external_ids=ids)
-        if name == names.outer:
-            edit_chassis(tables, txn, port, name, spec.chassis)
+    inner = f"{network.gateway_ip}/{network.cidr.prefixlen}"
+    outer = f"{spec.public_ip}/{spec.public_cidr.prefixlen}"
+    router = edit_router(tables, txn, names, (inner, outer), ids, spec.chassis)
     edit_parts(
         tables,
         txn,
@@ -287,6 +272,32 @@ def _edit_router(tables: Tables, txn: Any, spec: GatewaySpec) -> None:
             for priority, (match, action) in gateway_policies(network.cidr, names.outer).items()
         ],
     )
+
+
+def edit_router(
+    tables: Tables,
+    txn: Any,
+    names: RouterNames,
+    addresses: tuple[str, str],
+    ids: dict[str, str],
+    chassis: tuple[str, ...],
+) -> Row:
+    """The router with its inner and its outer port, which have these addresses; `chassis` may carry it."""
+    router = find_row(tables, "Logical_Router", "name", names.router)
+    if router is None:
+        router = txn.insert(tables["Logical_Router"])
+        router.name = names.router
+    set_columns(router, external_ids=ids)
+    for name, address in zip((names.inner, names.outer), addresses, strict=True):
+        port = find_row(tables, "Logical_Router_Port", "name", name)
+        if port is None:
+            port = txn.insert(tables["Logical_Router_Port"])
+            port.name = name
+            router.addvalue("ports", port)
+        set_columns(port, mac=router_mac(name), networks=[address], external_ids=ids)
+        if name == names.outer:
+            edit_chassis(tables, txn, port, name, chassis)
+    return router
 
 
 def edit_parts(

@@ -16,13 +16,12 @@ from typing import Any
 
 from awan.engines.fabric.ovn_private import (
     RouterNames,
-    edit_chassis,
     edit_parts,
     edit_peer,
+    edit_router,
     remove_router,
-    router_mac,
 )
-from awan.engines.fabric.ovn_rows import NETWORK_KEY, ROLE_KEY
+from awan.engines.fabric.ovn_rows import NETWORK_KEY, ROLE_KEY, edit_localnet
 from awan.engines.fabric.ovsdb import ENGINE, Database, Row, Tables, find_row, set_columns
 from awan.engines.fabric.resolvers import (
     SERVICES_SWITCH,
@@ -77,45 +76,18 @@ def _edit_services(tables: Tables, txn: Any, spec: ServicesSpec) -> Row:
         switch.name = SERVICES_SWITCH
     ids = {NETWORK_KEY: SERVICES_SWITCH, ROLE_KEY: "services"}
     set_columns(switch, external_ids=ids)
-    name = f"{SERVICES_SWITCH}-localnet"
-    port = find_row(tables, "Logical_Switch_Port", "name", name)
-    if port is None:
-        port = txn.insert(tables["Logical_Switch_Port"])
-        port.name = name
-        switch.addvalue("ports", port)
-    set_columns(
-        port,
-        type="localnet",
-        tag=[] if spec.vlan is None else [spec.vlan],
-        addresses=["unknown"],
-        options={"network_name": spec.physical_network},
-        external_ids={NETWORK_KEY: SERVICES_SWITCH, ROLE_KEY: "localnet"},
-    )
+    edit_localnet(tables, txn, switch, SERVICES_SWITCH, spec.physical_network, spec.vlan)
     return switch
 
 
 def _edit_router(tables: Tables, txn: Any, spec: ResolverSpec) -> None:
     names = RouterNames.of_resolver(spec.switch)
     ids = {NETWORK_KEY: spec.switch, ROLE_KEY: ROLE}
-    router = find_row(tables, "Logical_Router", "name", names.router)
-    if router is None:
-        router = txn.insert(tables["Logical_Router"])
-        router.name = names.router
+    inner = f"{spec.inner}/{spec.cidr.prefixlen}"
+    outer = f"{spec.outer}/{spec.services.cidr.prefixlen}"
+    router = edit_router(tables, txn, names, (inner, outer), ids, spec.chassis)
     # Otherwise every router of the services network would hold a flow for every other one.
-    set_columns(router, external_ids=ids, options={"dynamic_neigh_routers": "true"})
-    sides = (
-        (names.inner, f"{spec.inner}/{spec.cidr.prefixlen}"),
-        (names.outer, f"{spec.outer}/{spec.services.cidr.prefixlen}"),
-    )
-    for name, address in sides:
-        port = find_row(tables, "Logical_Router_Port", "name", name)
-        if port is None:
-            port = txn.insert(tables["Logical_Router_Port"])
-            port.name = name
-            router.addvalue("ports", port)
-        set_columns(port, mac=router_mac(name), networks=[address], external_ids=ids)
-        if name == names.outer:
-            edit_chassis(tables, txn, port, name, spec.chassis)
+    set_columns(router, options={"dynamic_neigh_routers": "true"})
     edit_parts(tables, txn, router, "static_routes", "Logical_Router_Static_Route", [])
     nat = {"type": "snat", "external_ip": str(spec.outer), "logical_ip": str(spec.cidr)}
     edit_parts(tables, txn, router, "nat", "NAT", [nat])

@@ -157,3 +157,23 @@ def as_set(values: list[IPv4Address] | list[IPv6Address]) -> str:
     """A value of one or more addresses in OVN's syntax."""
     joined = ", ".join(str(value) for value in values)
     return joined if len(values) == 1 else f"{{{joined}}}"
+
+
+def edit_localnet(
+    tables: Tables, txn: Any, switch: Row, name: str, physical_network: str, vlan: int | None
+) -> None:
+    """The port that joins a switch, called `name`, to a provider network."""
+    row_name = f"{name}-localnet"
+    port = find_row(tables, "Logical_Switch_Port", "name", row_name)
+    if port is None:
+        port = txn.insert(tables["Logical_Switch_Port"])
+        port.name = row_name
+        switch.addvalue("ports", port)
+    set_columns(
+        port,
+        type="localnet",
+        tag=[] if vlan is None else [vlan],
+        addresses=["unknown"],
+        options={"network_name": physical_network},
+        external_ids={NETWORK_KEY: name, ROLE_KEY: "localnet"},
+    )
