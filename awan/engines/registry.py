@@ -32,6 +32,7 @@ from awan.engines.nameserver import Nameserver, Zones
 from awan.engines.sim import SimStore
 from awan.engines.volumes import Volumes
 from awan.errors import EngineRejected, Invalid
+from awan.kit.inet import PRIVATE_USE
 from awan.kit.resolving import split_server
 from awan.settings import get_settings
 
@@ -121,16 +122,12 @@ def _checked_secret(secret: str) -> str:
     return secret
 
 
-PRIVATE_USE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
-"""Where customers choose the prefixes of their private networks. Source: RFC 1918."""
-
-
 def _checked_services(cidr: str) -> str:
     """In its usual form. Raises: ValueError unless it has room, and no private network can overlap it."""
     network = IPv4Network(cidr)
     if not 8 <= network.prefixlen <= 30:
         raise ValueError("The prefix length is from 8 to 30.")
-    if any(network.overlaps(IPv4Network(inside)) for inside in PRIVATE_USE):
+    if any(network.overlaps(inside) for inside in PRIVATE_USE):
         raise ValueError("Private networks may have a prefix in it; take one of 100.64.0.0/10.")
     return str(network)
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
+PRIVATE_USE = tuple(IPv4Network(it) for it in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
+"""For use inside organisations; customers choose the prefixes of their private networks here. Source: RFC 1918."""
+
 
 def parse_address(text: str) -> IPv4Address | IPv6Address:
     """The address. Raises: ValueError when it is none, or has a zone."""

@@ -6,10 +6,9 @@ from collections.abc import Collection, Iterable
 from ipaddress import IPv4Address, IPv4Network
 
 from awan.engines.fabric import MemberNames, PrivateNetworkSpec
+from awan.kit.inet import PRIVATE_USE
 
 PREFIX_MIN, PREFIX_MAX = 16, 28
-INSIDE = tuple(IPv4Network(cidr) for cidr in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
-"""Addresses for use inside organisations. Source: RFC 1918."""
 FIRST_OCTET, SECOND_OCTETS = 10, range(20, 256)
 """Where the system looks for a prefix: 10.20.0.0/24 is the first."""
 
@@ -24,7 +23,7 @@ def parse_private_prefix(cidr: str) -> IPv4Network:
         ) from None
     if not PREFIX_MIN <= network.prefixlen <= PREFIX_MAX:
         raise ValueError(f"The prefix length is from {PREFIX_MIN} to {PREFIX_MAX}.")
-    if not any(network.subnet_of(inside) for inside in INSIDE):
+    if not any(network.subnet_of(inside) for inside in PRIVATE_USE):
         raise ValueError("The prefix must lie in 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16.")
     return network
 
