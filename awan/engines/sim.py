@@ -36,15 +36,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, LiteralString, NamedTuple
+from weakref import WeakKeyDictionary
 
 import psycopg
 import psycopg.sql
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import ConnectionPool
 
-from awan.errors import EngineError, EngineRejected
+from awan.errors import EngineError, EngineRejected, EngineUnavailable
 
 SETTING_TTL_S = 1.0
+# A connection that has rested for longer is asked whether it lives before it is used.
+REST_MAX_S = 1.0
 CONNECTIONS_MAX = 10
 # Serialises DDL of processes that start together: IF NOT EXISTS alone is not safe against a race.
 DDL_LOCK_ID = 0x6177616E51
@@ -144,6 +147,9 @@ class SimStore:
         self._settings_until = 0.0
         self._tables: set[str] = set()
         self._lock = threading.Lock()
+        self._rests_since: WeakKeyDictionary[psycopg.Connection[DictRow], float] = (
+            WeakKeyDictionary()
+        )
         self._pool: ConnectionPool[psycopg.Connection[DictRow]] = ConnectionPool(
             database_url.replace("postgresql+psycopg://", "postgresql://", 1),
             connection_class=psycopg.Connection[DictRow],
@@ -151,6 +157,7 @@ class SimStore:
             min_size=1,
             max_size=CONNECTIONS_MAX,
             check=self._check,
+            reset=self._note_rest,
             open=True,
             name="awan-sim",
         )
@@ -160,8 +167,13 @@ class SimStore:
         """Ends the connections."""
         self._pool.close()
 
+    def _note_rest(self, connection: psycopg.Connection[DictRow]) -> None:
+        self._rests_since[connection] = time.monotonic()
+
     def _check(self, connection: psycopg.Connection[DictRow]) -> None:
-        """Raises: psycopg.OperationalError when the connection is lost."""
+        """Asks one that has rested whether it lives. Raises: psycopg.OperationalError when it is lost."""
+        if time.monotonic() - self._rests_since.get(connection, 0.0) < REST_MAX_S:
+            return
         try:
             ConnectionPool.check_connection(connection)
         except psycopg.OperationalError:
@@ -232,12 +244,22 @@ class SimStore:
 
     @contextmanager
     def call(self, engine: str, verb: str, target: str) -> Iterator[None]:
-        """Goes around the effect of one verb: planned faults, latency, the record of calls."""
+        """Goes around the effect of one verb: planned faults, latency, the record of calls.
+
+        Raises: EngineUnavailable when the fake cannot reach its state, as an engine that was restarted.
+        """
         number = self.faults.enter(Call(engine, verb, target))
         latency_s = self._read_latency_s(engine, verb)
         if latency_s > 0:
             time.sleep(latency_s)
-        yield
+        try:
+            yield
+        except psycopg.OperationalError as err:
+            # Other connections of the pool are lost as well then.
+            self._pool.check()
+            raise EngineUnavailable(
+                engine, f"{verb} {target}", "its state is out of reach"
+            ) from err
         self.faults.leave(number)
 
     def _read_latency_s(self, engine: str, verb: str) -> float:

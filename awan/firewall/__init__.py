@@ -8,7 +8,12 @@ from awan.firewall.service import (
     retire_firewall,
 )
 from awan.firewall.spec import read_spec
-from awan.firewall.workflows import note_applied, note_pushed, push_firewall
+from awan.firewall.workflows import (
+    note_applied,
+    note_pushed,
+    push_firewall,
+    pushed_revision,
+)
 
 __all__ = [
     "Firewall",
@@ -18,6 +23,7 @@ __all__ = [
     "note_applied",
     "note_pushed",
     "push_firewall",
+    "pushed_revision",
     "read_spec",
     "retire_firewall",
 ]

@@ -16,8 +16,9 @@ from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import structlog
-from sqlalchemy import ColumnElement, func, update
+from sqlalchemy import ColumnElement, Update, bindparam, func, select, update
 from sqlalchemy.orm import Session, class_mapper
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from awan.catalogue import engines
 from awan.engines.fabric import APPLY_TIMEOUT_S, Fabric
@@ -35,6 +36,32 @@ Spec = TypeVar("Spec", bound=FirewallSpec | FirewallGroupSpec)
 PUSH_ROUNDS_MAX = 10
 
 log = structlog.get_logger(__name__)
+
+
+def _key(model: type[Row]) -> ColumnElement[Any]:
+    return class_mapper(model).primary_key[0]
+
+
+# Every creation, start and edit sends these; built once, because building them takes longer than sending them.
+_PUSHED = select(Firewall.pushed_revision).where(Firewall.firewall_id == bindparam("firewall"))
+_NOTE_PUSHED: dict[type, ReturningUpdate[UUID]] = {
+    model: update(model)
+    .where(_key(model) == bindparam("row"), model.deleted_at.is_(None))
+    .values(pushed_revision=func.greatest(model.pushed_revision, bindparam("revision")))
+    .returning(_key(model))
+    .execution_options(synchronize_session=False)
+    for model in (Firewall, FirewallGroup)
+}
+_NOTE_APPLIED: dict[type, Update] = {
+    model: update(model)
+    .where(
+        _key(model) == bindparam("row"),
+        model.applied_revision < func.least(bindparam("revision"), model.pushed_revision),
+    )
+    .values(applied_revision=func.least(bindparam("revision"), model.pushed_revision))
+    .execution_options(synchronize_session=False)
+    for model in (Firewall, FirewallGroup)
+}
 
 
 @dataclass(frozen=True)
@@ -155,31 +182,20 @@ def _push_group(fabric: Fabric, spec: FirewallGroupSpec) -> FirewallGroupSpec:
     return spec
 
 
+def pushed_revision(session: Session, firewall_id: UUID) -> int:
+    """What the fabric was told of a firewall last; what its nodes confirm after this is at least that."""
+    return session.scalars(_PUSHED, {"firewall": firewall_id}).one()
+
+
 def note_pushed(session: Session, model: type[Row], row_id: UUID, revision: int) -> bool:
     """This revision was committed to the fabric; False when it is gone, so that it must not stay there."""
-    noted = session.scalar(
-        update(model)
-        .where(_key(model) == row_id, model.deleted_at.is_(None))
-        .values(pushed_revision=func.greatest(model.pushed_revision, revision))
-        .returning(_key(model))
-        .execution_options(synchronize_session=False)
-    )
-    return noted is not None
+    noted = session.execute(_NOTE_PUSHED[model], {"row": row_id, "revision": revision})
+    return noted.one_or_none() is not None
 
 
 def note_applied(session: Session, model: type[Row], row_id: UUID, revision: int) -> None:
     """The nodes have confirmed this revision, which was pushed before they were asked."""
-    confirmed = func.least(revision, model.pushed_revision)
-    session.execute(
-        update(model)
-        .where(_key(model) == row_id, model.applied_revision < confirmed)
-        .values(applied_revision=confirmed)
-        .execution_options(synchronize_session=False)
-    )
-
-
-def _key(model: type[Row]) -> ColumnElement[Any]:
-    return class_mapper(model).primary_key[0]
+    session.execute(_NOTE_APPLIED[model], {"row": row_id, "revision": revision})
 
 
 APPLY = register(

@@ -7,14 +7,15 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, func, or_, select, text, update
+from sqlalchemy import bindparam, delete, func, or_, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from awan.accounts import Caller
-from awan.catalogue.models import TemplateImage, Tier
-from awan.catalogue.service import find_location
+from awan.catalogue.models import LocationEngine, TemplateImage, Tier
+from awan.catalogue.service import engines_of, find_location
 from awan.engines.hypervisor import NodeEndpoint, NodeFacts
+from awan.engines.registry import LocationEngines
 from awan.errors import Conflict, Invalid, NotFound
 from awan.events import record
 from awan.fleet.models import Node, NodeHealth, NodeImage, NodeState, NodeTier
@@ -23,6 +24,21 @@ from awan.kit.ids import new_id
 
 WATCH_ACTOR = "system:watch"
 ABANDONED = "The node was abandoned: it can only be removed, as lost, once nothing is placed on it."
+
+
+# Asked for each node several times a minute; built once, because building them takes longer than sending them.
+_NODE_WITH_ENGINES = (
+    select(Node, LocationEngine)
+    .outerjoin(LocationEngine, LocationEngine.location_id == Node.location_id)
+    .where(Node.node_id == bindparam("node"))
+)
+_NOTE_USUAL_ANSWER = (
+    update(Node)
+    .where(Node.node_id == bindparam("node"), Node.health == NodeHealth.REACHABLE)
+    .values(seen_at=func.clock_timestamp())
+    .returning(Node.node_id)
+    .execution_options(synchronize_session=False)
+)
 
 
 def endpoint(node: Node) -> NodeEndpoint:
@@ -36,6 +52,19 @@ def get_node(session: Session, node_id: UUID) -> Node:
     if node is None or node.state == NodeState.REMOVED:
         raise NotFound("Node not found.")
     return node
+
+
+def node_with_engines(session: Session, node_id: UUID) -> tuple[Node, LocationEngines]:
+    """A node, removed or not, and the engines of its location, in one statement.
+
+    Raises: NotFound for an unknown node; Unavailable while an engine is not configured.
+    """
+    rows = session.execute(_NODE_WITH_ENGINES, {"node": node_id}).all()
+    if not rows:
+        raise NotFound("Node not found.")
+    node = rows[0][0]
+    configured = [engine for _, engine in rows if engine is not None]
+    return node, engines_of(session, node.location_id, configured)
 
 
 def list_nodes(session: Session, location_id: int | None = None) -> Sequence[Node]:
@@ -249,14 +278,7 @@ def note_usual_answer(session: Session, node_id: UUID) -> bool:
 
     Then `note_answer` is to be asked.
     """
-    usual = (
-        update(Node)
-        .where(Node.node_id == node_id, Node.health == NodeHealth.REACHABLE)
-        .values(seen_at=func.clock_timestamp())
-        .returning(Node.node_id)
-        .execution_options(synchronize_session=False)
-    )
-    return session.scalar(usual) is not None
+    return session.scalar(_NOTE_USUAL_ANSWER, {"node": node_id}) is not None
 
 
 def note_answer(session: Session, node_id: UUID) -> bool:

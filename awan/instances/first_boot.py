@@ -63,8 +63,7 @@ def first_boot(instance_id: str) -> None:
         if sign == "gone":
             return
         if sign in (GuestSign.AGENT, GuestSign.TRAFFIC):
-            durable_step("mark_ready", mark_guest_ready, instance_id, sign)
-            durable_step("scrub_seed", scrub_seed, instance_id)
+            durable_step("end", _end_first_boot, instance_id, sign)
             return
         if sign == KEPT_STOPPED:
             durable_step("mark_charged", mark_guest_ready, instance_id, sign)
@@ -120,6 +119,11 @@ def _sign(instance_id: UUID) -> str:
     except EngineError:
         return "unreachable"
     return GuestSign.NONE if has_agent and sign is GuestSign.TRAFFIC else sign
+
+
+def _end_first_boot(instance_id: str, sign: str) -> None:
+    mark_guest_ready(instance_id, sign)
+    scrub_seed(instance_id)
 
 
 def mark_guest_ready(instance_id: str, sign: str) -> None:

@@ -29,7 +29,6 @@ from awan.instances.situation import (
     Situation,
     read_situation,
     render_later_seed,
-    seed_handle,
     seed_spec,
 )
 from awan.instances.steps import note_power, settle_late_step
@@ -74,7 +73,7 @@ def _put_next_seed(it: Situation, spec: SeedSpec, *, with_password: bool) -> Non
 def undo_write_seed(target: Target) -> None:
     """The guest's CD holds the seed that the rows know, and no other seed is left."""
     it = read_situation(target.subject_id)
-    seed = seed_handle(it)
+    seed = it.ensure_seed()
     it.engines.hypervisor.ensure_media(it.node, target.subject_id, SEED_TARGET, seed.path)
     it.engines.volumes.delete_seeds(it.node, target.subject_id, keep=it.instance.seed_generation)
 

@@ -31,7 +31,6 @@ from awan.instances.situation import (
     Situation,
     nic_specs,
     read_situation,
-    seed_handle,
 )
 from awan.instances.steps import (
     define_over,
@@ -110,7 +109,7 @@ def put_back_seed(target: Target) -> None:
     The end of a first boot runs beside operations: it may have replaced and deleted the seed with secrets meanwhile.
     """
     it = read_situation(target.subject_id)
-    seed_handle(it)
+    it.ensure_seed()
     later = read_situation(target.subject_id)
     if later.instance.seed_generation != it.instance.seed_generation:
         _delete_older_seeds(later)
@@ -137,7 +136,7 @@ def put_back_definition(target: Target) -> None:
     if later.instance.seed_generation == SECRET_GENERATION:
         # The end of the first boot replaces this seed in any case.
         return
-    seed = seed_handle(later)
+    seed = later.ensure_seed()
     later.engines.hypervisor.ensure_media(later.node, target.subject_id, SEED_TARGET, seed.path)
     _delete_older_seeds(later)
 

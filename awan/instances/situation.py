@@ -24,7 +24,7 @@ from awan.engines.seed import (
     render_seed,
 )
 from awan.engines.volumes import ImageSource, VolumeHandle
-from awan.firewall import Firewall, firewall_id_of, read_spec
+from awan.firewall import firewall_id_of, read_spec
 from awan.fleet import Node, NodeState, NodeThreads, endpoint, node_threads
 from awan.instances.models import CpuMode, Instance, InstanceSshKey
 from awan.instances.rules import cpu_shares
@@ -32,17 +32,18 @@ from awan.kit.database import single_statements, transaction
 from awan.kit.secrets import get_secret
 from awan.networks import port_specs
 from awan.networks.ports import NetworkSpec
+from awan.operations import Target
 from awan.volumes import Volume, volumes_of
 
 PASSWORD_PURPOSE = "instance.password_hash"  # noqa: S105 - a purpose, not a password
 USER_DATA_PURPOSE = "instance.user_data"
 ROOT_TARGET, SEED_TARGET = 0, 1
 SECRET_GENERATION, SCRUBBED_GENERATION = 1, 2
+_KEPT = "situation"
 # Every step asks this; built once, because building it takes longer than sending it.
 _SITUATION = (
-    select(Instance, Node, Firewall.pushed_revision, LocationEngine)
+    select(Instance, Node, LocationEngine)
     .join(Node, Node.node_id == Instance.node_id)
-    .join(Firewall, Firewall.firewall_id == bindparam("firewall"))
     .outerjoin(LocationEngine, LocationEngine.location_id == Instance.location_id)
     .where(Instance.instance_id == bindparam("instance"))
 )
@@ -53,12 +54,9 @@ class Situation:
 
     What every step needs is read at once, the rest when it is first asked for: as it is then, and the same from then
     on. A node that is lost is asked for nothing any more: what lay on it is gone with it.
-    `pushed_revision` is what the fabric was told of the firewall before all that the step does.
     """
 
-    def __init__(
-        self, instance: Instance, node: Node, engines: LocationEngines, pushed_revision: int
-    ) -> None:
+    def __init__(self, instance: Instance, node: Node, engines: LocationEngines) -> None:
         assert node.ovn_system_id is not None
         self.instance = instance
         self.node = endpoint(node)
@@ -66,8 +64,9 @@ class Situation:
         self.chassis = node.ovn_system_id
         self.engines = engines
         self.firewall_id = firewall_id_of(instance.instance_id)
-        self.pushed_revision = pushed_revision
         self._node = node
+        self._root_disk: VolumeHandle | None = None
+        self._seed: VolumeHandle | None = None
 
     @cached_property
     def tier(self) -> Tier:
@@ -112,32 +111,48 @@ class Situation:
         with transaction() as session:
             return read_spec(session, self.firewall_id)
 
+    def ensure_root_disk(self) -> VolumeHandle:
+        """The root disk exists over the image; the engine is asked once."""
+        if self._root_disk is None:
+            assert self.root is not None
+            self._root_disk = self.engines.volumes.create_from_image(
+                self.node, self.root.volume_id, self.image, self.root.size_gib
+            )
+        return self._root_disk
+
+    def ensure_seed(self) -> VolumeHandle:
+        """The seed that the rows want lies on the node; it is rendered and the engine asked once."""
+        if self._seed is None:
+            instance, spec = self.instance, seed_spec(self)
+            if instance.seed_generation == SECRET_GENERATION:
+                iso = render_seed(spec, insists=instance.seed_has_password)
+            else:
+                iso = render_later_seed(spec, with_password=instance.seed_has_password)
+            self._seed = self.engines.volumes.ensure_seed(
+                self.node, instance.instance_id, instance.seed_generation, iso
+            )
+        return self._seed
+
+
+def situation_of(target: Target) -> Situation:
+    """The instance as the first step of this execution that asked has read it.
+
+    For steps of an operation that holds the instance, and for what nobody but that operation changes.
+    """
+    if _KEPT not in target.kept:
+        target.kept[_KEPT] = read_situation(target.subject_id)
+    it: Situation = target.kept[_KEPT]
+    return it
+
 
 def read_situation(instance_id: UUID) -> Situation:
     """The instance as the database has it now."""
-    wanted = {"instance": instance_id, "firewall": firewall_id_of(instance_id)}
     with single_statements() as session:
-        rows = session.execute(_SITUATION, wanted).all()
-        instance, node, pushed_revision, _ = rows[0]
+        rows = session.execute(_SITUATION, {"instance": instance_id}).all()
+        instance, node, _ = rows[0]
         configured = [engine for *_, engine in rows if engine is not None]
         opened = engines_of(session, instance.location_id, configured)
-        return Situation(instance, node, opened, pushed_revision)
-
-
-def root_handle(it: Situation) -> VolumeHandle:
-    assert it.root is not None
-    return it.engines.volumes.create_from_image(
-        it.node, it.root.volume_id, it.image, it.root.size_gib
-    )
-
-
-def seed_handle(it: Situation) -> VolumeHandle:
-    spec, generation = seed_spec(it), it.instance.seed_generation
-    if generation == SECRET_GENERATION:
-        iso = render_seed(spec, insists=it.instance.seed_has_password)
-    else:
-        iso = render_later_seed(spec, with_password=it.instance.seed_has_password)
-    return it.engines.volumes.ensure_seed(it.node, it.instance.instance_id, generation, iso)
+        return Situation(instance, node, opened)
 
 
 def render_later_seed(spec: SeedSpec, *, with_password: bool) -> bytes:
@@ -180,7 +195,7 @@ def seed_spec(it: Situation) -> SeedSpec:
 
 def domain_spec(it: Situation, threads: NodeThreads, root: VolumeHandle) -> DomainSpec:
     instance = it.instance
-    seed = seed_handle(it)
+    seed = it.ensure_seed()
     return DomainSpec(
         instance_id=instance.instance_id,
         operation_id=instance.create_operation_id,

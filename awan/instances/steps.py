@@ -13,15 +13,21 @@ from awan.catalogue import engines
 from awan.engines.hypervisor import DomainFacts, Power, StopOutcome
 from awan.engines.volumes import VolumeHandle
 from awan.errors import EngineUnavailable, OperationCancelled
-from awan.firewall import Firewall, firewall_id_of, note_applied, note_pushed, push_firewall
+from awan.firewall import (
+    Firewall,
+    firewall_id_of,
+    note_applied,
+    note_pushed,
+    push_firewall,
+    pushed_revision,
+)
 from awan.fleet import Node, NodeState, NodeThreads, endpoint, node_threads
 from awan.instances.models import DesiredState, Instance, ObservedState
 from awan.instances.situation import (
     Situation,
     domain_spec,
     read_situation,
-    root_handle,
-    seed_handle,
+    situation_of,
 )
 from awan.kit.database import single_statements, transaction
 from awan.networks import ensure_network
@@ -38,7 +44,7 @@ THREAD_ROUNDS_MAX = 10
 
 def ensure_image(target: Target) -> None:
     """The template image lies on the node (uploaded once per node and build)."""
-    it = read_situation(target.subject_id)
+    it = situation_of(target)
     it.engines.volumes.ensure_image(it.node, it.image)
     with single_statements() as session:
         note_image(session, it.node.node_id, it.instance.image_id)
@@ -46,8 +52,8 @@ def ensure_image(target: Target) -> None:
 
 def make_root_volume(target: Target) -> None:
     """The root disk exists over the image."""
-    it = read_situation(target.subject_id)
-    root_handle(it)
+    it = situation_of(target)
+    it.ensure_root_disk()
     assert it.root is not None
     with single_statements() as session:
         mark_ready(session, it.root.volume_id)
@@ -62,8 +68,8 @@ def undo_make_root_volume(target: Target) -> None:
 
 def write_seed(target: Target) -> None:
     """The seed with login, keys and user data lies on the node."""
-    it = read_situation(target.subject_id)
-    seed_handle(it)
+    it = situation_of(target)
+    it.ensure_seed()
 
 
 def undo_write_seed(target: Target) -> None:
@@ -74,7 +80,7 @@ def undo_write_seed(target: Target) -> None:
 
 def make_ports(target: Target) -> None:
     """The instance's firewall exists, and its ports, in it and protected from their first instant."""
-    it = read_situation(target.subject_id)
+    it = situation_of(target)
     ensure_firewall(it)
     for network, port in it.ports:
         ensure_network(it.engines.fabric, network)
@@ -103,8 +109,8 @@ def define_domain(target: Target) -> None:
     Others may be given threads at the same time. Their row is written before they look at the domains, and we read
     the rows again after ours is defined: whoever acts last acts on the newest.
     """
-    it = read_situation(target.subject_id)
-    define_over(it, lambda: root_handle(it))
+    it = situation_of(target)
+    define_over(it, it.ensure_root_disk)
 
 
 def define_over(it: Situation, find_root: Callable[[], VolumeHandle]) -> None:
@@ -147,7 +153,7 @@ def _until_settled(it: Situation, act: Callable[[NodeThreads], None]) -> None:
 
 def power_on(target: Target) -> None:
     """The domain runs."""
-    it = read_situation(target.subject_id)
+    it = situation_of(target)
     it.engines.hypervisor.ensure_running(it.node, it.instance.instance_id)
 
 
@@ -156,14 +162,16 @@ def wait_for_ports(target: Target) -> None:
 
     Raises: EngineUnavailable after 30 s.
     """
-    it = read_situation(target.subject_id)
+    it = situation_of(target)
+    with single_statements() as session:
+        pushed = pushed_revision(session, it.firewall_id)
     for _, port in it.ports:
         if not it.engines.fabric.wait_port_up(
             port.port_id, it.chassis, timeout_s=PORT_UP_TIMEOUT_S
         ):
             raise EngineUnavailable("fabric", "wait_port_up", f"port {port.port_id} is not up")
     with single_statements() as session:
-        note_applied(session, Firewall, it.firewall_id, it.pushed_revision)
+        note_applied(session, Firewall, it.firewall_id, pushed)
 
 
 def power_off(target: Target) -> None:

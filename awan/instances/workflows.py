@@ -239,6 +239,7 @@ CREATE = register(
         then=wait_for_first_boot,
         overtaken=settle_late_step,
         deadline_s=900,
+        is_one_checkpoint=True,
     )
 )
 
@@ -256,6 +257,7 @@ DELETE = register(
         succeed=mark_deleted_instance,
         fail=mark_delete_failed,
         deadline_s=900,
+        is_one_checkpoint=True,
     )
 )
 
@@ -273,6 +275,7 @@ START = register(
         fail=mark_change_failed,
         overtaken=settle_late_step,
         deadline_s=300,
+        is_one_checkpoint=True,
     )
 )
 

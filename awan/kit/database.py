@@ -109,6 +109,8 @@ LOST_STATES = DEADLOCK_STATES | {"55P03", "57014"}
 # this time fails once, with which the pool gives up all that it has.
 REST_MAX_S = 1.0
 
+PREPARED_FROM, PREPARED_MAX = 2, 1000
+
 _lock = threading.Lock()
 _engine: Engine | None = None
 _sessions: sessionmaker[Session] | None = None
@@ -117,6 +119,8 @@ _single_statements: Engine | None = None
 
 def get_engine() -> Engine:
     """The process's engine: one pool, connections that rested checked before use, statements bounded to 30 s.
+
+    The pool keeps all connections that it opens: one opened for a moment costs the server more than all it is used for.
 
     A transaction in which nothing happens for `IDLE_TRANSACTION_MAX_S` is ended by the server.
     """
@@ -127,8 +131,10 @@ def get_engine() -> Engine:
             _engine = create_engine(
                 sqlalchemy_url(settings.database_url),
                 pool_size=settings.database_pool_size,
-                max_overflow=settings.database_pool_size,
+                max_overflow=0,
                 pool_timeout=10,
+                # Those used last know the most statements, and the rest can rest.
+                pool_use_lifo=True,
                 # An error must not carry values of rows into a log.
                 hide_parameters=True,
                 connect_args={
@@ -149,6 +155,17 @@ def dispose_engine() -> None:
         if _engine is not None:
             _engine.dispose()
         _engine = _sessions = _single_statements = None
+
+
+@event.listens_for(Pool, "connect")
+def _prepare_statements(connection: object, _entry: ConnectionPoolEntry) -> None:
+    """The few hundred statements of a process are planned once a connection: planning costs more than most of them.
+
+    With psycopg's own bound of 100, each use of one displaces another that is used as often.
+    """
+    assert isinstance(connection, psycopg.Connection)
+    connection.prepare_threshold = PREPARED_FROM
+    connection.prepared_max = PREPARED_MAX
 
 
 @event.listens_for(Pool, "checkin")

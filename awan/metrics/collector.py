@@ -19,11 +19,11 @@ from uuid import UUID
 import structlog
 from sqlalchemy import text
 
-from awan.catalogue import engines
 from awan.engines.hypervisor import COUNTERS_TIMEOUT_S, NodeEndpoint
 from awan.engines.registry import LocationEngines
 from awan.errors import EngineError, NotFound, Unavailable
-from awan.fleet import endpoint, get_node
+from awan.fleet import NodeState, endpoint
+from awan.fleet.service import node_with_engines
 from awan.kit.database import single_statements, transaction
 from awan.kit.ids import new_id
 from awan.metrics import history
@@ -141,8 +141,10 @@ def collect(claim: Claim) -> bool:
 
 def _reach(node_id: UUID) -> _Reached:
     with single_statements() as session:
-        node = get_node(session, node_id)
-        return _Reached(endpoint(node), engines(session, node.location_id))
+        node, engines = node_with_engines(session, node_id)
+    if node.state == NodeState.REMOVED:
+        raise NotFound("Node not found.")
+    return _Reached(endpoint(node), engines)
 
 
 def _note_failure(claim: Claim, err: EngineError) -> None:

@@ -13,7 +13,8 @@
     ))
 
 Rules for steps and undos:
-- They get ids only and read what they need in transactions of their own (`kit.database.transaction`).
+- They get ids only and read what they need in transactions of their own (`kit.database.transaction`). What no one else
+  changes while the operation runs may be kept in `target.kept` for the steps after, until one has to be tried again.
 - *Ensure*: running one twice, also after a death in its middle, is the same as once.
 - An undo is also called for the step that failed: it must do nothing when nothing was done.
 - `EngineUnavailable` is retried within `timeout_s`; anything else that is raised ends the plan and unwinds it.
@@ -23,7 +24,8 @@ Rules for steps and undos:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -35,6 +37,7 @@ class Target:
 
     operation_id: UUID
     subject_id: UUID
+    kept: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class Plan:
     `succeed`, `fail` and `then` run in the one transaction that also ends the operation, so they happen exactly once;
     `then` (after `succeed`) may enqueue a waiting workflow. `deadline_s` counts from `begin`; passing it alarms.
 
+    With `is_one_checkpoint` a worker that takes over runs all steps again from the first, else from the one that was
+    begun last. It saves a checkpoint for each step, where running them again in their order does nothing twice.
+
     `overtaken` is called after a step whose worker was frozen in it while another one took over and ended the
     operation, and perhaps later ones. It removes what the late step may have made of a thing that is gone, and sees to
     it that a living thing is as its rows say. It may run beside later operations.
@@ -90,6 +96,7 @@ class Plan:
     deadline_s: float
     then: Callable[[Session, Target], None] | None = None
     overtaken: Callable[[Target], None] | None = None
+    is_one_checkpoint: bool = False
 
     def __post_init__(self) -> None:
         names = [step.name for step in self.steps]

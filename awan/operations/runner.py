@@ -1,7 +1,8 @@
 """Carries a plan out: steps in order, retries within their bounds, on failure the undos in reverse, one end.
 
     each step   one checkpointed call: look whether to stop, write the progress, run (with retries), look whether
-                another worker has taken over meanwhile (then what came late must not stay)
+                another worker has taken over meanwhile (then what came late must not stay). A plan may have one call
+                for all its steps and the end: each step then looks as it writes its progress, the last one after it
     on failure  each undo, from the step that failed back to the first, one checkpointed call each
     the end     one transaction: what the room says (`succeed` or `fail`), the operation's status, the resource
                 is free again, the event, the notification
@@ -17,7 +18,7 @@ sees the same outcome. Only `Exception` is caught: the death of a worker and the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
@@ -66,6 +67,13 @@ OVERTAKEN_ROUND_S = 60.0
 T = TypeVar("T")
 
 # Every step of every operation asks these; built once, because building them takes longer than sending them.
+_CLAIM = (
+    update(Operation)
+    .where(Operation.operation_id == bindparam("operation"))
+    .values(execution=Operation.execution + 1)
+    .returning(Operation.execution, Operation.status)
+    .execution_options(synchronize_session=False)
+)
 _LOOK = select(Operation.status, Operation.execution).where(
     Operation.operation_id == bindparam("operation")
 )
@@ -98,6 +106,21 @@ class StoredFailure(TypedDict):
     cancelled: bool
 
 
+class StoredOutcome(TypedDict):
+    """What came of steps that share a checkpoint.
+
+    `begun`: how many were, from the first; `failure`: why the last of these is not done; `took_s`: seconds by step.
+    """
+
+    begun: int
+    failure: StoredFailure | None
+    took_s: dict[str, float]
+
+
+class _Overtaken(Exception):
+    """Another execution has the operation now, or has ended it."""
+
+
 def make_workflow(plan: Plan) -> None:
     """Registers the durable workflow of a plan under its versioned name."""
 
@@ -113,25 +136,33 @@ def make_workflow(plan: Plan) -> None:
 
 
 def _run(plan: Plan, target: Target) -> str:
-    turn = _Turn(target, _claim(target))
-    failure: StoredFailure | None = None
-    begun: list[Step] = []
-    for step in plan.steps:
-        begun.append(step)
-        failure = DBOS.run_step({"name": step.name}, _do_step, plan, step, turn)
-        if failure is not None:
-            break
+    execution, status = _claim(target)
+    if status in FINAL:
+        # The worker died after the end was written, before the workflow's own was.
+        return status.value
+    turn = _Turn(target, execution)
+    begun, failure = _carry_out(plan, turn)
     if failure is None:
-        failure = DBOS.run_step({"name": "end"}, _succeed, plan, turn)
-        if failure is None:
-            return OperationStatus.SUCCEEDED.value
+        return OperationStatus.SUCCEEDED.value
     undo_failures = []
-    for step in reversed(begun):
+    for step in reversed(plan.steps[:begun]):
         if step.undo is not None:
             trouble = DBOS.run_step({"name": f"undo_{step.name}"}, _undo_step, step, turn)
             if trouble is not None:
                 undo_failures.append(trouble)
     return DBOS.run_step({"name": "end_failed"}, _fail, plan, turn, failure, undo_failures)
+
+
+def _carry_out(plan: Plan, turn: _Turn) -> tuple[int, StoredFailure | None]:
+    """All steps and the good end: how many steps were begun, and the failure that has to be unwound."""
+    if plan.is_one_checkpoint:
+        outcome = DBOS.run_step({"name": "steps"}, _do_all, plan, turn)
+        return outcome["begun"], outcome["failure"]
+    for number, step in enumerate(plan.steps, 1):
+        failure = DBOS.run_step({"name": step.name}, _do_step, plan, step, turn)
+        if failure is not None:
+            return number, failure
+    return len(plan.steps), DBOS.run_step({"name": "end"}, _succeed, plan, turn)
 
 
 @dataclass(frozen=True)
@@ -142,17 +173,14 @@ class _Turn:
     execution: int
 
 
-def _claim(target: Target) -> int:
-    """Makes this the execution that acts; gives its number. One that was taken for dead stops at its next look."""
+def _claim(target: Target) -> tuple[int, OperationStatus]:
+    """Makes this the execution that acts; gives its number, and how the operation stands.
 
-    statement = (
-        update(Operation)
-        .where(Operation.operation_id == target.operation_id)
-        .values(execution=Operation.execution + 1)
-        .returning(Operation.execution)
-        .execution_options(synchronize_session=False)
-    )
-    return _patiently(single_statements, lambda session: session.execute(statement).scalar_one())
+    One that was taken for dead stops at its next look.
+    """
+    wanted = {"operation": target.operation_id}
+    row = _patiently(single_statements, lambda session: session.execute(_CLAIM, wanted).one())
+    return row.execution, OperationStatus(row.status)
 
 
 def _is_ours(turn: _Turn) -> bool:
@@ -196,23 +224,53 @@ def _patiently(
 
 
 def _do_step(plan: Plan, step: Step, turn: _Turn) -> StoredFailure | None:
-    """Runs one step; None when it is done, else why it is not.
+    """Runs one step; None when it is done, else why it is not."""
+    return _do_steps(plan, [step], turn)["failure"]
 
-    Where this worker was frozen in the step and another one has the operation now, what the step did may have come
+
+def _do_all(plan: Plan, turn: _Turn) -> StoredOutcome:
+    """All steps and the good end in one checkpoint."""
+    outcome = _do_steps(plan, plan.steps, turn)
+    if outcome["failure"] is None:
+        outcome["failure"] = _succeed(plan, turn)
+    if turn.execution > 1:
+        # An earlier execution may have come further before its worker died: what it made is undone as well.
+        outcome["begun"] = len(plan.steps)
+    return outcome
+
+
+def _do_steps(plan: Plan, steps: Sequence[Step], turn: _Turn) -> StoredOutcome:
+    """Runs steps that share a checkpoint, up to the first that fails.
+
+    Where this worker was frozen in a step and another one has the operation now, what the step did may have come
     after everything that the other one did and undid: once that has ended, the room clears up after it.
     """
-    failure = _attempt_step(step, turn)
-    if not _is_ours(turn):
+    outcome = StoredOutcome(begun=0, failure=None, took_s={})
+    try:
+        for step in steps:
+            outcome["begun"] += 1
+            began = time.monotonic()
+            outcome["failure"] = _attempt_step(step, turn)
+            outcome["took_s"][step.name] = round(time.monotonic() - began, 3)
+            if outcome["failure"] is not None:
+                break
+        if not _is_ours(turn):
+            raise _Overtaken
+    except _Overtaken:
+        step = steps[outcome["begun"] - 1]
         log.warning("step was overtaken", step=step.name)
         _leave_to_others(turn)
         if plan.overtaken is not None:
             _insist(f"clearing up after late {step.name}", plan.overtaken, step, turn.target)
-    return failure
+    return outcome
 
 
 def _attempt_step(step: Step, turn: _Turn) -> StoredFailure | None:
+    """None when the step is done, else why it is not. Raises: _Overtaken before it was begun."""
     try:
         _with_retries(step, turn)
+    except _Overtaken:
+        raise
     except OperationCancelled:
         return {
             "type": "CANCELLED",
@@ -228,19 +286,20 @@ def _attempt_step(step: Step, turn: _Turn) -> StoredFailure | None:
 def _with_retries(step: Step, turn: _Turn) -> None:
     """One step until it succeeds, fails for good, or its time is over.
 
-    Raises: what the step raised last; OperationCancelled.
+    Raises: what the step raised last; OperationCancelled; _Overtaken.
     """
     patience = _Patience(step.timeout_s)
     while True:
         try:
-            if _enter(step, turn):
-                step.run(turn.target)
+            _enter(step, turn)
+            step.run(turn.target)
             return
         except Exception as err:
             delay_s = patience.delay_s(err)
             if delay_s is None:
                 raise
             log.warning("step is tried again", step=step.name, error=str(err), delay_s=delay_s)
+            turn.target.kept.clear()
             time.sleep(delay_s)
 
 
@@ -276,10 +335,11 @@ def is_lock_trouble(err: Exception) -> bool:
     return isinstance(err, DBAPIError) and sqlstate_of(err) in LOST_STATES
 
 
-def _enter(step: Step, turn: _Turn) -> bool:
-    """Writes that the step begins; False when it is not ours to do, because another worker has taken over.
+def _enter(step: Step, turn: _Turn) -> None:
+    """Writes that the step begins.
 
-    Raises: OperationCancelled when it was asked for and is still possible.
+    Raises: _Overtaken when it is not ours to do, because another worker has taken over; OperationCancelled when that
+    was asked for and is still possible.
     """
     target = turn.target
     with single_statements() as session:
@@ -293,10 +353,9 @@ def _enter(step: Step, turn: _Turn) -> bool:
             },
         ).one_or_none()
     if row is None:
-        return False
+        raise _Overtaken
     if row.cancel_requested_at is not None and step.cancellable:
         raise OperationCancelled(step.name)
-    return True
 
 
 def _failure_of(step: Step, err: Exception) -> StoredFailure:

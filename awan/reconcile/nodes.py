@@ -17,7 +17,6 @@ import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from awan.catalogue import engines
 from awan.engines.hypervisor import (
     PAUSED_IO_ERROR,
     SEEN_AFTER_RECONNECT,
@@ -31,7 +30,13 @@ from awan.engines.hypervisor import (
 from awan.errors import EngineError
 from awan.events import record
 from awan.fleet import Node, NodeState, endpoint
-from awan.fleet.service import WATCH_ACTOR, note_answer, note_silence, note_usual_answer
+from awan.fleet.service import (
+    WATCH_ACTOR,
+    node_with_engines,
+    note_answer,
+    note_silence,
+    note_usual_answer,
+)
 from awan.fleet.workflows import FENCE
 from awan.instances.models import Instance
 from awan.instances.recover import ACTOR, Reason
@@ -89,9 +94,8 @@ class NodeWatch:
     def reach(self) -> Reached:
         """Raises: EngineError when the location's engines cannot be opened."""
         with single_statements() as session:
-            node = session.get_one(Node, self.node_id)
-            hypervisor = engines(session, node.location_id).hypervisor
-            return Reached(endpoint(node), hypervisor, node.state == NodeState.LOST)
+            node, engines = node_with_engines(session, self.node_id)
+            return Reached(endpoint(node), engines.hypervisor, node.state == NodeState.LOST)
 
     def handle(self, events: Sequence[DomainEvent]) -> None:
         """Looks at the domains that the node has announced changes of; at all of them when it may have missed some."""

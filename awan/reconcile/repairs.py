@@ -12,7 +12,7 @@ from datetime import datetime
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Select, select
+from sqlalchemy import Select, bindparam, select
 from sqlalchemy.orm import Session
 
 from awan.instances.models import DesiredState, Instance
@@ -47,21 +47,18 @@ class Known:
 
 def known_on(session: Session, node_id: UUID) -> list[Known]:
     """All instances of a node that can be looked at now."""
-    return _read(session, _idle().where(Instance.node_id == node_id))
+    return _read(session, _KNOWN_ON, {"node": node_id})
 
 
 def find_known(session: Session, node_id: UUID, instance_id: UUID) -> Known | None:
     """One instance of the node, or None: there is none, or something is working on it."""
-    found = _read(
-        session,
-        _idle().where(Instance.node_id == node_id, Instance.instance_id == instance_id),
-    )
+    found = _read(session, _FIND_KNOWN, {"node": node_id, "instance": instance_id})
     return found[0] if found else None
 
 
 def known_of(session: Session, instance_ids: set[UUID]) -> dict[UUID, Known]:
     """Those of these instances that can be looked at now."""
-    found = _read(session, _idle().where(Instance.instance_id.in_(instance_ids)))
+    found = _read(session, _idle().where(Instance.instance_id.in_(instance_ids)), {})
     return {it.instance_id: it for it in found}
 
 
@@ -83,10 +80,17 @@ def _idle() -> Select[UUID, str, str, datetime]:
     )
 
 
-def _read(session: Session, query: Select[UUID, str, str, datetime]) -> list[Known]:
+# Asked for each node several times a minute; built once, because building them takes longer than sending them.
+_KNOWN_ON = _idle().where(Instance.node_id == bindparam("node"))
+_FIND_KNOWN = _KNOWN_ON.where(Instance.instance_id == bindparam("instance"))
+
+
+def _read(
+    session: Session, query: Select[UUID, str, str, datetime], wanted: dict[str, UUID]
+) -> list[Known]:
     return [
         Known(instance_id, desired, observed, changed_at)
-        for instance_id, desired, observed, changed_at in session.execute(query)
+        for instance_id, desired, observed, changed_at in session.execute(query, wanted)
     ]
 
 
