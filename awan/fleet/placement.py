@@ -64,6 +64,9 @@ _FULLNESS = func.greatest(
     )
     / func.nullif(Node.cpu_threads, 0),
 )
+_DEDICATED = select(Placement.instance_id, Placement.threads).where(
+    Placement.node_id == bindparam("node"), Placement.is_dedicated
+)
 _CANDIDATES = (
     select(Node.node_id)
     .join(NodeTier, NodeTier.node_id == Node.node_id)
@@ -187,11 +190,7 @@ class NodeThreads:
 
 def node_threads(session: Session, node: Node, instance_id: UUID) -> NodeThreads:
     """Whose the node's threads are now."""
-    rows = session.execute(
-        select(Placement.instance_id, Placement.threads).where(
-            Placement.node_id == node.node_id, Placement.is_dedicated
-        )
-    ).all()
+    rows = session.execute(_DEDICATED, {"node": node.node_id}).all()
     return NodeThreads(
         present=tuple(node.facts["cpu_threads"]),
         own=tuple(number for owner, own in rows if owner == instance_id for number in own),

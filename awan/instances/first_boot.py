@@ -7,11 +7,11 @@ from datetime import timedelta
 from uuid import UUID
 
 import structlog
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
-from awan.catalogue import engines
-from awan.catalogue.models import TemplateImage
+from awan.catalogue.models import LocationEngine, TemplateImage
+from awan.catalogue.service import engines_of
 from awan.engines.hypervisor import GuestSign
 from awan.errors import EngineError, EngineRejected, EngineUnavailable
 from awan.events import record
@@ -29,7 +29,7 @@ from awan.kit.database import single_statements, transaction
 from awan.kit.secrets import delete_secret
 from awan.ledger import open_spans
 from awan.networks import public_addresses
-from awan.operations import durable_step, pause, waiting_workflow
+from awan.operations import durable_step, patiently, pause, waiting_workflow
 from awan.resources import Resource, lock
 from awan.settings import get_settings
 
@@ -43,6 +43,8 @@ READY_IDLE_MAX_S = 3600.0
 SYSTEM_ACTOR = "system:first_boot"
 # Stopped since before the first sign, for so long that what it holds is charged all the same.
 KEPT_STOPPED = "kept_stopped"
+# What the wait ends with: there is no instance any more, or there is a sign.
+ENDS = frozenset({"gone", GuestSign.AGENT, GuestSign.TRAFFIC})
 EVENT_KINDS = {GuestSign.NONE: "instance.silent", KEPT_STOPPED: "instance.charged_stopped"}
 log = structlog.get_logger(__name__)
 
@@ -59,11 +61,8 @@ def first_boot(instance_id: str) -> None:
     left_s = get_settings().ready_timeout_s
     while True:
         round_s = min(left_s, READY_ROUND_S) if left_s > 0 else SILENT_ROUND_S
-        sign = durable_step("wait_round", wait_round, instance_id, round_s)
-        if sign == "gone":
-            return
-        if sign in (GuestSign.AGENT, GuestSign.TRAFFIC):
-            durable_step("end", _end_first_boot, instance_id, sign)
+        sign = durable_step("wait_round", _wait_and_end, instance_id, round_s)
+        if sign in ENDS:
             return
         if sign == KEPT_STOPPED:
             durable_step("mark_charged", mark_guest_ready, instance_id, sign)
@@ -71,6 +70,15 @@ def first_boot(instance_id: str) -> None:
             left_s -= round_s
             if left_s <= 0:
                 durable_step("mark_ready", mark_guest_ready, instance_id, GuestSign.NONE)
+
+
+def _wait_and_end(instance_id: str, round_s: float) -> str:
+    """A round, and after a sign of the guest what is left to do: most guests need one checkpoint for all."""
+    sign = wait_round(instance_id, round_s)
+    if sign in (GuestSign.AGENT, GuestSign.TRAFFIC):
+        patiently("mark_ready", lambda: mark_guest_ready(instance_id, sign))
+        patiently("scrub_seed", lambda: scrub_seed(instance_id))
+    return sign
 
 
 def wait_round(instance_id: str, round_s: float) -> str:
@@ -85,7 +93,7 @@ def wait_round(instance_id: str, round_s: float) -> str:
     while True:
         began_at = time.monotonic()
         state = _sign(UUID(instance_id))
-        if state in ("gone", KEPT_STOPPED, GuestSign.AGENT, GuestSign.TRAFFIC):
+        if state == KEPT_STOPPED or state in ENDS:
             return state
         if running_s >= round_s or began_at >= end:
             return state
@@ -94,16 +102,23 @@ def wait_round(instance_id: str, round_s: float) -> str:
             running_s += time.monotonic() - began_at
 
 
+# Asked of each new guest, for some every second; built once, because building it takes longer than sending it.
+_GUEST = (
+    select(Instance, Resource.active_operation_id, Node, TemplateImage.has_agent, LocationEngine)
+    .join(Resource, Resource.resource_id == Instance.instance_id)
+    .join(Node, Node.node_id == Instance.node_id)
+    .join(TemplateImage, TemplateImage.image_id == Instance.image_id)
+    .outerjoin(LocationEngine, LocationEngine.location_id == Instance.location_id)
+    .where(Instance.instance_id == bindparam("instance"))
+)
+
+_DESIRED = select(Instance.desired_state).where(Instance.instance_id == bindparam("instance"))
+
+
 def _sign(instance_id: UUID) -> str:
-    query = (
-        select(Instance, Resource.active_operation_id, Node, TemplateImage.has_agent)
-        .join(Resource, Resource.resource_id == Instance.instance_id)
-        .join(Node, Node.node_id == Instance.node_id)
-        .join(TemplateImage, TemplateImage.image_id == Instance.image_id)
-        .where(Instance.instance_id == instance_id)
-    )
     with single_statements() as session:
-        instance, active_operation_id, row, has_agent = session.execute(query).one()
+        rows = session.execute(_GUEST, {"instance": instance_id}).all()
+        instance, active_operation_id, row, has_agent, _ = rows[0]
         if instance.desired_state == DesiredState.DELETED or instance.deleted_at is not None:
             return "gone"
         if active_operation_id is not None:
@@ -113,17 +128,14 @@ def _sign(instance_id: UUID) -> str:
             due_at = instance.created_at + timedelta(seconds=get_settings().ready_timeout_s)
             is_due = instance.ready_at is None and now() >= due_at
             return KEPT_STOPPED if is_off and is_due else "stopped"
-        node, hypervisor = endpoint(row), engines(session, instance.location_id).hypervisor
+        configured = [engine for *_, engine in rows if engine is not None]
+        node = endpoint(row)
+        hypervisor = engines_of(session, instance.location_id, configured).hypervisor
     try:
         sign = hypervisor.guest_sign(node, instance_id)
     except EngineError:
         return "unreachable"
     return GuestSign.NONE if has_agent and sign is GuestSign.TRAFFIC else sign
-
-
-def _end_first_boot(instance_id: str, sign: str) -> None:
-    mark_guest_ready(instance_id, sign)
-    scrub_seed(instance_id)
 
 
 def mark_guest_ready(instance_id: str, sign: str) -> None:
@@ -180,7 +192,7 @@ def scrub_seed(instance_id: str) -> None:
         is_unread = (
             it.instance.seed_has_password and it.instance.observed_state != ObservedState.RUNNING
         )
-        iso = render_later_seed(seed_spec(it), with_password=is_unread)
+        iso = render_later_seed(seed_spec(it, with_secrets=is_unread), with_password=is_unread)
         seed = volumes.ensure_seed(it.node, subject, SCRUBBED_GENERATION, iso)
         try:
             it.engines.hypervisor.ensure_media(it.node, subject, SEED_TARGET, seed.path)
@@ -216,6 +228,6 @@ def _note_scrubbed(instance_id: UUID, *, has_password: bool) -> None:
 
 
 def _is_being_deleted(instance_id: UUID) -> bool:
-    query = select(Instance.desired_state).where(Instance.instance_id == instance_id)
     with single_statements() as session:
-        return session.execute(query).scalar_one() == DesiredState.DELETED
+        wanted = session.scalars(_DESIRED, {"instance": instance_id}).one()
+    return wanted == DesiredState.DELETED

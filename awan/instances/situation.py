@@ -48,6 +48,13 @@ _SITUATION = (
     .where(Instance.instance_id == bindparam("instance"))
 )
 
+_KEYS = (
+    select(SshKey.key)
+    .join(InstanceSshKey, InstanceSshKey.ssh_key_id == SshKey.ssh_key_id)
+    .where(InstanceSshKey.instance_id == bindparam("instance"))
+    .order_by(InstanceSshKey.position)
+)
+
 
 class Situation:
     """Everything that the steps of one instance need.
@@ -77,8 +84,7 @@ class Situation:
     @cached_property
     def threads(self) -> NodeThreads:
         """Whose the threads of the node are."""
-        with single_statements() as session:
-            return node_threads(session, self._node, self.instance.instance_id)
+        return self.read_threads()
 
     @cached_property
     def image(self) -> ImageSource:
@@ -110,6 +116,11 @@ class Situation:
         """As it is wanted; None once it has ended."""
         with transaction() as session:
             return read_spec(session, self.firewall_id)
+
+    def read_threads(self) -> NodeThreads:
+        """Whose the threads of the node are by now."""
+        with single_statements() as session:
+            return node_threads(session, self._node, self.instance.instance_id)
 
     def ensure_root_disk(self) -> VolumeHandle:
         """The root disk exists over the image; the engine is asked once."""
@@ -160,24 +171,19 @@ def render_later_seed(spec: SeedSpec, *, with_password: bool) -> bytes:
     return render_password_seed(spec) if with_password else render_scrubbed_seed(spec)
 
 
-def seed_spec(it: Situation) -> SeedSpec:
-    """What the guest is told; the secrets only as long as they are stored."""
+def seed_spec(it: Situation, *, with_secrets: bool = True) -> SeedSpec:
+    """What the guest is told; the secrets only as long as they are stored, and when they are asked for."""
     instance = it.instance
     with single_statements() as session:
-        keys = session.scalars(
-            select(SshKey.key)
-            .join(InstanceSshKey, InstanceSshKey.ssh_key_id == SshKey.ssh_key_id)
-            .where(InstanceSshKey.instance_id == instance.instance_id)
-            .order_by(InstanceSshKey.position)
-        ).all()
+        keys = session.scalars(_KEYS, {"instance": instance.instance_id}).all()
         password_hash = (
             get_secret(session, instance.password_secret_id, PASSWORD_PURPOSE)
-            if instance.password_secret_id is not None
+            if with_secrets and instance.password_secret_id is not None
             else None
         )
         user_data = (
             get_secret(session, instance.user_data_secret_id, USER_DATA_PURPOSE)
-            if instance.user_data_secret_id is not None
+            if with_secrets and instance.user_data_secret_id is not None
             else None
         )
     return SeedSpec(

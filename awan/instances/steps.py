@@ -21,7 +21,7 @@ from awan.firewall import (
     push_firewall,
     pushed_revision,
 )
-from awan.fleet import Node, NodeState, NodeThreads, endpoint, node_threads
+from awan.fleet import Node, NodeState, NodeThreads, endpoint
 from awan.instances.models import DesiredState, Instance, ObservedState
 from awan.instances.situation import (
     Situation,
@@ -143,9 +143,7 @@ def _until_settled(it: Situation, act: Callable[[NodeThreads], None]) -> None:
     for _ in range(THREAD_ROUNDS_MAX):
         act(threads)
         acted_on = threads
-        with single_statements() as session:
-            node = session.get_one(Node, it.node.node_id)
-            threads = node_threads(session, node, it.instance.instance_id)
+        threads = it.read_threads()
         if threads == acted_on:
             return
     raise EngineUnavailable("hypervisor", "share threads", "they are given away all the time")

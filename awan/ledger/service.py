@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, bindparam, func, select, update
+from sqlalchemy import SQLColumnExpression, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -21,6 +21,29 @@ _LOCK = _INSERTED.on_conflict_do_update(
         name: _INSERTED.excluded[name]
         for name in ("price_id", "currency", "monthly_minor", "quantity")
     },
+)
+
+# Sent for each new instance and address; built once, because building it takes longer than sending it.
+_AS_LOCKED = ("component", "quantity", "price_id", "currency", "monthly_minor")
+_GIVEN: dict[str, SQLColumnExpression[Any]] = {
+    "account_id": bindparam("of_account", type_=UsageSpan.account_id.type),
+    "resource_id": LockedPrice.resource_id,
+    "opened_at": bindparam("at", type_=UsageSpan.opened_at.type),
+    "opened_by_operation_id": bindparam("operation", type_=UsageSpan.opened_by_operation_id.type),
+    "actor": bindparam("by", type_=UsageSpan.actor.type),
+}
+_OPEN = (
+    insert(UsageSpan)
+    .from_select(
+        [*_AS_LOCKED, *_GIVEN],
+        select(*(getattr(LockedPrice, name) for name in _AS_LOCKED), *_GIVEN.values())
+        .where(LockedPrice.resource_id == bindparam("of_resource"))
+        .order_by(LockedPrice.component),
+    )
+    .on_conflict_do_nothing(
+        index_elements=["resource_id", "component"],
+        index_where=UsageSpan.closed_at.is_(None),
+    )
 )
 
 
@@ -75,28 +98,15 @@ def open_spans(
     actor: str,
 ) -> None:
     """Opens a usage span for each locked price of the resource. Spans that are open already stay as they are."""
-    locked = ("component", "quantity", "price_id", "currency", "monthly_minor")
-    given: dict[str, ColumnElement[Any]] = {
-        "account_id": bindparam("account_id", account_id, UsageSpan.account_id.type),
-        "resource_id": bindparam("of_resource_id", resource_id, UsageSpan.resource_id.type),
-        "opened_at": bindparam("opened_at", at, UsageSpan.opened_at.type),
-        "opened_by_operation_id": bindparam(
-            "operation_id", operation_id, UsageSpan.opened_by_operation_id.type
-        ),
-        "actor": bindparam("actor", actor, UsageSpan.actor.type),
-    }
-    prices = (
-        select(*(getattr(LockedPrice, name) for name in locked), *given.values())
-        .where(LockedPrice.resource_id == resource_id)
-        .order_by(LockedPrice.component)
-    )
     session.execute(
-        insert(UsageSpan)
-        .from_select([*locked, *given], prices)
-        .on_conflict_do_nothing(
-            index_elements=["resource_id", "component"],
-            index_where=UsageSpan.closed_at.is_(None),
-        )
+        _OPEN,
+        {
+            "of_account": account_id,
+            "of_resource": resource_id,
+            "at": at,
+            "operation": operation_id,
+            "by": actor,
+        },
     )
 
 

@@ -77,6 +77,20 @@ _CLAIM = (
 _LOOK = select(Operation.status, Operation.execution).where(
     Operation.operation_id == bindparam("operation")
 )
+_HELD = (
+    select(Resource)
+    .where(
+        or_(
+            Resource.resource_id
+            == select(Operation.resource_id)
+            .where(Operation.operation_id == bindparam("operation"))
+            .scalar_subquery(),
+            Resource.active_operation_id == bindparam("operation"),
+        )
+    )
+    .order_by(Resource.resource_id)
+    .with_for_update(key_share=True)
+)
 _ENTER = (
     update(Operation)
     .where(
@@ -478,18 +492,7 @@ def _end_in(
     """False when the end is another worker's to write. Ended already: no effect."""
     target = turn.target
     # The same order of locks as everywhere: the resources first, by their ids, then the operation.
-    its_own = select(Operation.resource_id).where(Operation.operation_id == target.operation_id)
-    held = session.scalars(
-        select(Resource)
-        .where(
-            or_(
-                Resource.resource_id == its_own.scalar_subquery(),
-                Resource.active_operation_id == target.operation_id,
-            )
-        )
-        .order_by(Resource.resource_id)
-        .with_for_update(key_share=True)
-    ).all()
+    held = session.scalars(_HELD, {"operation": target.operation_id}).all()
     operation = session.get_one(Operation, target.operation_id, with_for_update=True)
     if OperationStatus(operation.status) in FINAL:
         return True

@@ -81,14 +81,15 @@ def durable_step(name: str, run: Callable[P, R], *args: P.args, **kwargs: P.kwar
     `EngineUnavailable` and `Unavailable` are retried for an hour; whatever is raised then ends the workflow.
     """
 
-    def patiently() -> R:
+    def counted() -> R:
         with _waits:
-            return _patiently(name, lambda: run(*args, **kwargs))
+            return patiently(name, lambda: run(*args, **kwargs))
 
-    return DBOS.run_step({"name": name}, patiently)
+    return DBOS.run_step({"name": name}, counted)
 
 
-def _patiently(name: str, run: Callable[[], R]) -> R:
+def patiently(name: str, run: Callable[[], R]) -> R:
+    """Runs a part of a waiting workflow's step until it succeeds, as `durable_step` does the whole."""
     until, delay_s = time.monotonic() + PATIENCE_S, 0.2
     while True:
         try:

@@ -15,6 +15,13 @@ from awan.kit.ids import derived_id
 from awan.volumes.models import Volume, VolumeRole, VolumeState
 
 # Steps of instances ask this all the time; built once, because building it takes longer than sending it.
+_MARK_READY = (
+    update(Volume)
+    .where(Volume.volume_id == bindparam("volume"), Volume.state == VolumeState.CREATING)
+    .values(state=VolumeState.READY.value)
+    .execution_options(synchronize_session="fetch")
+)
+_NOTE_IMAGE = insert(NodeImage).on_conflict_do_nothing()
 _VOLUMES = (
     select(Volume)
     .where(Volume.instance_id == bindparam("instance"), Volume.state != VolumeState.DELETED)
@@ -60,11 +67,7 @@ def volumes_of(session: Session, instance_id: UUID) -> Sequence[Volume]:
 
 def mark_ready(session: Session, volume_id: UUID) -> None:
     """The engine has the volume. Known already: no effect."""
-    session.execute(
-        update(Volume)
-        .where(Volume.volume_id == volume_id, Volume.state == VolumeState.CREATING)
-        .values(state=VolumeState.READY)
-    )
+    session.execute(_MARK_READY, {"volume": volume_id})
 
 
 def mark_deleted(session: Session, instance_id: UUID) -> None:
@@ -76,6 +79,4 @@ def mark_deleted(session: Session, instance_id: UUID) -> None:
 
 def note_image(session: Session, node_id: UUID, image_id: UUID) -> None:
     """The image lies on the node."""
-    session.execute(
-        insert(NodeImage).values(node_id=node_id, image_id=image_id).on_conflict_do_nothing()
-    )
+    session.execute(_NOTE_IMAGE, {"node_id": node_id, "image_id": image_id})
