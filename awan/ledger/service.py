@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import SQLColumnExpression, bindparam, func, select, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -23,27 +22,16 @@ _LOCK = _INSERTED.on_conflict_do_update(
     },
 )
 
-# Sent for each new instance and address; built once, because building it takes longer than sending it.
-_AS_LOCKED = ("component", "quantity", "price_id", "currency", "monthly_minor")
-_GIVEN: dict[str, SQLColumnExpression[Any]] = {
-    "account_id": bindparam("of_account", type_=UsageSpan.account_id.type),
-    "resource_id": LockedPrice.resource_id,
-    "opened_at": bindparam("at", type_=UsageSpan.opened_at.type),
-    "opened_by_operation_id": bindparam("operation", type_=UsageSpan.opened_by_operation_id.type),
-    "actor": bindparam("by", type_=UsageSpan.actor.type),
-}
-_OPEN = (
-    insert(UsageSpan)
-    .from_select(
-        [*_AS_LOCKED, *_GIVEN],
-        select(*(getattr(LockedPrice, name) for name in _AS_LOCKED), *_GIVEN.values())
-        .where(LockedPrice.resource_id == bindparam("of_resource"))
-        .order_by(LockedPrice.component),
-    )
-    .on_conflict_do_nothing(
-        index_elements=["resource_id", "component"],
-        index_where=UsageSpan.closed_at.is_(None),
-    )
+# Sent for each new instance and address; as text, since a statement that selects what it inserts takes no parameters.
+_OPEN = text(
+    """
+    INSERT INTO usage_span (component, quantity, price_id, currency, monthly_minor, account_id, resource_id, opened_at,
+        opened_by_operation_id, actor)
+    SELECT component, quantity, price_id, currency, monthly_minor, :account_id, resource_id, :at,
+        CAST(:operation_id AS uuid), :actor
+    FROM locked_price WHERE resource_id = :resource_id ORDER BY component
+    ON CONFLICT (resource_id, component) WHERE closed_at IS NULL DO NOTHING
+    """
 )
 
 
@@ -101,11 +89,11 @@ def open_spans(
     session.execute(
         _OPEN,
         {
-            "of_account": account_id,
-            "of_resource": resource_id,
+            "account_id": account_id,
+            "resource_id": resource_id,
             "at": at,
-            "operation": operation_id,
-            "by": actor,
+            "operation_id": operation_id,
+            "actor": actor,
         },
     )
 
