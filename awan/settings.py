@@ -56,7 +56,9 @@ class Settings(BaseSettings):
         default=32, gt=0, description="Workflows that one worker runs at once."
     )
     database_pool_size: int = Field(
-        default=40, gt=0, description="Connections that one process opens at most, and keeps."
+        default=40,
+        ge=32,
+        description="Connections of a process, kept once opened; a worker's workflow engine has half as many more.",
     )
     request_body_max_bytes: int = Field(
         default=1024 * 1024, gt=0, description="Largest body of an API call."

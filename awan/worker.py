@@ -130,6 +130,8 @@ def run_alone(task: PeriodicTask) -> bool:
         )
         if is_ours:
             task.function()
+        # A rollback would make the connection forget all statements that it has prepared.
+        connection.commit()
         return bool(is_ours)
 
 

@@ -157,7 +157,6 @@ class SimStore:
             min_size=1,
             max_size=CONNECTIONS_MAX,
             check=self._check,
-            reset=self._note_rest,
             open=True,
             name="awan-sim",
         )
@@ -166,9 +165,6 @@ class SimStore:
     def close(self) -> None:
         """Ends the connections."""
         self._pool.close()
-
-    def _note_rest(self, connection: psycopg.Connection[DictRow]) -> None:
-        self._rests_since[connection] = time.monotonic()
 
     def _check(self, connection: psycopg.Connection[DictRow]) -> None:
         """Asks one that has rested whether it lives. Raises: psycopg.OperationalError when it is lost."""
@@ -200,7 +196,10 @@ class SimStore:
     def connection(self) -> Iterator[psycopg.Connection[DictRow]]:
         """An autocommit connection; `connection.transaction()` makes several statements one."""
         with self._pool.connection() as connection:
-            yield connection
+            try:
+                yield connection
+            finally:
+                self._rests_since[connection] = time.monotonic()
 
     def execute(self, statement: LiteralString, parameters: Parameters = None) -> int:
         """Runs one statement, committed at once; gives the number of rows."""
@@ -249,10 +248,10 @@ class SimStore:
         Raises: EngineUnavailable when the fake cannot reach its state, as an engine that was restarted.
         """
         number = self.faults.enter(Call(engine, verb, target))
-        latency_s = self._read_latency_s(engine, verb)
-        if latency_s > 0:
-            time.sleep(latency_s)
         try:
+            latency_s = self._read_latency_s(engine, verb)
+            if latency_s > 0:
+                time.sleep(latency_s)
             yield
         except psycopg.OperationalError as err:
             # Other connections of the pool are lost as well then.

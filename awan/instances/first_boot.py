@@ -29,7 +29,7 @@ from awan.kit.database import single_statements, transaction
 from awan.kit.secrets import delete_secret
 from awan.ledger import open_spans
 from awan.networks import public_addresses
-from awan.operations import durable_step, patiently, pause, waiting_workflow
+from awan.operations import durable_step, pause, waiting_workflow
 from awan.resources import Resource, lock
 from awan.settings import get_settings
 
@@ -43,8 +43,7 @@ READY_IDLE_MAX_S = 3600.0
 SYSTEM_ACTOR = "system:first_boot"
 # Stopped since before the first sign, for so long that what it holds is charged all the same.
 KEPT_STOPPED = "kept_stopped"
-# What the wait ends with: there is no instance any more, or there is a sign.
-ENDS = frozenset({"gone", GuestSign.AGENT, GuestSign.TRAFFIC})
+SIGNS = frozenset({GuestSign.AGENT, GuestSign.TRAFFIC})
 EVENT_KINDS = {GuestSign.NONE: "instance.silent", KEPT_STOPPED: "instance.charged_stopped"}
 log = structlog.get_logger(__name__)
 
@@ -61,8 +60,11 @@ def first_boot(instance_id: str) -> None:
     left_s = get_settings().ready_timeout_s
     while True:
         round_s = min(left_s, READY_ROUND_S) if left_s > 0 else SILENT_ROUND_S
-        sign = durable_step("wait_round", _wait_and_end, instance_id, round_s)
-        if sign in ENDS:
+        sign = durable_step("wait_round", wait_round, instance_id, round_s)
+        if sign == "gone":
+            return
+        if sign in SIGNS:
+            durable_step("end", _end_first_boot, instance_id, sign)
             return
         if sign == KEPT_STOPPED:
             durable_step("mark_charged", mark_guest_ready, instance_id, sign)
@@ -72,13 +74,9 @@ def first_boot(instance_id: str) -> None:
                 durable_step("mark_ready", mark_guest_ready, instance_id, GuestSign.NONE)
 
 
-def _wait_and_end(instance_id: str, round_s: float) -> str:
-    """A round, and after a sign of the guest what is left to do: most guests need one checkpoint for all."""
-    sign = wait_round(instance_id, round_s)
-    if sign in (GuestSign.AGENT, GuestSign.TRAFFIC):
-        patiently("mark_ready", lambda: mark_guest_ready(instance_id, sign))
-        patiently("scrub_seed", lambda: scrub_seed(instance_id))
-    return sign
+def _end_first_boot(instance_id: str, sign: str) -> None:
+    mark_guest_ready(instance_id, sign)
+    scrub_seed(instance_id)
 
 
 def wait_round(instance_id: str, round_s: float) -> str:
@@ -93,7 +91,7 @@ def wait_round(instance_id: str, round_s: float) -> str:
     while True:
         began_at = time.monotonic()
         state = _sign(UUID(instance_id))
-        if state == KEPT_STOPPED or state in ENDS:
+        if state in ("gone", KEPT_STOPPED) or state in SIGNS:
             return state
         if running_s >= round_s or began_at >= end:
             return state

@@ -118,7 +118,7 @@ class Situation:
             return read_spec(session, self.firewall_id)
 
     def read_threads(self) -> NodeThreads:
-        """Whose the threads of the node are by now."""
+        """Whose threads they are by now, of those that the node had when the instance was read."""
         with single_statements() as session:
             return node_threads(session, self._node, self.instance.instance_id)
 
@@ -148,7 +148,8 @@ class Situation:
 def situation_of(target: Target) -> Situation:
     """The instance as the first step of this execution that asked has read it.
 
-    For steps of an operation that holds the instance, and for what nobody but that operation changes.
+    For steps of an operation that holds the instance: its own rows are changed by nobody else meanwhile. What is shared
+    with others (its networks, its firewall) is as it was when first asked for: by the step that brings it to an engine.
     """
     if _KEPT not in target.kept:
         target.kept[_KEPT] = read_situation(target.subject_id)

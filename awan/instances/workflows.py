@@ -1,6 +1,6 @@
 """Durable work on instances: how one is made, deleted, started, stopped and restarted, and what that leaves in rows.
 
-instance.create   image -> volume -> seed -> port -> domain -> power -> port up
+instance.create   image -> volume -> port -> seed -> domain -> power -> port up
 instance.delete   domain gone -> ports and firewall gone -> seeds gone -> volumes gone   (no undo: it only goes forward)
 instance.start    ports -> power -> port up
 instance.stop     power off
@@ -228,8 +228,8 @@ CREATE = register(
         steps=(
             Step("image", ensure_image, percent=5, timeout_s=600),
             Step("volume", make_root_volume, undo_make_root_volume, percent=30),
-            Step("seed", write_seed, undo_write_seed, percent=45),
-            Step("port", make_ports, undo_make_ports, percent=55),
+            Step("port", make_ports, undo_make_ports, percent=45),
+            Step("seed", write_seed, undo_write_seed, percent=55),
             Step("domain", define_domain, undo_define_domain, percent=65),
             Step("power", power_on, undo_define_domain, percent=75),
             Step("port_up", wait_for_ports, percent=90),

@@ -161,7 +161,7 @@ def dispose_engine() -> None:
 def _prepare_statements(connection: object, _entry: ConnectionPoolEntry) -> None:
     """The few hundred statements of a process are planned once a connection: planning costs more than most of them.
 
-    With psycopg's own bound of 100, each use of one displaces another that is used as often.
+    With psycopg's own bound of 100, each use of one displaces another that is used as often. A rollback forgets all.
     """
     assert isinstance(connection, psycopg.Connection)
     connection.prepare_threshold = PREPARED_FROM

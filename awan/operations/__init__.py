@@ -17,7 +17,7 @@ from awan.operations.service import (
     request_cancel,
     summary,
 )
-from awan.operations.waits import durable_step, patiently, pause
+from awan.operations.waits import durable_step, pause
 from awan.operations.watch import wait_for_end, wait_for_success
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "enqueue_prompt",
     "enqueue_wait",
     "is_cancel_requested",
-    "patiently",
     "pause",
     "register",
     "request_cancel",

@@ -153,7 +153,7 @@ def launch(
             "log_level": "WARNING",
             "enable_otlp": False,
             "max_executor_threads": settings.workflow_concurrency + WAITS_CONCURRENCY + 8,
-            "sys_db_pool_size": max(1, settings.database_pool_size // 2),
+            "sys_db_pool_size": settings.database_pool_size // 2,
             # `kit.database` asks those connections that have rested.
             "db_engine_kwargs": {"pool_pre_ping": False, "pool_use_lifo": True},
             "sys_db_idle_transaction_timeout_sec": IDLE_TRANSACTION_MAX_S,

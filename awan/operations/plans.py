@@ -14,7 +14,7 @@
 
 Rules for steps and undos:
 - They get ids only and read what they need in transactions of their own (`kit.database.transaction`). What no one else
-  changes while the operation runs may be kept in `target.kept` for the steps after, until one has to be tried again.
+  changes while the operation runs may be kept in `target.kept` for the steps after, until one is tried again or undone.
 - *Ensure*: running one twice, also after a death in its middle, is the same as once.
 - An undo is also called for the step that failed: it must do nothing when nothing was done.
 - `EngineUnavailable` is retried within `timeout_s`; anything else that is raised ends the plan and unwinds it.
@@ -80,8 +80,8 @@ class Plan:
     `succeed`, `fail` and `then` run in the one transaction that also ends the operation, so they happen exactly once;
     `then` (after `succeed`) may enqueue a waiting workflow. `deadline_s` counts from `begin`; passing it alarms.
 
-    With `is_one_checkpoint` a worker that takes over runs all steps again from the first, else from the one that was
-    begun last. It saves a checkpoint for each step, where running them again in their order does nothing twice.
+    With `is_one_checkpoint` a worker that takes over runs all steps again from the first (and shows them so), else from
+    the one that was begun last. It saves a checkpoint for each step, where running them again does nothing twice.
 
     `overtaken` is called after a step whose worker was frozen in it while another one took over and ended the
     operation, and perhaps later ones. It removes what the late step may have made of a thing that is gone, and sees to

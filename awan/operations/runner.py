@@ -71,7 +71,7 @@ _CLAIM = (
     update(Operation)
     .where(Operation.operation_id == bindparam("operation"))
     .values(execution=Operation.execution + 1)
-    .returning(Operation.execution, Operation.status)
+    .returning(Operation.execution, Operation.status, Operation.step)
     .execution_options(synchronize_session=False)
 )
 _LOOK = select(Operation.status, Operation.execution).where(
@@ -150,11 +150,10 @@ def make_workflow(plan: Plan) -> None:
 
 
 def _run(plan: Plan, target: Target) -> str:
-    execution, status = _claim(target)
+    turn, status = _claim(target)
     if status in FINAL:
         # The worker died after the end was written, before the workflow's own was.
         return status.value
-    turn = _Turn(target, execution)
     begun, failure = _carry_out(plan, turn)
     if failure is None:
         return OperationStatus.SUCCEEDED.value
@@ -181,20 +180,24 @@ def _carry_out(plan: Plan, turn: _Turn) -> tuple[int, StoredFailure | None]:
 
 @dataclass(frozen=True)
 class _Turn:
-    """One execution of an operation. `execution` is its number: only the newest may go on."""
+    """One execution of an operation. `execution` is its number: only the newest may go on.
+
+    `reached` names the step that the execution before it had begun last.
+    """
 
     target: Target
     execution: int
+    reached: str | None = None
 
 
-def _claim(target: Target) -> tuple[int, OperationStatus]:
-    """Makes this the execution that acts; gives its number, and how the operation stands.
+def _claim(target: Target) -> tuple[_Turn, OperationStatus]:
+    """Makes this the execution that acts, and tells how the operation stands.
 
     One that was taken for dead stops at its next look.
     """
     wanted = {"operation": target.operation_id}
     row = _patiently(single_statements, lambda session: session.execute(_CLAIM, wanted).one())
-    return row.execution, OperationStatus(row.status)
+    return _Turn(target, row.execution, row.step), OperationStatus(row.status)
 
 
 def _is_ours(turn: _Turn) -> bool:
@@ -247,10 +250,17 @@ def _do_all(plan: Plan, turn: _Turn) -> StoredOutcome:
     outcome = _do_steps(plan, plan.steps, turn)
     if outcome["failure"] is None:
         outcome["failure"] = _succeed(plan, turn)
-    if turn.execution > 1:
-        # An earlier execution may have come further before its worker died: what it made is undone as well.
-        outcome["begun"] = len(plan.steps)
+    outcome["begun"] = max(outcome["begun"], _begun_before(plan, turn))
     return outcome
+
+
+def _begun_before(plan: Plan, turn: _Turn) -> int:
+    """How many steps an earlier execution may have begun before its worker died: what they made is undone as well."""
+    if turn.execution <= 1 or turn.reached is None:
+        return 0
+    # The second execution has written over how far the first one came.
+    names = [step.name for step in plan.steps]
+    return names.index(turn.reached) + 1 if turn.execution == 2 else len(names)
 
 
 def _do_steps(plan: Plan, steps: Sequence[Step], turn: _Turn) -> StoredOutcome:
@@ -260,22 +270,23 @@ def _do_steps(plan: Plan, steps: Sequence[Step], turn: _Turn) -> StoredOutcome:
     after everything that the other one did and undid: once that has ended, the room clears up after it.
     """
     outcome = StoredOutcome(begun=0, failure=None, took_s={})
+    late = steps[0]
     try:
         for step in steps:
             outcome["begun"] += 1
             began = time.monotonic()
             outcome["failure"] = _attempt_step(step, turn)
             outcome["took_s"][step.name] = round(time.monotonic() - began, 3)
+            late = step
             if outcome["failure"] is not None:
                 break
         if not _is_ours(turn):
             raise _Overtaken
     except _Overtaken:
-        step = steps[outcome["begun"] - 1]
-        log.warning("step was overtaken", step=step.name)
+        log.warning("step was overtaken", step=late.name)
         _leave_to_others(turn)
         if plan.overtaken is not None:
-            _insist(f"clearing up after late {step.name}", plan.overtaken, step, turn.target)
+            _insist(f"clearing up after late {late.name}", plan.overtaken, late, turn.target)
     return outcome
 
 
@@ -409,6 +420,8 @@ def _insist(what: str, act: Callable[[Target], None], step: Step, target: Target
     attempts = 0
     while True:
         try:
+            # An undo changes rows that the step has read.
+            target.kept.clear()
             act(target)
             return None
         except Exception as err:

@@ -83,13 +83,12 @@ def durable_step(name: str, run: Callable[P, R], *args: P.args, **kwargs: P.kwar
 
     def counted() -> R:
         with _waits:
-            return patiently(name, lambda: run(*args, **kwargs))
+            return _patiently(name, lambda: run(*args, **kwargs))
 
     return DBOS.run_step({"name": name}, counted)
 
 
-def patiently(name: str, run: Callable[[], R]) -> R:
-    """Runs a part of a waiting workflow's step until it succeeds, as `durable_step` does the whole."""
+def _patiently(name: str, run: Callable[[], R]) -> R:
     until, delay_s = time.monotonic() + PATIENCE_S, 0.2
     while True:
         try:

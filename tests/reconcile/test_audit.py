@@ -202,7 +202,7 @@ def test_trace_of_an_instance_and_its_parts(cloud: SimulatedCloud, command_line:
     (operation,) = trace["operations"]
     (checkpoint,) = operation["workflow"]["steps"]
     took_s = json.loads(checkpoint["result"])["took_s"]
-    assert list(took_s) == ["image", "volume", "seed", "port", "domain", "power", "port_up"]
+    assert list(took_s) == ["image", "volume", "port", "seed", "domain", "power", "port_up"]
     (wait,) = trace["waits"]
     assert wait["status"] == "SUCCESS"
     assert {"instance.ready", "operation.succeeded"} <= {it["kind"] for it in trace["events"]}
