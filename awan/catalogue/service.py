@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -215,10 +215,10 @@ def engines(session: Session, location_id: int) -> LocationEngines:
 
 
 def engines_of(
-    session: Session, location_id: int, rows: Sequence[LocationEngine]
+    session: Session, location_id: int, rows: Iterable[LocationEngine | None]
 ) -> LocationEngines:
-    """As `engines`, of a location whose rows were all read with something else."""
-    return open_engines(location_id, _checked(session, rows))
+    """As `engines`, of a location whose rows were all read with something else, by an outer join (None: none)."""
+    return open_engines(location_id, _checked(session, [row for row in rows if row is not None]))
 
 
 def volumes_driver(session: Session, location_id: int) -> str:

@@ -44,10 +44,9 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import ConnectionPool
 
 from awan.errors import EngineError, EngineRejected, EngineUnavailable
+from awan.kit.database import REST_MAX_S
 
 SETTING_TTL_S = 1.0
-# A connection that has rested for longer is asked whether it lives before it is used.
-REST_MAX_S = 1.0
 CONNECTIONS_MAX = 10
 # Serialises DDL of processes that start together: IF NOT EXISTS alone is not safe against a race.
 DDL_LOCK_ID = 0x6177616E51

@@ -63,8 +63,7 @@ def node_with_engines(session: Session, node_id: UUID) -> tuple[Node, LocationEn
     if not rows:
         raise NotFound("Node not found.")
     node = rows[0][0]
-    configured = [engine for _, engine in rows if engine is not None]
-    return node, engines_of(session, node.location_id, configured)
+    return node, engines_of(session, node.location_id, (engine for _, engine in rows))
 
 
 def list_nodes(session: Session, location_id: int | None = None) -> Sequence[Node]:

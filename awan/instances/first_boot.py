@@ -126,9 +126,8 @@ def _sign(instance_id: UUID) -> str:
             due_at = instance.created_at + timedelta(seconds=get_settings().ready_timeout_s)
             is_due = instance.ready_at is None and now() >= due_at
             return KEPT_STOPPED if is_off and is_due else "stopped"
-        configured = [engine for *_, engine in rows if engine is not None]
-        node = endpoint(row)
-        hypervisor = engines_of(session, instance.location_id, configured).hypervisor
+        opened = engines_of(session, instance.location_id, (engine for *_, engine in rows))
+        node, hypervisor = endpoint(row), opened.hypervisor
     try:
         sign = hypervisor.guest_sign(node, instance_id)
     except EngineError:

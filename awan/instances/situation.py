@@ -162,8 +162,7 @@ def read_situation(instance_id: UUID) -> Situation:
     with single_statements() as session:
         rows = session.execute(_SITUATION, {"instance": instance_id}).all()
         instance, node, _ = rows[0]
-        configured = [engine for *_, engine in rows if engine is not None]
-        opened = engines_of(session, instance.location_id, configured)
+        opened = engines_of(session, instance.location_id, (engine for *_, engine in rows))
         return Situation(instance, node, opened)
 
 

@@ -109,7 +109,7 @@ LOST_STATES = DEADLOCK_STATES | {"55P03", "57014"}
 # this time fails once, with which the pool gives up all that it has.
 REST_MAX_S = 1.0
 
-PREPARED_FROM, PREPARED_MAX = 2, 1000
+PREPARED_AFTER, PREPARED_MAX = 2, 1000
 
 _lock = threading.Lock()
 _engine: Engine | None = None
@@ -164,7 +164,7 @@ def _prepare_statements(connection: object, _entry: ConnectionPoolEntry) -> None
     With psycopg's own bound of 100, each use of one displaces another that is used as often. A rollback forgets all.
     """
     assert isinstance(connection, psycopg.Connection)
-    connection.prepare_threshold = PREPARED_FROM
+    connection.prepare_threshold = PREPARED_AFTER
     connection.prepared_max = PREPARED_MAX
 
 

@@ -81,11 +81,11 @@ def durable_step(name: str, run: Callable[P, R], *args: P.args, **kwargs: P.kwar
     `EngineUnavailable` and `Unavailable` are retried for an hour; whatever is raised then ends the workflow.
     """
 
-    def counted() -> R:
+    def patiently() -> R:
         with _waits:
             return _patiently(name, lambda: run(*args, **kwargs))
 
-    return DBOS.run_step({"name": name}, counted)
+    return DBOS.run_step({"name": name}, patiently)
 
 
 def _patiently(name: str, run: Callable[[], R]) -> R:

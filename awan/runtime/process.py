@@ -18,7 +18,7 @@ from awan.settings import get_settings
 
 WEBSOCKET_MESSAGE_MAX_BYTES = 1024 * 1024
 # Of new objects before the collector looks: a process has hundreds of thousands that live as long as it, and with
-# Python's own 700 a busy one spends an eighth of its time looking through them.
+# Python's own 700 a busy one spends a sixth of its time looking through them.
 GC_THRESHOLDS = (10_000, 20, 50)
 STARTUP_FAILED = 3  # uvicorn's own code
 

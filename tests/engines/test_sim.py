@@ -10,8 +10,9 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from awan.engines.sim import CONNECTIONS_MAX, REST_MAX_S, SimStore
+from awan.engines.sim import CONNECTIONS_MAX, SimStore
 from awan.errors import EngineUnavailable
+from awan.kit.database import REST_MAX_S
 
 
 def test_lost_connections_do_not_add_up(database_server: Any) -> None:
