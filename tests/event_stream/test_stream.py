@@ -24,6 +24,7 @@ from awan.kit.clock import now
 from awan.kit.database import get_engine, transaction
 from awan.settings import Settings
 from tests.event_stream.sse import SseClient
+from tests.support.event_horizon import wait_for_horizon
 from tests.support.live_api import LiveApi
 from tests.support.tenants import Tenant, make_tenant
 
@@ -38,23 +39,14 @@ def live(settings: Settings) -> Iterator[LiveApi]:
 @pytest.fixture
 def tenant(settings: Settings) -> Tenant:
     """An account with a key, whose creation no stream tells of any more."""
-    made = make_tenant()
+    return make_settled_tenant()
+
+
+def make_settled_tenant(name: str = "Tenant") -> Tenant:
+    """An account with a key; its creation is below the horizon."""
+    made = make_tenant(name)
     wait_for_horizon()
     return made
-
-
-def wait_for_horizon() -> None:
-    """Returns when what is committed is below the horizon: other tests of the server have transactions too."""
-    with get_engine().connect() as connection:
-        newest = connection.scalar(text("SELECT max(xid) FROM event"))
-        deadline = time.monotonic() + 20
-        while not connection.scalar(
-            text("SELECT pg_snapshot_xmin(pg_current_snapshot()) > CAST(:newest AS xid8)"),
-            {"newest": str(newest)},
-        ):
-            connection.rollback()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
 
 
 def record(account_id: UUID, number: int = 0, session: Session | None = None) -> None:
@@ -84,7 +76,7 @@ def test_an_event_arrives_as_the_list_shows_it(live: LiveApi, tenant: Tenant) ->
 
 
 def test_only_the_accounts_own_events(live: LiveApi, tenant: Tenant) -> None:
-    other = make_tenant("Other")
+    other = make_settled_tenant("Other")
     with SseClient(live.url, tenant.key) as client, SseClient(live.url, other.key) as others:
         record(other.account_id, 1)
         with transaction() as session:
@@ -270,6 +262,7 @@ def test_streams_are_counted(
 def test_what_there_is_and_an_end(live: LiveApi, tenant: Tenant) -> None:
     for number in range(stream.PAGE_EVENTS + 5):
         record(tenant.account_id, number)
+    wait_for_horizon()
     got = httpx.get(f"{live.url}/events?after=0-0&wait_s=0", headers=tenant.headers, timeout=20)
     assert got.text.count("\nevent: x.done\n") == stream.PAGE_EVENTS + 5
     assert httpx.get(

@@ -28,10 +28,10 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from awan.api import PREFIX, create_app
-from awan.webhooks.deliveries import fan_out
 from tests.support.live_api import LiveApi
 from tests.support.simulated_cloud import SimulatedCloud
 from tests.support.ssh_keys import ED25519_KEYS
+from tests.support.webhook_deliveries import fan_out_all
 
 SAMPLE_CALLS, ALL_CALLS = 2_000, 100_000
 # How often a route is called before the next one's turn.
@@ -107,7 +107,7 @@ def target(cloud: SimulatedCloud, worker: Any) -> Iterator[Target]:
     webhooks = [
         post(http, "/webhooks", url="https://example.com/", event_types=["*"]) for _ in range(3)
     ]
-    fan_out()
+    fan_out_all()
     deliveries = http.get(f"/webhooks/{webhooks[0]['uuid']}/deliveries").json()["data"]["data"]
     real = {
         "webhook_uuid": [webhook["uuid"] for webhook in webhooks],

@@ -22,7 +22,8 @@ from awan.settings import get_settings
 from awan.webhooks import deliveries, sender
 from awan.webhooks.models import WebhookEndpoint
 from awan.webhooks.rules import RETRIES_S
-from tests.support.webhook_deliveries import first_delivery
+from tests.support.event_horizon import wait_for_horizon
+from tests.support.webhook_deliveries import fan_out_all, first_delivery
 from tests.webhooks.conftest import Site
 from tests.webhooks.receiver import WAIT_S, Receiver
 
@@ -243,7 +244,7 @@ def test_a_late_failure_changes_nothing_of_its_successors_lease(
 ) -> None:
     webhook = site.add(receiver.url, event_types=["x.done"])
     site.record()
-    deliveries.fan_out()
+    fan_out_all()
     [first] = deliveries.claim(10)
     site.make_due()
     [second] = deliveries.claim(10)
@@ -262,7 +263,7 @@ def test_two_senders_never_lease_the_same(site: Site, receiver: Receiver) -> Non
     for number in range(4):
         site.add(f"{receiver.url}/{number}", event_types=["x.done"])
     site.record(count=5)
-    deliveries.fan_out()
+    fan_out_all()
     with ThreadPoolExecutor(4) as pool:
         found = [lease for part in pool.map(deliveries.claim, [10] * 4) for lease in part]
     assert len(found) == len({lease.delivery_id for lease in found})
@@ -289,6 +290,7 @@ def test_given_up_after_a_day_and_disabled(site: Site, receiver: Receiver) -> No
     assert (event["kind"], event["resource_uuid"]) == ("webhook.disabled", webhook["uuid"])
     # Nothing more is sent, until it is enabled: then what happens from there on.
     site.record()
+    wait_for_horizon()
     sender.deliver_due()
     assert len(site.deliveries(webhook)) == 1
     receiver.answer = lambda _: 200
@@ -397,7 +399,7 @@ def test_a_closed_account_gets_nothing(site: Site, receiver: Receiver) -> None:
     site.record()
     with transaction() as session:
         session.execute(text("UPDATE account SET state = 'closed'"))
-    deliveries.fan_out()
+    fan_out_all()
     assert deliveries.claim(10) == []
 
 
@@ -406,7 +408,7 @@ def test_a_suspended_account_gets_nothing_until_it_is_active_again(
 ) -> None:
     webhook = site.add(receiver.url, event_types=["x.done"])
     site.record(count=2)
-    deliveries.fan_out()
+    fan_out_all()
     (leased,) = deliveries.claim(1)
     with transaction() as session:
         session.execute(text("UPDATE account SET state = 'suspended'"))
@@ -414,7 +416,7 @@ def test_a_suspended_account_gets_nothing_until_it_is_active_again(
     site.make_due()
     assert deliveries.claim(10) == []
     site.record(kind="x.done")
-    deliveries.fan_out()
+    fan_out_all()
     assert len(site.deliveries(webhook)) == 2, "what happens meanwhile passes by"
     with transaction() as session:
         session.execute(text("UPDATE account SET state = 'active'"))
@@ -465,5 +467,5 @@ def test_old_deliveries_are_forgotten(site: Site, receiver: Receiver) -> None:
         assert session.scalar(text("SELECT count(*) FROM webhook_attempt")) == 0
         assert session.scalars(select(Event)).first() is not None
     # The event is not sent anew, though its delivery is gone.
-    assert deliveries.fan_out() == 0
+    assert fan_out_all() == 0
     assert get_settings().outbound_allow_http
