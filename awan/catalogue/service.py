@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -46,6 +46,63 @@ from awan.kit.secrets import delete_secret, get_secret, put_secret
 from awan.settings import get_settings
 
 ENGINE_PURPOSE = "engine.options"
+
+# Every creation of an instance asks these; built once, because building them takes longer than sending them.
+_OFFERED = (
+    select(Tier)
+    .join(TierLocation, TierLocation.tier_id == Tier.tier_id)
+    .where(
+        Tier.tier_id == bindparam("tier"),
+        TierLocation.location_id == bindparam("location"),
+        Tier.is_enabled,
+    )
+)
+_NEWEST = (
+    select(Template, TemplateImage)
+    .join(TemplateImage, TemplateImage.template_id == Template.template_id)
+    .where(
+        Template.template_id == bindparam("template"),
+        Template.is_enabled,
+        TemplateImage.state == ImageState.READY,
+    )
+    .order_by(TemplateImage.created_at.desc())
+    .limit(1)
+    .with_for_update(read=True, key_share=True, of=TemplateImage)
+)
+_PRICES = (
+    select(Price)
+    .where(
+        Price.tier_id == bindparam("tier"),
+        Price.currency == bindparam("currency"),
+        Price.valid_from <= func.now(),
+    )
+    .ext(distinct_on(Price.component))
+    .order_by(Price.component, Price.valid_from.desc())
+)
+_FIRST_PRICE = (
+    select(Price)
+    .join(TierLocation, TierLocation.tier_id == Price.tier_id)
+    .where(
+        TierLocation.location_id == bindparam("location"),
+        Price.component == bindparam("component"),
+        Price.currency == bindparam("currency"),
+        Price.valid_from <= func.now(),
+    )
+    .order_by(Price.tier_id, Price.valid_from.desc())
+    .limit(1)
+)
+_ENGINES = select(LocationEngine).where(LocationEngine.location_id == bindparam("location"))
+
+
+@dataclass(frozen=True)
+class EngineOutline:
+    """What is told of a location's engines without opening one.
+
+    `volumes_driver` keeps its disks; `zones` has the names of its addresses, None without a nameserver.
+    """
+
+    volumes_driver: str
+    zones: Zones | None
 
 
 def list_locations(session: Session, *, enabled_only: bool = True) -> Sequence[Location]:
@@ -96,26 +153,16 @@ def find_tier(session: Session, tier_id: int) -> Tier | None:
     return tier if tier is not None and tier.is_enabled else None
 
 
-def is_offered(session: Session, tier_id: int, location_id: int) -> bool:
-    """Whether the tier is offered in the location."""
-    return (
-        session.scalar(
-            select(TierLocation.tier_id).where(
-                TierLocation.tier_id == tier_id, TierLocation.location_id == location_id
-            )
-        )
-        is not None
-    )
+def find_offered_tier(session: Session, tier_id: int, location_id: int) -> Tier | None:
+    """An enabled tier that is offered in the location, or None."""
+    if not (tier_id < 2**63 and location_id < 2**63):
+        return None
+    return session.scalars(_OFFERED, {"tier": tier_id, "location": location_id}).first()
 
 
 def current_prices(session: Session, tier_id: int, currency: str) -> dict[Component, PriceTag]:
     """The prices of a tier that are valid now, by component."""
-    rows = session.scalars(
-        select(Price)
-        .where(Price.tier_id == tier_id, Price.currency == currency, Price.valid_from <= func.now())
-        .ext(distinct_on(Price.component))
-        .order_by(Price.component, Price.valid_from.desc())
-    )
+    rows = session.scalars(_PRICES, {"tier": tier_id, "currency": currency})
     return {Component(row.component): _tag(row) for row in rows}
 
 
@@ -137,18 +184,8 @@ def first_price(
     session: Session, location_id: int, component: Component, currency: str
 ) -> PriceTag | None:
     """What the component costs now in the first tier of the location that prices it; None when none does."""
-    row = session.scalars(
-        select(Price)
-        .join(TierLocation, TierLocation.tier_id == Price.tier_id)
-        .where(
-            TierLocation.location_id == location_id,
-            Price.component == component,
-            Price.currency == currency,
-            Price.valid_from <= func.now(),
-        )
-        .order_by(Price.tier_id, Price.valid_from.desc())
-        .limit(1)
-    ).first()
+    wanted = {"location": location_id, "component": component, "currency": currency}
+    row = session.scalars(_FIRST_PRICE, wanted).first()
     return _tag(row) if row is not None else None
 
 
@@ -167,24 +204,17 @@ def list_templates(session: Session, *, on_sale_only: bool = True) -> Sequence[T
     ).all()
 
 
-def find_template(session: Session, template_id: int) -> Template | None:
-    """An enabled template, or None."""
-    template = session.get(Template, template_id) if template_id < 2**63 else None
-    return template if template is not None and template.is_enabled else None
+def lock_newest_image(
+    session: Session, template_id: int
+) -> tuple[Template, TemplateImage] | tuple[None, None]:
+    """An enabled template and the image that a new instance gets; None of both without a ready one.
 
-
-def lock_newest_image(session: Session, template_id: int) -> TemplateImage | None:
-    """The image that a new instance gets, or None when the template has no ready one.
-
-    It is locked against its removal (FOR KEY SHARE) until the transaction ends.
+    The image is locked against its removal (FOR KEY SHARE) until the transaction ends.
     """
-    return session.scalars(
-        select(TemplateImage)
-        .where(TemplateImage.template_id == template_id, TemplateImage.state == ImageState.READY)
-        .order_by(TemplateImage.created_at.desc())
-        .limit(1)
-        .with_for_update(read=True, key_share=True)
-    ).first()
+    row = (
+        session.execute(_NEWEST, {"template": template_id}).first() if template_id < 2**63 else None
+    )
+    return (row[0], row[1]) if row is not None else (None, None)
 
 
 def stored_path(sha256: str) -> Path:
@@ -192,10 +222,9 @@ def stored_path(sha256: str) -> Path:
     return get_settings().image_dir / f"{sha256}.qcow2"
 
 
-def image_source(session: Session, image_id: UUID) -> ImageSource:
-    """Where the control plane keeps a ready image. Raises: NotFound."""
-    image = session.get(TemplateImage, image_id)
-    if image is None or image.state != ImageState.READY:
+def image_source(image: TemplateImage) -> ImageSource:
+    """Where the control plane keeps a ready image. Raises: NotFound when it is not one any more."""
+    if image.state != ImageState.READY:
         raise NotFound("The template image is not available.")
     assert image.sha256 is not None
     assert image.size_bytes is not None
@@ -221,27 +250,37 @@ def engines_of(
     return open_engines(location_id, _checked(session, [row for row in rows if row is not None]))
 
 
-def volumes_driver(session: Session, location_id: int) -> str:
-    """The name of the driver that keeps a location's disks; no engine is opened.
+def outline(session: Session, location_id: int) -> EngineOutline:
+    """What is told of a location's engines. Raises: Unavailable while one of them is not configured."""
+    rows = session.scalars(_ENGINES, {"location": location_id}).all()
+    by_kind = {row.kind: row for row in rows}
+    _refuse_if_missing(by_kind)
+    return EngineOutline(
+        by_kind[EngineKind.VOLUMES].driver, _zones(by_kind.get(EngineKind.NAMESERVER))
+    )
 
-    Raises: Unavailable while an engine of the location is not configured.
-    """
-    return _engine_rows(session, location_id)[EngineKind.VOLUMES][0]
+
+def find_zones(session: Session, location_id: int) -> Zones | None:
+    """The zones of the names of a location's addresses; None where it has no nameserver."""
+    return _zones(session.get(LocationEngine, (location_id, EngineKind.NAMESERVER)))
 
 
 def _engine_rows(session: Session, location_id: int) -> dict[str, tuple[str, dict[str, Any]]]:
-    query = select(LocationEngine).where(LocationEngine.location_id == location_id)
-    return _checked(session, session.scalars(query).all())
+    return _checked(session, session.scalars(_ENGINES, {"location": location_id}).all())
 
 
 def _checked(
     session: Session, rows: Sequence[LocationEngine]
 ) -> dict[str, tuple[str, dict[str, Any]]]:
     found = {row.kind: (row.driver, _with_secrets(session, row)) for row in rows}
+    _refuse_if_missing(found)
+    return found
+
+
+def _refuse_if_missing(found: Collection[str]) -> None:
     missing = {kind.value for kind in REQUIRED_ENGINES} - set(found)
     if missing:
         raise Unavailable(f"The location has no {' and no '.join(sorted(missing))} engine yet.")
-    return found
 
 
 def _with_secrets(session: Session, row: LocationEngine) -> dict[str, Any]:
@@ -256,14 +295,19 @@ def all_zones(session: Session) -> dict[int, Zones]:
     rows = session.scalars(
         select(LocationEngine).where(LocationEngine.kind == EngineKind.NAMESERVER)
     )
-    return {
-        row.location_id: Zones(
-            row.options["forward_zone"],
-            tuple(row.options["reverse_zones"]),
-            (row.options.get("private_names") or {}).get("zone"),
-        )
-        for row in rows
-    }
+    found = {row.location_id: _zones(row) for row in rows}
+    return {location_id: zones for location_id, zones in found.items() if zones is not None}
+
+
+def _zones(nameserver: LocationEngine | None) -> Zones | None:
+    if nameserver is None:
+        return None
+    options = nameserver.options
+    return Zones(
+        options["forward_zone"],
+        tuple(options["reverse_zones"]),
+        (options.get("private_names") or {}).get("zone"),
+    )
 
 
 def private_names_options(

@@ -7,7 +7,17 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, select
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Select,
+    and_,
+    bindparam,
+    literal_column,
+    null,
+    select,
+    union_all,
+)
 from sqlalchemy.orm import Session
 
 from awan.engines.fabric.firewall import (
@@ -38,12 +48,7 @@ def read_specs(session: Session, rows: Sequence[Firewall]) -> list[FirewallSpec]
     """Those of many, in a handful of queries. Firewalls that share a group share its specification."""
     ids = [row.firewall_id for row in rows]
     rules: dict[UUID, list[Rule]] = {}
-    for rule in session.scalars(
-        select(Rule)
-        .where(Rule.firewall_id.in_(ids), Rule.is_enabled)
-        .order_by(Rule.firewall_id, Rule.position)
-        .execution_options(populate_existing=True)
-    ):
+    for rule in session.scalars(_RULES, {"firewalls": ids}):
         rules.setdefault(rule.firewall_id, []).append(rule)
     used = {rule.ipset_id for of in rules.values() for rule in of if rule.ipset_id is not None}
     networks = _networks(session, used)
@@ -96,22 +101,11 @@ def _group_rule(group_id: UUID, number: int, stored: dict[str, Any]) -> RuleSpec
 
 def groups_of(session: Session, firewall_ids: Collection[UUID]) -> dict[UUID, list[FirewallGroup]]:
     """Firewall -> its groups in their order: those attached to it, then those by label, the oldest first."""
-    attached = (
-        select(FirewallAttachment.firewall_id, FirewallAttachment.group_id)
-        .join(FirewallGroup, FirewallGroup.group_id == FirewallAttachment.group_id)
-        .where(FirewallAttachment.firewall_id.in_(firewall_ids), FirewallGroup.deleted_at.is_(None))
-        .order_by(FirewallAttachment.firewall_id, FirewallAttachment.position)
-    )
-    labelled = (
-        labelled_firewalls()
-        .where(Firewall.firewall_id.in_(firewall_ids))
-        .order_by(Firewall.firewall_id, FirewallGroup.created_at, FirewallGroup.group_id)
-    )
     placed: dict[UUID, list[UUID]] = {firewall_id: [] for firewall_id in firewall_ids}
-    for query in (attached, labelled) if firewall_ids else ():
-        for firewall_id, group_id in session.execute(query):
-            if group_id not in placed[firewall_id] and len(placed[firewall_id]) < GROUPS_MAX:
-                placed[firewall_id].append(group_id)
+    found = session.execute(_GROUPS, {"firewalls": list(placed)}) if placed else ()
+    for firewall_id, group_id, *_ in found:
+        if group_id not in placed[firewall_id] and len(placed[firewall_id]) < GROUPS_MAX:
+            placed[firewall_id].append(group_id)
     # Their rules are read once, however many firewalls share them.
     ids = {group_id for group_ids in placed.values() for group_id in group_ids}
     rows = select(FirewallGroup).where(FirewallGroup.group_id.in_(ids))
@@ -139,6 +133,31 @@ def labelled_firewalls(*conditions: ColumnElement[bool]) -> Select[UUID, UUID]:
         )
         .where(Firewall.deleted_at.is_(None), FirewallGroup.deleted_at.is_(None), *conditions)
     )
+
+
+# Read for each instance that begins or changes; built once, because building them takes longer than sending them.
+_WANTED: BindParameter[Any] = bindparam("firewalls", expanding=True)
+_RULES = (
+    select(Rule)
+    .where(Rule.firewall_id.in_(_WANTED), Rule.is_enabled)
+    .order_by(Rule.firewall_id, Rule.position)
+    .execution_options(populate_existing=True)
+)
+_BY_HAND, _BY_LABEL = 0, 1
+_GROUPS = union_all(
+    select(
+        FirewallAttachment.firewall_id,
+        FirewallAttachment.group_id,
+        literal_column(str(_BY_HAND)).label("way"),
+        FirewallAttachment.position.label("position"),
+        null().label("created_at"),
+    )
+    .join(FirewallGroup, FirewallGroup.group_id == FirewallAttachment.group_id)
+    .where(FirewallAttachment.firewall_id.in_(_WANTED), FirewallGroup.deleted_at.is_(None)),
+    labelled_firewalls()
+    .where(Firewall.firewall_id.in_(_WANTED))
+    .add_columns(literal_column(str(_BY_LABEL)), literal_column("0"), FirewallGroup.created_at),
+).order_by("firewall_id", "way", "position", "created_at", "group_id")
 
 
 def _networks(

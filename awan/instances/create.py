@@ -12,22 +12,22 @@ from awan.accounts import Caller, quotas
 from awan.catalogue import (
     PricedItem,
     current_prices,
-    find_template,
     find_tier,
     lock_newest_image,
 )
 from awan.catalogue.models import Location, OsFamily, Template, TemplateImage, Tier
 from awan.catalogue.rules import instance_items, is_priced, total_monthly_minor
-from awan.catalogue.service import find_location, is_offered, volumes_driver
+from awan.catalogue.service import find_location, find_offered_tier, outline
 from awan.credentials import SshKey, find_keys
 from awan.engines.seed import hash_password, validate_user_data
 from awan.errors import Invalid
 from awan.firewall import create_firewall
 from awan.fleet import Demand, place
 from awan.instances.models import CpuMode, DesiredState, Instance, InstanceSshKey, ObservedState
+from awan.instances.present import Belongings
 from awan.instances.rules import check_password
 from awan.instances.schemas import InstanceCreate
-from awan.instances.service import is_hostname_taken
+from awan.instances.service import InstanceView, is_hostname_taken
 from awan.instances.situation import PASSWORD_PURPOSE, USER_DATA_PURPOSE
 from awan.instances.workflows import CREATE
 from awan.kit.ids import new_id
@@ -36,7 +36,7 @@ from awan.ledger import lock_prices
 from awan.networks import Address, allocate, create_public_nic, find_owned_address
 from awan.networks.models import PrivateNetwork, PrivateNetworkState
 from awan.networks.private_networks import INVALID as INVALID_VSWITCH
-from awan.networks.private_networks import create_private_nic, find_network
+from awan.networks.private_networks import create_private_nic, find_network, members_of
 from awan.operations import Operation, begin
 from awan.resources import Resource, ResourceKind, create
 from awan.volumes import create_root_volume
@@ -64,6 +64,7 @@ class Problems:
 class Order:
     """A creation whose every field was found valid."""
 
+    location: Location
     tier: Tier
     template: Template
     image: TemplateImage
@@ -74,14 +75,25 @@ class Order:
     network: PrivateNetwork | None
 
 
-def create_instance(
-    session: Session, caller: Caller, request: InstanceCreate
-) -> tuple[Instance, Operation]:
+@dataclass(frozen=True)
+class Admitted:
+    """A creation that was begun, with all that its answer shows."""
+
+    view: InstanceView
+    belongings: Belongings
+    operation: Operation
+
+
+def create_instance(session: Session, caller: Caller, request: InstanceCreate) -> Admitted:
     """Admits an instance: rows, room, address, price, and the operation that builds it.
 
-    Locks, always in this order: image, quota, node, address. Raises: Invalid, QuotaExceeded, NoCapacity.
+    Locks, always in this order: image, quota, node, address. Raises: Invalid, QuotaExceeded, NoCapacity, Unavailable
+    while an engine of the location is not configured.
     """
     order = check_order(session, caller, request)
+    engines = outline(session, request.location_id)
+    # Before the quota is locked, for which other creations of the account wait: it takes longer than all else here.
+    password_hash = hash_password(request.password)
     quotas.take(
         session,
         caller.account_id,
@@ -107,7 +119,7 @@ def create_instance(
     )
     resource = _insert_resource(session, caller, request, instance_id, operation_id)
     instance = _insert_instance(
-        session, caller, request, order, instance_id, operation_id, node.node_id
+        session, caller, request, order, password_hash, instance_id, operation_id, node.node_id
     )
     create_firewall(
         session,
@@ -123,7 +135,7 @@ def create_instance(
         node_id=node.node_id,
         image_id=order.image.image_id,
         size_gib=request.storage,
-        engine=volumes_driver(session, request.location_id),
+        engine=engines.volumes_driver,
         operation_id=operation_id,
     )
     if order.network is not None:
@@ -131,8 +143,9 @@ def create_instance(
         create_private_nic(
             session, instance_id=instance_id, network=order.network, operation_id=operation_id
         )
+    addresses: list[Address] = []
     if request.use_public_ip:
-        create_public_nic(
+        addresses = create_public_nic(
             session,
             instance_id=instance_id,
             address=order.address
@@ -156,7 +169,26 @@ def create_instance(
         subject_id=instance_id,
         operation_id=operation_id,
     )
-    return instance, operation
+    return Admitted(
+        InstanceView(
+            instance,
+            resource,
+            order.location,
+            order.tier,
+            order.template,
+            operation,
+            is_node_silent=False,
+        ),
+        Belongings(
+            addresses=addresses,
+            prefix=None,
+            prices=order.items,
+            zones=engines.zones,
+            members=members_of(session, instance_ids=[instance_id]) if order.network else [],
+            ssh_keys=order.ssh_keys,
+        ),
+        operation,
+    )
 
 
 def check_order(session: Session, caller: Caller, request: InstanceCreate) -> Order:
@@ -169,8 +201,7 @@ def check_order(session: Session, caller: Caller, request: InstanceCreate) -> Or
     if location is None:
         problems.add("location_id", "The selected location is invalid.")
     tier = _offered_tier(session, request, location, problems)
-    template = find_template(session, request.template_id)
-    image = lock_newest_image(session, template.template_id) if template is not None else None
+    template, image = lock_newest_image(session, request.template_id)
     if template is None or image is None:
         problems.add("template_id", "The selected template is invalid.")
     if tier is not None and template is not None and image is not None:
@@ -185,6 +216,7 @@ def check_order(session: Session, caller: Caller, request: InstanceCreate) -> Or
     if tier is not None and not is_priced(prices, dedicated=cpu_mode == CpuMode.DEDICATED):
         problems.add("tier_id", "The selected tier is not sold in the account's currency.")
     problems.raise_if_any()
+    assert location is not None
     assert tier is not None
     assert template is not None
     assert image is not None
@@ -196,20 +228,21 @@ def check_order(session: Session, caller: Caller, request: InstanceCreate) -> Or
         storage_gib=request.storage,
         license_monthly_minor=template.license_monthly_minor,
     )
-    return Order(tier, template, image, cpu_mode, items, keys, address, network)
+    return Order(location, tier, template, image, cpu_mode, items, keys, address, network)
 
 
 def _offered_tier(
     session: Session, request: InstanceCreate, location: Location | None, problems: Problems
 ) -> Tier | None:
     """The tier, if it is sold at the location; at an unknown location every tier will do."""
-    tier = find_tier(session, request.tier_id)
-    if tier is not None and (
-        location is None or is_offered(session, tier.tier_id, location.location_id)
-    ):
-        return tier
-    problems.add("tier_id", "The selected tier is invalid.")
-    return None
+    tier = (
+        find_offered_tier(session, request.tier_id, location.location_id)
+        if location is not None
+        else find_tier(session, request.tier_id)
+    )
+    if tier is None:
+        problems.add("tier_id", "The selected tier is invalid.")
+    return tier
 
 
 def _check_size(
@@ -334,11 +367,12 @@ def _insert_instance(
     caller: Caller,
     request: InstanceCreate,
     order: Order,
+    password_hash: str,
     instance_id: UUID,
     operation_id: UUID,
     node_id: UUID,
 ) -> Instance:
-    password = put_secret(session, PASSWORD_PURPOSE, hash_password(request.password))
+    password = put_secret(session, PASSWORD_PURPOSE, password_hash)
     user_data = (
         put_secret(session, USER_DATA_PURPOSE, request.user_data)
         if request.user_data is not None

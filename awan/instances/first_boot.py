@@ -144,16 +144,14 @@ def mark_guest_ready(instance_id: str, sign: str) -> None:
         if instance.desired_state == DesiredState.DELETED or instance.ready_at is not None:
             return
         instance.ready_at = now()
-        resources = [instance.instance_id, *_billed_addresses(session, instance.instance_id)]
-        for resource_id in resources:
-            open_spans(
-                session,
-                account_id=instance.account_id,
-                resource_id=resource_id,
-                at=instance.ready_at,
-                operation_id=instance.create_operation_id,
-                actor=SYSTEM_ACTOR,
-            )
+        open_spans(
+            session,
+            account_id=instance.account_id,
+            resource_ids=[instance.instance_id, *_billed_addresses(session, instance.instance_id)],
+            at=instance.ready_at,
+            operation_id=instance.create_operation_id,
+            actor=SYSTEM_ACTOR,
+        )
         kind = EVENT_KINDS.get(sign, "instance.ready")
         if sign == GuestSign.NONE:
             log.error("instance.silent", instance=instance_id, alarm=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from awan.catalogue.service import all_zones
+from awan.catalogue import PricedItem
+from awan.catalogue.service import find_zones
 from awan.credentials import SshKey
 from awan.engines.nameserver import Zones
+from awan.instances.models import Instance
 from awan.instances.rules import (
     NODE_UNREACHABLE,
     display_memory,
@@ -36,12 +39,28 @@ from awan.kit.http import OperationView
 from awan.kit.money import display_hourly, u720_to_minor
 from awan.ledger import locked_prices, monthly_prices
 from awan.networks import Address, public_addresses
+from awan.networks.models import RoutedPrefix
 from awan.networks.names import name_of
 from awan.networks.prefixes import find_prefix
-from awan.networks.private_networks import members_of
+from awan.networks.private_networks import Member, members_of
 from awan.operations import summary
 from awan.resources import ResourceKind
 from awan.settings import get_settings
+
+
+@dataclass(frozen=True)
+class Belongings:
+    """What an instance has and costs. `prices` are those that it was sold at; `ssh_keys` those of its creation.
+
+    `zones`: of its location's names, None without a nameserver. The addresses are its public ones, IPv4 first.
+    """
+
+    addresses: Sequence[Address]
+    prefix: RoutedPrefix | None
+    prices: Sequence[PricedItem]
+    zones: Zones | None
+    members: Sequence[Member]
+    ssh_keys: Sequence[SshKey]
 
 
 def show_rows(session: Session, views: Sequence[InstanceView]) -> list[InstanceRow]:
@@ -54,10 +73,24 @@ def show_rows(session: Session, views: Sequence[InstanceView]) -> list[InstanceR
 
 def show_detail(session: Session, view: InstanceView) -> InstanceDetail:
     """One instance, whole."""
+    instance_id = view.instance.instance_id
+    return show_with(
+        view,
+        Belongings(
+            addresses=public_addresses(session, [instance_id]).get(instance_id, []),
+            prefix=find_prefix(session, instance_id),
+            prices=locked_prices(session, instance_id),
+            zones=find_zones(session, view.location.location_id),
+            members=members_of(session, instance_ids=[instance_id]),
+            ssh_keys=installed_keys(session, instance_id),
+        ),
+    )
+
+
+def show_with(view: InstanceView, has: Belongings) -> InstanceDetail:
+    """As `show_detail`, of an instance whose belongings are known."""
     instance = view.instance
-    addresses = public_addresses(session, [instance.instance_id]).get(instance.instance_id, [])
-    row = _row(view, addresses)
-    prefix = find_prefix(session, instance.instance_id)
+    row = _row(view, has.addresses)
     return InstanceDetail(
         **row,
         username=instance.username,
@@ -76,11 +109,9 @@ def show_detail(session: Session, view: InstanceView) -> InstanceDetail:
             version=view.template.version,
             os_family=view.template.family,
         ),
-        cost_detail=_cost(session, view),
-        public_network=_public_network(
-            addresses, all_zones(session).get(view.location.location_id)
-        ),
-        ipv6_prefix=str(prefix.cidr) if prefix is not None else None,
+        cost_detail=_cost(instance, has.prices),
+        public_network=_public_network(has.addresses, has.zones),
+        ipv6_prefix=str(has.prefix.cidr) if has.prefix is not None else None,
         private_networks=[
             PrivateNetworkOfInstance(
                 uuid=member.network.resource_id,
@@ -88,9 +119,9 @@ def show_detail(session: Session, view: InstanceView) -> InstanceDetail:
                 ip_address=str(member.nic.private_ip),
                 mac_address=member.nic.mac,
             )
-            for member in members_of(session, instance_ids=[instance.instance_id])
+            for member in has.members
         ],
-        ssh_keys=[show_key(key) for key in installed_keys(session, instance.instance_id)],
+        ssh_keys=[show_key(key) for key in has.ssh_keys],
         labels=view.resource.labels,
         is_protected=view.resource.is_protected,
         hostname_applied="next_boot" if instance.hostname_is_pending else "now",
@@ -158,22 +189,19 @@ def _row(view: InstanceView, addresses: Sequence[Address]) -> dict[str, Any]:
     }
 
 
-def _cost(session: Session, view: InstanceView) -> CostDetail:
-    instance = view.instance
+def _cost(instance: Instance, prices: Sequence[PricedItem]) -> CostDetail:
     return CostDetail(
         currency=instance.currency,
         per_hour=display_hourly(instance.monthly_minor, instance.currency),
         per_month=instance.monthly_minor,
         items=[
             CostItem(
-                component=price.component,
-                quantity=price.quantity,
-                price_per_month=price.monthly_minor * price.quantity,
-                price_per_hour=display_hourly(
-                    price.monthly_minor * price.quantity, instance.currency
-                ),
+                component=item.tag.component,
+                quantity=item.quantity,
+                price_per_month=item.monthly_minor,
+                price_per_hour=display_hourly(item.monthly_minor, instance.currency),
             )
-            for price in locked_prices(session, instance.instance_id)
+            for item in sorted(prices, key=lambda item: item.tag.component)
         ],
     )
 

@@ -13,7 +13,7 @@ from awan.errors import Invalid
 from awan.instances import bulk, guest, service
 from awan.instances import create as creation
 from awan.instances.answers import again, changed, operation_view
-from awan.instances.present import show_detail, show_key, show_left_over, show_rows
+from awan.instances.present import show_detail, show_key, show_left_over, show_rows, show_with
 from awan.instances.rules import STATUSES, parse_label_filter
 from awan.instances.schemas import (
     BulkAction,
@@ -93,16 +93,15 @@ def create_instance(
     """Create instance."""
 
     def create(session: Session) -> tuple[Answer, UUID]:
-        instance, operation = creation.create_instance(session, caller, body)
-        data = show_detail(session, service.get_kept_view(session, instance.instance_id))
+        admitted = creation.create_instance(session, caller, body)
         begun = answer(
             "Vm berhasil dibuat",
-            data,
+            show_with(admitted.view, admitted.belongings),
             status=202,
-            operation=operation_view(operation),
+            operation=operation_view(admitted.operation),
             warnings=None if body.use_public_ip or body.vswitch else [CONSOLE_ONLY],
         )
-        return begun, instance.instance_id
+        return begun, admitted.view.instance.instance_id
 
     return once(request, caller, create, again)
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import cached_property
 from uuid import UUID
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import and_, bindparam, select
 
 from awan.catalogue import image_source
-from awan.catalogue.models import LocationEngine, Tier
+from awan.catalogue.models import LocationEngine, TemplateImage, Tier
 from awan.catalogue.service import engines_of
 from awan.credentials import SshKey
 from awan.engines.fabric import PortSpec
@@ -33,7 +33,8 @@ from awan.kit.secrets import get_secret
 from awan.networks import port_specs
 from awan.networks.ports import NetworkSpec
 from awan.operations import Target
-from awan.volumes import Volume, volumes_of
+from awan.volumes import Volume
+from awan.volumes.models import VolumeRole, VolumeState
 
 PASSWORD_PURPOSE = "instance.password_hash"  # noqa: S105 - a purpose, not a password
 USER_DATA_PURPOSE = "instance.user_data"
@@ -42,10 +43,21 @@ SECRET_GENERATION, SCRUBBED_GENERATION = 1, 2
 _KEPT = "situation"
 # Every step asks this; built once, because building it takes longer than sending it.
 _SITUATION = (
-    select(Instance, Node, LocationEngine)
+    select(Instance, Node, Tier, TemplateImage, Volume, LocationEngine)
     .join(Node, Node.node_id == Instance.node_id)
+    .join(Tier, Tier.tier_id == Instance.tier_id)
+    .join(TemplateImage, TemplateImage.image_id == Instance.image_id)
+    .outerjoin(
+        Volume,
+        and_(
+            Volume.instance_id == Instance.instance_id,
+            Volume.role == VolumeRole.ROOT,
+            Volume.state != VolumeState.DELETED,
+        ),
+    )
     .outerjoin(LocationEngine, LocationEngine.location_id == Instance.location_id)
     .where(Instance.instance_id == bindparam("instance"))
+    .order_by(Volume.created_at)
 )
 
 _KEYS = (
@@ -59,45 +71,46 @@ _KEYS = (
 class Situation:
     """Everything that the steps of one instance need.
 
-    What every step needs is read at once, the rest when it is first asked for: as it is then, and the same from then
-    on. A node that is lost is asked for nothing any more: what lay on it is gone with it.
+    `tier`: what it was sold as; `root`: its root disk, None when that is deleted. What is shared with other things is
+    read when it is first asked for: as it is then, and the same from then on. A node that is lost is asked for nothing
+    any more: what lay on it is gone with it.
+
+    `pushed_revision`: what the fabric was told of the firewall at least; None while that was not asked.
     """
 
-    def __init__(self, instance: Instance, node: Node, engines: LocationEngines) -> None:
+    def __init__(
+        self,
+        instance: Instance,
+        node: Node,
+        tier: Tier,
+        image: TemplateImage,
+        root: Volume | None,
+        engines: LocationEngines,
+    ) -> None:
         assert node.ovn_system_id is not None
         self.instance = instance
+        self.tier = tier
+        self.root = root
         self.node = endpoint(node)
         self.is_node_lost = node.state == NodeState.LOST
         self.chassis = node.ovn_system_id
         self.engines = engines
         self.firewall_id = firewall_id_of(instance.instance_id)
+        self.pushed_revision: int | None = None
         self._node = node
+        self._image = image
         self._root_disk: VolumeHandle | None = None
         self._seed: VolumeHandle | None = None
-
-    @cached_property
-    def tier(self) -> Tier:
-        """What the instance was sold as."""
-        with single_statements() as session:
-            return session.get_one(Tier, self.instance.tier_id)
 
     @cached_property
     def threads(self) -> NodeThreads:
         """Whose the threads of the node are."""
         return self.read_threads()
 
-    @cached_property
+    @property
     def image(self) -> ImageSource:
         """What the root disk is made of. Raises: NotFound when it is not available any more."""
-        with single_statements() as session:
-            return image_source(session, self.instance.image_id)
-
-    @cached_property
-    def root(self) -> Volume | None:
-        """The root disk; None when it is deleted."""
-        with single_statements() as session:
-            volumes = volumes_of(session, self.instance.instance_id)
-        return volumes[0] if volumes else None
+        return image_source(self._image)
 
     @cached_property
     def ports(self) -> list[tuple[NetworkSpec, PortSpec]]:
@@ -161,9 +174,9 @@ def read_situation(instance_id: UUID) -> Situation:
     """The instance as the database has it now."""
     with single_statements() as session:
         rows = session.execute(_SITUATION, {"instance": instance_id}).all()
-        instance, node, _ = rows[0]
+        instance, node, tier, image, root, _ = rows[0]
         opened = engines_of(session, instance.location_id, (engine for *_, engine in rows))
-        return Situation(instance, node, opened)
+        return Situation(instance, node, tier, image, root, opened)
 
 
 def render_later_seed(spec: SeedSpec, *, with_password: bool) -> bytes:
@@ -172,10 +185,15 @@ def render_later_seed(spec: SeedSpec, *, with_password: bool) -> bytes:
 
 
 def seed_spec(it: Situation, *, with_secrets: bool = True) -> SeedSpec:
-    """What the guest is told; the secrets only as long as they are stored, and when they are asked for."""
+    """What the guest is told; secrets only as long as they are stored.
+
+    Without `with_secrets` that is what a scrubbed seed says: hostname and network.
+    """
     instance = it.instance
     with single_statements() as session:
-        keys = session.scalars(_KEYS, {"instance": instance.instance_id}).all()
+        keys = (
+            session.scalars(_KEYS, {"instance": instance.instance_id}).all() if with_secrets else ()
+        )
         password_hash = (
             get_secret(session, instance.password_secret_id, PASSWORD_PURPOSE)
             if with_secrets and instance.password_secret_id is not None

@@ -93,6 +93,7 @@ def ensure_firewall(it: Situation) -> None:
         pushed = push_firewall(it.engines.fabric, it.firewall)
         with single_statements() as session:
             note_pushed(session, Firewall, it.firewall_id, pushed.revision)
+        it.pushed_revision = pushed.revision
 
 
 def undo_make_ports(target: Target) -> None:
@@ -161,15 +162,16 @@ def wait_for_ports(target: Target) -> None:
     Raises: EngineUnavailable after 30 s.
     """
     it = situation_of(target)
-    with single_statements() as session:
-        pushed = pushed_revision(session, it.firewall_id)
+    if it.pushed_revision is None:
+        with single_statements() as session:
+            it.pushed_revision = pushed_revision(session, it.firewall_id)
     for _, port in it.ports:
         if not it.engines.fabric.wait_port_up(
             port.port_id, it.chassis, timeout_s=PORT_UP_TIMEOUT_S
         ):
             raise EngineUnavailable("fabric", "wait_port_up", f"port {port.port_id} is not up")
     with single_statements() as session:
-        note_applied(session, Firewall, it.firewall_id, pushed)
+        note_applied(session, Firewall, it.firewall_id, it.pushed_revision)
 
 
 def power_off(target: Target) -> None:

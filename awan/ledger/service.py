@@ -10,7 +10,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from awan.catalogue import PricedItem
+from awan.catalogue import Component, PricedItem, PriceTag
 from awan.ledger.models import LockedPrice, UsageSpan
 
 _INSERTED = insert(LockedPrice)
@@ -29,7 +29,7 @@ _OPEN = text(
         opened_by_operation_id, actor)
     SELECT component, quantity, price_id, currency, monthly_minor, :account_id, resource_id, :at,
         CAST(:operation_id AS uuid), :actor
-    FROM locked_price WHERE resource_id = :resource_id ORDER BY component
+    FROM locked_price WHERE resource_id = ANY(:resource_ids) ORDER BY resource_id, component
     ON CONFLICT (resource_id, component) WHERE closed_at IS NULL DO NOTHING
     """
 )
@@ -51,13 +51,20 @@ def lock_prices(session: Session, resource_id: UUID, items: Iterable[PricedItem]
     session.execute(_LOCK, rows)
 
 
-def locked_prices(session: Session, resource_id: UUID) -> Sequence[LockedPrice]:
-    """The prices a resource was sold at, by component."""
-    return session.scalars(
+def locked_prices(session: Session, resource_id: UUID) -> list[PricedItem]:
+    """What a resource was sold as, and at which prices, by component."""
+    rows = session.scalars(
         select(LockedPrice)
         .where(LockedPrice.resource_id == resource_id)
         .order_by(LockedPrice.component)
-    ).all()
+    )
+    return [
+        PricedItem(
+            PriceTag(Component(row.component), row.currency, row.monthly_minor, row.price_id),
+            row.quantity,
+        )
+        for row in rows
+    ]
 
 
 def monthly_prices(session: Session, resource_ids: Sequence[UUID]) -> dict[UUID, tuple[int, str]]:
@@ -80,17 +87,17 @@ def open_spans(
     session: Session,
     *,
     account_id: UUID,
-    resource_id: UUID,
+    resource_ids: Sequence[UUID],
     at: datetime,
     operation_id: UUID | None,
     actor: str,
 ) -> None:
-    """Opens a usage span for each locked price of the resource. Spans that are open already stay as they are."""
+    """Opens a usage span for each locked price of the resources. Spans that are open already stay as they are."""
     session.execute(
         _OPEN,
         {
             "account_id": account_id,
-            "resource_id": resource_id,
+            "resource_ids": list(resource_ids),
             "at": at,
             "operation_id": operation_id,
             "actor": actor,

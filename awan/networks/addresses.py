@@ -130,7 +130,7 @@ def bill_address(
     open_spans(
         session,
         account_id=address.account_id,
-        resource_id=address.resource_id,
+        resource_ids=[address.resource_id],
         at=now(),
         operation_id=operation_id,
         actor=actor,

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from uuid import UUID
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import and_, bindparam, select
 from sqlalchemy.orm import Session
 
 from awan.accounts import quotas
@@ -36,7 +36,18 @@ _NICS = (
     )
     .order_by(Nic.role.desc(), Nic.created_at, Nic.nic_id)
 )
-_ADDRESSES = select(Address).where(Address.nic_id == bindparam("nic"))
+_ADDRESSES = (
+    select(Address, RoutedPrefix.cidr)
+    .outerjoin(
+        RoutedPrefix,
+        and_(
+            RoutedPrefix.instance_id == bindparam("instance"),
+            RoutedPrefix.next_hop == Address.inet,
+            RoutedPrefix.is_leaving.is_(False),
+        ),
+    )
+    .where(Address.nic_id == bindparam("nic"))
+)
 _PREFIXES = select(RoutedPrefix.instance_id, RoutedPrefix.next_hop, RoutedPrefix.cidr).where(
     RoutedPrefix.instance_id.in_(bindparam("instances", expanding=True)),
     RoutedPrefix.is_leaving.is_(False),
@@ -50,9 +61,10 @@ def create_public_nic(
     address: Address,
     operation_id: UUID,
     is_new: bool = False,
-) -> Nic:
+) -> list[Address]:
     """A card on the address's network; it also gets an IPv6 address where the location has a prefix.
 
+    Gives the addresses of the card, IPv4 first.
     `is_new`: the address was allocated in this transaction, so it is locked and nobody else knows it.
     Raises: Invalid when the address is in use.
     """
@@ -77,9 +89,9 @@ def create_public_nic(
     session.flush()
     address.state = AddressState.ATTACHED
     address.nic_id = nic.nic_id
-    _add_ipv6(session, nic, six)
+    ipv6 = _add_ipv6(session, nic, six)
     session.flush()
-    return nic
+    return [address] if ipv6 is None else [address, ipv6]
 
 
 def _add_ipv6(
@@ -87,30 +99,30 @@ def _add_ipv6(
     nic: Nic,
     six: Pool | None,
     names: Mapping[IPv4Address | IPv6Address, str | None] | None = None,
-) -> None:
-    """The card's IPv6 address, where the location has a pool of them on the network of the IPv4 pool.
+) -> Address | None:
+    """The card's IPv6 address, where the location has a pool of them on the network of the IPv4 pool; else None.
 
     `names`: those that its owner had given to the addresses it had.
     """
     if six is None:
-        return
+        return None
     assert isinstance(six.cidr, IPv6Network)
     inet = ipv6_of(six.cidr, nic.nic_id)
     mark_stale(session, six.location_id, [inet])
-    session.add(
-        Address(
-            address_id=derived_id(nic.nic_id, "ipv6"),
-            pool_id=six.pool_id,
-            family=6,
-            inet=inet,
-            state=AddressState.ATTACHED,
-            account_id=nic.account_id,
-            nic_id=nic.nic_id,
-            operation_id=nic.operation_id,
-            allocated_at=now(),
-            rdns=(names or {}).get(inet),
-        )
+    address = Address(
+        address_id=derived_id(nic.nic_id, "ipv6"),
+        pool_id=six.pool_id,
+        family=6,
+        inet=inet,
+        state=AddressState.ATTACHED,
+        account_id=nic.account_id,
+        nic_id=nic.nic_id,
+        operation_id=nic.operation_id,
+        allocated_at=now(),
+        rdns=(names or {}).get(inet),
     )
+    session.add(address)
+    return address
 
 
 def public_nic_id(create_operation_id: UUID) -> UUID:
@@ -265,9 +277,9 @@ def public_port_specs(
     for nic in nics:
         if nic.role != NicRole.PUBLIC:
             continue
-        four, six = _addresses(session, nic.nic_id)
-        assert four is not None
-        prefixes = routed_prefixes(session, [nic.instance_id])
+        found = session.execute(_ADDRESSES, {"nic": nic.nic_id, "instance": nic.instance_id})
+        rows = {row[0].family: row for row in found}
+        four, (six, prefix) = rows[4][0], rows.get(6, (None, None))
         specs.append(
             (
                 network_spec(session, four.pool_id),
@@ -279,7 +291,7 @@ def public_port_specs(
                     ipv6=six.inet
                     if six is not None and isinstance(six.inet, IPv6Address)
                     else None,
-                    ipv6_prefix=prefixes.get((nic.instance_id, six.inet if six else None)),
+                    ipv6_prefix=prefix,
                     hostname=hostname,
                     instance_id=nic.instance_id,
                     account_id=nic.account_id,
@@ -299,11 +311,6 @@ def routed_prefixes(
     return {
         (row.instance_id, row.next_hop): row.cidr for row in rows if row.instance_id is not None
     }
-
-
-def _addresses(session: Session, nic_id: UUID) -> tuple[Address | None, Address | None]:
-    found = {row.family: row for row in session.scalars(_ADDRESSES, {"nic": nic_id})}
-    return found.get(4), found.get(6)
 
 
 def public_addresses(session: Session, instance_ids: Sequence[UUID]) -> dict[UUID, list[Address]]:

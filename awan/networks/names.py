@@ -14,7 +14,6 @@ from uuid import UUID
 
 import structlog
 from sqlalchemy import delete, func, select, text, tuple_, update
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from awan.accounts import Caller
@@ -40,6 +39,20 @@ BATCH = 500
 ROUNDS_MAX = 50
 RETRY_MAX_S, DOUBLINGS_MAX = 60, 6
 
+_MARK_STALE = text(
+    """
+    INSERT INTO stale_name (location_id, inet)
+    SELECT :location, CAST(marked.address AS inet)
+    FROM unnest(CAST(:addresses AS text[])) WITH ORDINALITY AS marked (address, position)
+    WHERE EXISTS (
+        SELECT FROM location_engine WHERE location_id = :location AND kind = 'nameserver'
+    )
+    ORDER BY marked.position
+    ON CONFLICT (location_id, inet)
+    DO UPDATE SET marked_at = clock_timestamp(), attempts = 0, retry_at = now()
+    """
+)
+
 log = structlog.get_logger(__name__)
 
 
@@ -52,17 +65,9 @@ def mark_stale(session: Session, location_id: int, addresses: Iterable[AnyAddres
     Rows are written in the order of addresses, so that two transactions never wait for each other.
     """
     ordered = sorted(set(addresses), key=lambda it: (it.version, int(it)))
-    if not ordered or location_id not in all_zones(session):
-        return
-    fresh = insert(StaleName).values(
-        [{"location_id": location_id, "inet": address} for address in ordered]
-    )
-    session.execute(
-        fresh.on_conflict_do_update(
-            index_elements=[StaleName.location_id, StaleName.inet],
-            set_={"marked_at": func.clock_timestamp(), "attempts": 0, "retry_at": func.now()},
-        )
-    )
+    if ordered:
+        texts = [str(address) for address in ordered]
+        session.execute(_MARK_STALE, {"location": location_id, "addresses": texts})
 
 
 def mark_pool_stale(session: Session, pool: Pool) -> None:

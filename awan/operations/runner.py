@@ -2,7 +2,7 @@
 
     each step   one checkpointed call: look whether to stop, write the progress, run (with retries), look whether
                 another worker has taken over meanwhile (then what came late must not stay). A plan may have one call
-                for all its steps and the end: each step then looks as it writes its progress, the last one after it
+                for all its steps and the end: each step then looks as it writes its progress, the end as it is written
     on failure  each undo, from the step that failed back to the first, one checkpointed call each
     the end     one transaction: what the room says (`succeed` or `fail`), the operation's status, the resource
                 is free again, the event, the notification
@@ -247,9 +247,7 @@ def _do_step(plan: Plan, step: Step, turn: _Turn) -> StoredFailure | None:
 
 def _do_all(plan: Plan, turn: _Turn) -> StoredOutcome:
     """All steps and the good end in one checkpoint."""
-    outcome = _do_steps(plan, plan.steps, turn)
-    if outcome["failure"] is None:
-        outcome["failure"] = _succeed(plan, turn)
+    outcome = _do_steps(plan, plan.steps, turn, then=_end_well)
     outcome["begun"] = max(outcome["begun"], _begun_before(plan, turn))
     return outcome
 
@@ -263,8 +261,13 @@ def _begun_before(plan: Plan, turn: _Turn) -> int:
     return names.index(turn.reached) + 1 if turn.execution == 2 else len(names)
 
 
-def _do_steps(plan: Plan, steps: Sequence[Step], turn: _Turn) -> StoredOutcome:
-    """Runs steps that share a checkpoint, up to the first that fails.
+def _do_steps(
+    plan: Plan,
+    steps: Sequence[Step],
+    turn: _Turn,
+    then: Callable[[Plan, _Turn], StoredFailure | None] | None = None,
+) -> StoredOutcome:
+    """Runs steps that share a checkpoint, up to the first that fails; `then` when none did, which looks as it writes.
 
     Where this worker was frozen in a step and another one has the operation now, what the step did may have come
     after everything that the other one did and undid: once that has ended, the room clears up after it.
@@ -280,7 +283,9 @@ def _do_steps(plan: Plan, steps: Sequence[Step], turn: _Turn) -> StoredOutcome:
             late = step
             if outcome["failure"] is not None:
                 break
-        if not _is_ours(turn):
+        if then is not None and outcome["failure"] is None:
+            outcome["failure"] = then(plan, turn)
+        elif not _is_ours(turn):
             raise _Overtaken
     except _Overtaken:
         log.warning("step was overtaken", step=late.name)
@@ -437,7 +442,19 @@ def _insist(what: str, act: Callable[[Target], None], step: Step, target: Target
 
 
 def _succeed(plan: Plan, turn: _Turn) -> StoredFailure | None:
-    """Ends the operation well. None, or why the room's own end could not be written (then the plan unwinds)."""
+    """As `_end_well`, where nothing that is done before it can have come late."""
+    try:
+        return _end_well(plan, turn)
+    except _Overtaken:
+        _leave_to_others(turn)
+        return None
+
+
+def _end_well(plan: Plan, turn: _Turn) -> StoredFailure | None:
+    """Ends the operation well. None, or why the room's own end could not be written (then the plan unwinds).
+
+    Raises: _Overtaken when the end is another worker's to write.
+    """
 
     def write(session: Session) -> None:
         plan.succeed(session, turn.target)
@@ -446,6 +463,8 @@ def _succeed(plan: Plan, turn: _Turn) -> StoredFailure | None:
 
     try:
         _end(turn, _Ending(OperationStatus.SUCCEEDED, None), write)
+    except _Overtaken:
+        raise
     except Exception as err:
         log.exception("bug at the end of a plan")
         return {
@@ -471,13 +490,13 @@ def _fail(plan: Plan, turn: _Turn, stored: StoredFailure, undo_failures: list[st
     status = OperationStatus.CANCELLED if failure.cancelled else OperationStatus.FAILED
     ending = _Ending(status, failure, tuple(undo_failures))
     try:
-        _end(turn, ending, lambda session: plan.fail(session, turn.target, failure))
+        _end_or_leave(turn, ending, lambda session: plan.fail(session, turn.target, failure))
     except Exception as err:
         log.exception("bug in the failure of a plan")
         trouble = f"fail: {type(err).__name__}: {err}"
         failure = Failure(failure.type, failure.message, f"{failure.detail}; {trouble}", False)
         ending = _Ending(OperationStatus.FAILED, failure, (*undo_failures, trouble))
-        _end(turn, ending, lambda session: None)
+        _end_or_leave(turn, ending, lambda session: None)
     return ending.status.value
 
 
@@ -493,24 +512,33 @@ class _Ending:
 def _end(turn: _Turn, ending: _Ending, write: Callable[[Session], None]) -> None:
     """The last transaction of an operation; exactly once, also when this is run again.
 
-    Raises: what `write` raises, after retries while the database is away.
+    Raises: _Overtaken when the end is another worker's to write; what `write` raises, after retries while the database
+    is away.
     """
     if not _patiently(transaction, lambda session: _end_in(session, turn, ending, write)):
+        raise _Overtaken
+
+
+def _end_or_leave(turn: _Turn, ending: _Ending, write: Callable[[Session], None]) -> None:
+    """As `_end`; where it is another worker's to write, returns once that one has."""
+    try:
+        _end(turn, ending, write)
+    except _Overtaken:
         _leave_to_others(turn)
 
 
 def _end_in(
     session: Session, turn: _Turn, ending: _Ending, write: Callable[[Session], None]
 ) -> bool:
-    """False when the end is another worker's to write. Ended already: no effect."""
+    """False when the end is another worker's to write. Ended by this execution already: no effect."""
     target = turn.target
     # The same order of locks as everywhere: the resources first, by their ids, then the operation.
     held = session.scalars(_HELD, {"operation": target.operation_id}).all()
     operation = session.get_one(Operation, target.operation_id, with_for_update=True)
-    if OperationStatus(operation.status) in FINAL:
-        return True
     if operation.execution != turn.execution:
         return False
+    if OperationStatus(operation.status) in FINAL:
+        return True
     write(session)
     operation.status = ending.status.value
     operation.finished_at = now()

@@ -131,7 +131,8 @@ def test_a_sold_price_never_changes(cloud: SimulatedCloud) -> None:
     assert shown["cost_detail"] == old["cost_detail"]
     with transaction() as session:
         locked = locked_prices(session, UUID(old["uuid"]))
-    assert {row.component: (row.quantity, row.monthly_minor) for row in locked} == COMPONENTS
+    sold = {item.tag.component: (item.quantity, item.tag.monthly_minor) for item in locked}
+    assert sold == COMPONENTS
 
 
 def test_dedicated_cpus_and_licences_have_their_price(cloud: SimulatedCloud) -> None:

@@ -15,6 +15,7 @@ from awan.instances.models import DesiredState, Instance, ObservedState
 from awan.instances.rules import STATUSES
 from awan.kit.clock import now
 from awan.kit.database import get_engine, transaction
+from awan.networks.models import PrivateNetwork, PrivateNetworkState
 from awan.operations import Operation
 from awan.resources import Resource
 from tests.support.simulated_cloud import SimulatedCloud
@@ -278,3 +279,30 @@ def test_installed_keys_stay_listed(cloud: SimulatedCloud) -> None:
     ]
     assert all(row["fingerprint"].startswith("SHA256:") for row in shown)
     assert http.get(f"/instances/{uuid}").json()["data"]["ssh_keys"] == shown
+
+
+def test_the_answer_of_a_creation_is_the_detail(cloud: SimulatedCloud) -> None:
+    """It is made of what was written, not read again: nobody carries the creation out meanwhile."""
+    http = cloud.customer.http
+    keys = [
+        http.post("/ssh-keys", json={"title": f"key {number}", "key": key}).json()["data"]["id"]
+        for number, key in enumerate(ED25519_KEYS[:2])
+    ]
+    network = http.post(
+        "/networks/private", json={"name": "inner", "location_id": cloud.location_id}
+    ).json()["data"]
+    with transaction() as session:
+        session.execute(update(PrivateNetwork).values(state=PrivateNetworkState.ACTIVE.value))
+    orders: list[dict[str, Any]] = [
+        {"ssh_keys": keys[::-1], "vswitch": network["uuid"]},
+        {"use_public_ip": False},
+        {"use_dedicated_cpu": True},
+    ]
+    for order in orders:
+        answered = cloud.create(**order)["data"]
+        assert answered == http.get(f"/instances/{answered['uuid']}").json()["data"]
+        assert bool(answered["public_network"]) == order.get("use_public_ip", True)
+        assert [key["id"] for key in answered["ssh_keys"]] == order.get("ssh_keys", [])
+        assert [one["name"] for one in answered["private_networks"]] == (
+            ["inner"] if "vswitch" in order else []
+        )

@@ -16,11 +16,11 @@ def test_a_creation_is_accepted(cloud: SimulatedCloud) -> None:
     cloud.create()
     with recorded() as sent:
         cloud.create()
-    assert len(sent) <= 43, listed(sent)
+    assert len(sent) <= 33, listed(sent)
 
 
 def test_a_creation_is_carried_out(cloud: SimulatedCloud, worker: InProcessWorker) -> None:
     cloud.create_running()
     with recorded(lambda context: context.get("workflow") == "instance.create.v1") as sent:
         cloud.create_running()
-    assert len(sent) <= 46, listed(sent)
+    assert len(sent) <= 37, listed(sent)
