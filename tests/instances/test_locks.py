@@ -36,8 +36,10 @@ def held(table: str) -> Iterator[Connection]:
 
 def wait_for_waiters(holder: Connection, count: int = 1) -> None:
     """Returns when somebody waits for the holder's lock."""
+    # Not pg_stat_activity: within a transaction it shows those sessions only that it showed at the first look.
     query = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+        "SELECT count(DISTINCT pid) FROM pg_locks"
+        " WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
     )
     deadline = time.monotonic() + 60
     while (holder.scalar(query) or 0) < count:
