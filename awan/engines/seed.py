@@ -31,12 +31,11 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import yaml
-from passlib.hash import sha512_crypt
 from pycdlib.pycdlib import PyCdlib
 
+from awan.kit.unix_crypt import crypt_sha512
+
 USER_DATA_MAX_BYTES = 16 * 1024
-# The default of the $6$ scheme; more rounds would slow each login of a one-CPU guest.
-PASSWORD_ROUNDS = 5000
 NESTING_MAX = 50
 
 VOLUME_ID = "cidata"
@@ -179,9 +178,11 @@ def validate_user_data(text: str) -> list[str]:
 
 
 def hash_password(password: str) -> str:
-    """The SHA-512 crypt hash ($6$) of the password with a new random salt, as /etc/shadow holds it."""
-    scheme = sha512_crypt.using(rounds=PASSWORD_ROUNDS)  # type: ignore[no-untyped-call]
-    return str(scheme.hash(password))
+    """The SHA-512 crypt hash ($6$) of the password with a new random salt, as /etc/shadow holds it.
+
+    Raises: ValueError as `crypt_sha512`.
+    """
+    return crypt_sha512(password)
 
 
 def _meta_data(spec: SeedSpec) -> dict[str, Any]:

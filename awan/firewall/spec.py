@@ -8,10 +8,12 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
-    BindParameter,
+    ARRAY,
     ColumnElement,
     Select,
+    Uuid,
     and_,
+    any_,
     bindparam,
     literal_column,
     null,
@@ -135,11 +137,12 @@ def labelled_firewalls(*conditions: ColumnElement[bool]) -> Select[UUID, UUID]:
     )
 
 
-# Read for each instance that begins or changes; built once, because building them takes longer than sending them.
-_WANTED: BindParameter[Any] = bindparam("firewalls", expanding=True)
+# Read for each instance that begins or changes; built once, because building them takes longer than sending them. An
+# array, because the list of an IN is written into the text anew each time.
+_WANTED = any_(bindparam("firewalls", type_=ARRAY(Uuid)))
 _RULES = (
     select(Rule)
-    .where(Rule.firewall_id.in_(_WANTED), Rule.is_enabled)
+    .where(Rule.firewall_id == _WANTED, Rule.is_enabled)
     .order_by(Rule.firewall_id, Rule.position)
     .execution_options(populate_existing=True)
 )
@@ -153,9 +156,9 @@ _GROUPS = union_all(
         null().label("created_at"),
     )
     .join(FirewallGroup, FirewallGroup.group_id == FirewallAttachment.group_id)
-    .where(FirewallAttachment.firewall_id.in_(_WANTED), FirewallGroup.deleted_at.is_(None)),
+    .where(FirewallAttachment.firewall_id == _WANTED, FirewallGroup.deleted_at.is_(None)),
     labelled_firewalls()
-    .where(Firewall.firewall_id.in_(_WANTED))
+    .where(Firewall.firewall_id == _WANTED)
     .add_columns(literal_column(str(_BY_LABEL)), literal_column("0"), FirewallGroup.created_at),
 ).order_by("firewall_id", "way", "position", "created_at", "group_id")
 

@@ -96,7 +96,11 @@ _ENTER = (
     .where(
         Operation.operation_id == bindparam("operation"),
         Operation.execution == bindparam("of"),
-        Operation.status.in_([OperationStatus.QUEUED, OperationStatus.RUNNING]),
+        # Not IN, whose list is written into the text anew each time.
+        or_(
+            Operation.status == OperationStatus.QUEUED.value,
+            Operation.status == OperationStatus.RUNNING.value,
+        ),
     )
     .values(
         status=OperationStatus.RUNNING.value,

@@ -12,7 +12,7 @@ from datetime import datetime
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Select, bindparam, select
+from sqlalchemy import Select, bindparam, or_, select
 from sqlalchemy.orm import Session
 
 from awan.instances.models import DesiredState, Instance
@@ -74,7 +74,8 @@ def _idle() -> Select[UUID, str, str, datetime]:
         .where(
             Resource.deleted_at.is_(None),
             Resource.active_operation_id.is_(None),
-            Instance.observed_state.in_(SETTLED_STATES),
+            # Not IN, whose list is written into the text anew each time.
+            or_(*(Instance.observed_state == state.value for state in SETTLED_STATES)),
             Instance.desired_state != DesiredState.DELETED,
         )
     )
