@@ -237,6 +237,7 @@ def _time_rounds(connection: Any, instances: list[UUID]) -> list[Row]:
     from types import SimpleNamespace
 
     from awan.engines.hypervisor.libvirt import LibvirtHypervisor
+    from awan.fleet.service import node_with_engines
     from awan.metrics import collector, history
 
     cards = dict(connection.execute("SELECT instance_id, nic_id FROM nic").fetchall())
@@ -244,8 +245,12 @@ def _time_rounds(connection: Any, instances: list[UUID]) -> list[Row]:
     nodes: Any = _Nodes(simulated)
     hypervisor = LibvirtHypervisor(nodes, pool_name="awan", counter_nodes=nodes)
     opened: Any = SimpleNamespace(hypervisor=hypervisor)
-    # The location's rows name simulated engines; this one stands in for a real node's.
-    collector.engines = lambda *_: opened  # type: ignore[attr-defined]
+
+    def reach(session: Any, node_id: UUID) -> tuple[Any, Any]:
+        """The location's rows name simulated engines; this one stands in for a real node's."""
+        return node_with_engines(session, node_id)[0], opened
+
+    collector.node_with_engines = reach  # type: ignore[assignment]
     history.make_partitions()
     made_s, server_pid = _time_making(simulated), _postmaster(connection)
     wall: list[float] = []
@@ -257,6 +262,8 @@ def _time_rounds(connection: Any, instances: list[UUID]) -> list[Row]:
         assert len(claims) == 1
         assert collector.collect(claims[0])
         round_s = time.monotonic() - began
+        read = connection.execute("SELECT domains FROM metric_node").fetchone()[0]
+        assert read == DOMAINS, f"{read} domains were read"
         for _ in range(int(INTERVAL_S / collector.POLL_S) - 1):
             assert collector.claim_due() == []
         if number:  # the first one opens connections and knows no earlier counters

@@ -256,8 +256,9 @@ class Hypervisor:
         script, pid_file = f"etc/openvswitch/{name}", f"/run/openvswitch/{name}.pid"
         shutil.copy(CHECKOUT / "deploy" / name, self.machine.state_dir / script)
         command = " ".join((f"/{script}", *argv, pid_file))
+        log = f"/var/log/openvswitch/{name}.log"
         self.machine.ensure_daemon(
-            name, ["sh", "-c", f"setsid {command} < /dev/null > /dev/null 2>&1 &"], pid_file
+            name, ["sh", "-c", f"setsid {command} < /dev/null >> {log} 2>&1 &"], pid_file
         )
 
     def _configure_open_vswitch(self) -> None:

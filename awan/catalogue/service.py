@@ -155,7 +155,7 @@ def find_tier(session: Session, tier_id: int) -> Tier | None:
 
 def find_offered_tier(session: Session, tier_id: int, location_id: int) -> Tier | None:
     """An enabled tier that is offered in the location, or None."""
-    if not (tier_id < 2**63 and location_id < 2**63):
+    if tier_id >= 2**63:
         return None
     return session.scalars(_OFFERED, {"tier": tier_id, "location": location_id}).first()
 

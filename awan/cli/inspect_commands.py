@@ -174,8 +174,13 @@ def _print_workflow(workflow: Mapping[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for step in workflow["steps"]:
         duration = f"{step['duration_s']:.3f} s" if step["duration_s"] is not None else ""
-        outcome = step["error"] or step["result"] or ""
-        table.add_row(f"    {step['name']}", step["started_at"] or "", duration, escape(outcome))
+        # The times of steps that share a checkpoint follow line by line.
+        outcome = step["error"] or step["failure"] or ("" if step["parts"] else step["result"])
+        table.add_row(
+            f"    {step['name']}", step["started_at"] or "", duration, escape(outcome or "")
+        )
+        for part in step["parts"]:
+            table.add_row(f"      {part['name']}", "", f"{part['duration_s']:.3f} s", "")
     console.print(table)
 
 

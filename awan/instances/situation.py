@@ -71,9 +71,9 @@ _KEYS = (
 class Situation:
     """Everything that the steps of one instance need.
 
-    `tier`: what it was sold as; `root`: its root disk, None when that is deleted. What is shared with other things is
-    read when it is first asked for: as it is then, and the same from then on. A node that is lost is asked for nothing
-    any more: what lay on it is gone with it.
+    `tier`: what it was sold as; `root`: its root disk, None when that is deleted. Its networks, its firewall and the
+    threads of its node are read when first asked for: as they are then, and the same from then on. A node that is lost
+    is asked for nothing any more: what lay on it is gone with it.
 
     `pushed_revision`: what the fabric was told of the firewall at least; None while that was not asked.
     """

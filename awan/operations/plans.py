@@ -83,9 +83,9 @@ class Plan:
     With `is_one_checkpoint` a worker that takes over runs all steps again from the first (and shows them so), else from
     the one that was begun last. It saves a checkpoint for each step, where running them again does nothing twice.
 
-    `overtaken` is called after a step whose worker was frozen in it while another one took over and ended the
-    operation, and perhaps later ones. It removes what the late step may have made of a thing that is gone, and sees to
-    it that a living thing is as its rows say. It may run beside later operations.
+    `overtaken` is called after a step whose worker was frozen in it (with one checkpoint: or after it) while another
+    one took over and ended the operation, and perhaps later ones. It removes what the late step may have made of a
+    thing that is gone, and sees to it that a living thing is as its rows say. It may run beside later operations.
     """
 
     workflow: str

@@ -17,6 +17,7 @@ sees the same outcome. Only `Exception` is caught: the death of a worker and the
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -133,6 +134,15 @@ class StoredOutcome(TypedDict):
     begun: int
     failure: StoredFailure | None
     took_s: dict[str, float]
+
+
+def outcome_of(result: str | None) -> StoredOutcome | None:
+    """What a stored result says of the steps that share its checkpoint; None of any other result."""
+    stored = json.loads(result) if result else None
+    if not isinstance(stored, dict) or stored.keys() != StoredOutcome.__annotations__.keys():
+        return None
+    outcome: StoredOutcome = stored  # type: ignore[assignment]
+    return outcome
 
 
 class _Overtaken(Exception):
@@ -289,7 +299,9 @@ def _do_steps(
                 break
         if then is not None and outcome["failure"] is None:
             outcome["failure"] = then(plan, turn)
-        elif not _is_ours(turn):
+            if outcome["failure"] is None:
+                return outcome
+        if not _is_ours(turn):
             raise _Overtaken
     except _Overtaken:
         log.warning("step was overtaken", step=late.name)

@@ -13,6 +13,7 @@ from sqlalchemy import RowMapping
 from awan.kit.http import Timestamp
 from awan.operations import Operation
 from awan.operations.models import OperationStatus
+from awan.operations.runner import outcome_of
 from awan.reconcile.models import AuditFinding, AuditRun, Quarantined, StrayKind
 from awan.reconcile.trace import Trace, Workflow, columns
 
@@ -110,13 +111,26 @@ class TraceEvent(BaseModel):
     data: dict[str, Any]
 
 
+class TracePart(BaseModel):
+    """A step of a plan that shares a checkpoint with others, as its last execution ran it."""
+
+    name: str
+    duration_s: float
+
+
 class TraceStep(BaseModel):
-    """A step that a workflow has done. `result` is what it stored, as text; null when it was nothing."""
+    """A checkpoint of a workflow: a step of its, or several.
+
+    `result` is what it stored, as text; null when it was nothing. `parts`: the steps that share it, in their order, and
+    `failure`: what the last of these ended with, null when with nothing.
+    """
 
     name: str
     started_at: Timestamp | None
     finished_at: Timestamp | None
     duration_s: float | None
+    parts: list[TracePart]
+    failure: str | None
     result: str | None
     error: str | None
 
@@ -124,11 +138,18 @@ class TraceStep(BaseModel):
     def of(cls, row: RowMapping) -> TraceStep:
         """The step's checkpoint."""
         began, ended = row["started_at"], row["completed_at"]
+        outcome = outcome_of(row["output"])
+        failure = outcome["failure"] if outcome is not None else None
         return cls(
             name=row["function_name"],
             started_at=began,
             finished_at=ended,
             duration_s=round((ended - began).total_seconds(), 3) if began and ended else None,
+            parts=[
+                TracePart(name=name, duration_s=took_s)
+                for name, took_s in (outcome["took_s"] if outcome is not None else {}).items()
+            ],
+            failure=failure["detail"] if failure is not None else None,
             result=None if row["output"] in (None, "null") else row["output"],
             error=row["error"],
         )

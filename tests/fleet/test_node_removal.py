@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import func, select
 
 from awan.catalogue import engines, image_source
+from awan.catalogue.models import TemplateImage
 from awan.engines.registry import sim_store
 from awan.fleet import Node, NodeImage, endpoint
 from awan.fleet.service import start_removal
@@ -52,7 +53,8 @@ def make_world(cloud: SimulatedCloud) -> World:
         with transaction() as session:
             node = session.get_one(Node, node_id)
             volumes = engines(session, cloud.location_id).volumes
-            volumes.ensure_image(endpoint(node), image_source(session, image))
+            source = image_source(session.get_one(TemplateImage, image))
+            volumes.ensure_image(endpoint(node), source)
             note_image(session, node_id, image)
     assert held(node_id) == (2, 2)
     return World(cloud, node_id)

@@ -293,10 +293,16 @@ def test_the_answer_of_a_creation_is_the_detail(cloud: SimulatedCloud) -> None:
     ).json()["data"]
     with transaction() as session:
         session.execute(update(PrivateNetwork).values(state=PrivateNetworkState.ACTIVE.value))
+    own = http.post("/networks/public", json={"location_id": cloud.location_id}).json()["data"]
+    licensed = cloud.admin.post(
+        "/admin/templates", json={"name": "Licensed", "version": "1", "license_monthly_minor": 7000}
+    ).json()["data"]["id"]
+    cloud.add_image(licensed)
     orders: list[dict[str, Any]] = [
         {"ssh_keys": keys[::-1], "vswitch": network["uuid"]},
         {"use_public_ip": False},
-        {"use_dedicated_cpu": True},
+        {"use_dedicated_cpu": True, "template_id": licensed},
+        {"public_network": own["uuid"]},
     ]
     for order in orders:
         answered = cloud.create(**order)["data"]

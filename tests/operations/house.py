@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID, uuid4
 
 import psycopg
@@ -123,23 +123,27 @@ def _then(session: Session, target: Target) -> None:
 
 
 PARTS = ("floor", "walls", "roof")
+STEPS = (
+    Step("floor", _make("floor"), _remove("floor"), percent=10, timeout_s=3),
+    Step("walls", _make("walls"), _remove("walls"), percent=40, timeout_s=3),
+    Step("roof", _make("roof"), _remove("roof"), percent=80, timeout_s=3, cancellable=False),
+)
 
 BUILD = register(
     Plan(
         workflow="house.build.v1",
         kind="house.build",
-        steps=(
-            Step("floor", _make("floor"), _remove("floor"), percent=10, timeout_s=3),
-            Step("walls", _make("walls"), _remove("walls"), percent=40, timeout_s=3),
-            Step(
-                "roof", _make("roof"), _remove("roof"), percent=80, timeout_s=3, cancellable=False
-            ),
-        ),
+        steps=STEPS,
         succeed=_succeed,
         fail=_fail,
         deadline_s=60,
         then=_then,
         overtaken=_clear,
+    )
+)
+BUILD_AT_ONCE = register(
+    replace(
+        BUILD, workflow="house.build_at_once.v1", kind="house.build_at_once", is_one_checkpoint=True
     )
 )
 
@@ -155,6 +159,7 @@ def start_build(
     session: Session,
     resource: Resource,
     *,
+    plan: Plan = BUILD,
     queue_behind: bool = False,
     operation_id: UUID | None = None,
 ) -> Operation:
@@ -168,7 +173,7 @@ def start_build(
     return begin(
         session,
         caller=Requester(locked.account_id),
-        plan=BUILD,
+        plan=plan,
         resource=locked,
         resource_kind="instance",
         subject_id=locked.resource_id,
@@ -177,10 +182,10 @@ def start_build(
     )
 
 
-def begin_build(resource: Resource) -> UUID:
+def begin_build(resource: Resource, plan: Plan = BUILD) -> UUID:
     """Begins the plan in a transaction of its own."""
     with transaction() as session:
-        return start_build(session, resource).operation_id
+        return start_build(session, resource, plan=plan).operation_id
 
 
 def read_operation(operation_id: UUID) -> OperationRow:

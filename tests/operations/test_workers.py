@@ -6,13 +6,14 @@ import threading
 import time
 from uuid import UUID
 
+import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
 from awan.errors import QuotaExceeded
 from awan.events import Event
 from awan.kit.database import get_engine, transaction
-from awan.operations import Target, durable, runner, wait_for_end, workers
+from awan.operations import Plan, Target, durable, runner, wait_for_end, workers
 from awan.operations.models import Operation, Worker
 from awan.settings import Settings
 from awan.worker import PeriodicTask, run_alone, start_tasks
@@ -196,10 +197,42 @@ def test_zombie_does_no_further_step(site: Site, settings: Settings, session: Se
     assert read_operation(operation_id).status == "succeeded"
 
 
+@pytest.mark.parametrize("plan", [house.BUILD, house.BUILD_AT_ONCE], ids=lambda it: it.kind)
+@pytest.mark.parametrize("part", ["walls", "roof"])
 def test_what_a_zombie_did_late_does_not_stay(
-    site: Site, settings: Settings, session: Session
+    site: Site, settings: Settings, session: Session, part: str, plan: Plan
 ) -> None:
-    """It wakes in a step that another worker has undone meanwhile."""
+    """It wakes in a step, perhaps the last one, that another worker has undone meanwhile."""
+    plot = make_plot(session)
+    frozen, woken = threading.Event(), threading.Event()
+
+    def freeze_once(target: Target) -> None:
+        if not frozen.is_set():
+            frozen.set()
+            woken.wait(20)
+        else:
+            raise QuotaExceeded(f"No {part} today.")
+
+    site.hooks[part] = freeze_once
+    with InProcessWorker(settings, executor_id="one"):
+        operation_id = begin_build(plot, plan)
+        assert frozen.wait(10)
+        assert durable.recover(["one"]) == 1
+        assert wait_for_end(operation_id, 10).status == "failed"
+        assert site.parts(plot.resource_id) == []
+        woken.set()
+        wait_for(lambda: "cleared" in site.words(plot.resource_id))
+        wait_for(lambda: workflow_state(operation_id) == "SUCCESS")
+    assert site.parts(plot.resource_id) == []
+    assert read_operation(operation_id).status == "failed"
+    assert read_resource(plot.resource_id).name == f"{plot.name}+failed"
+    assert "succeed" not in site.words(plot.resource_id)
+
+
+@pytest.mark.parametrize("plan", [house.BUILD, house.BUILD_AT_ONCE], ids=lambda it: it.kind)
+def test_a_zombie_of_the_last_step_leaves_the_end_alone(
+    site: Site, settings: Settings, session: Session, plan: Plan
+) -> None:
     plot = make_plot(session)
     frozen, woken = threading.Event(), threading.Event()
 
@@ -208,20 +241,31 @@ def test_what_a_zombie_did_late_does_not_stay(
             frozen.set()
             woken.wait(20)
 
-    def refuse(target: Target) -> None:
-        raise QuotaExceeded("No roofs today.")
-
-    site.hooks.update(walls=freeze_once, roof=refuse)
+    site.hooks["roof"] = freeze_once
     with InProcessWorker(settings, executor_id="one"):
-        operation_id = begin_build(plot)
+        operation_id = begin_build(plot, plan)
         assert frozen.wait(10)
         assert durable.recover(["one"]) == 1
-        assert wait_for_end(operation_id, 10).status == "failed"
-        assert site.parts(plot.resource_id) == []
+        assert wait_for_end(operation_id, 10).status == "succeeded"
         woken.set()
-        wait_for(lambda: "cleared" in site.words(plot.resource_id))
-    assert site.parts(plot.resource_id) == []
-    assert read_operation(operation_id).status == "failed"
+        wait_for(lambda: "spared" in site.words(plot.resource_id))
+    assert site.parts(plot.resource_id) == sorted(PARTS)
+    assert site.words(plot.resource_id).count("succeed") == 1
+    assert read_resource(plot.resource_id).name == f"{plot.name}+built"
+
+
+def test_a_zombie_whose_end_fails_is_noticed_all_the_same(
+    site: Site, settings: Settings, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a plan with one checkpoint is its last look; where it cannot be written, there is another."""
+    plot = make_plot(session)
+    with InProcessWorker(settings):
+        operation = wait_for_end(begin_build(plot, house.BUILD_AT_ONCE), 10)
+    monkeypatch.setattr(runner, "_attempt_step", lambda step, turn: None)
+    failure = runner.StoredFailure(type="INTERNAL", message="", detail="", cancelled=False)
+    turn = runner._Turn(Target(operation.operation_id, plot.resource_id), 0)
+    runner._do_steps(house.BUILD_AT_ONCE, house.STEPS, turn, then=lambda plan, turn: failure)
+    assert "spared" in site.words(plot.resource_id)
 
 
 def test_zombie_waits_while_the_other_is_still_at_it(

@@ -47,7 +47,8 @@ def add_stored_image(cloud: SimulatedCloud, template_id: int | None = None) -> U
         with transaction() as session:
             node = session.get_one(Node, UUID(node_id))
             volumes = engines(session, cloud.location_id).volumes
-            volumes.ensure_image(endpoint(node), image_source(session, image))
+            source = image_source(session.get_one(TemplateImage, image))
+            volumes.ensure_image(endpoint(node), source)
             note_image(session, node.node_id, image)
     return image
 

@@ -1,4 +1,4 @@
-"""A guest that opens more connections than its share, shown by packets on the userspace datapath of a lab node."""
+"""A guest that takes more than its share of a node's tables, shown by packets on the userspace datapath of the lab."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 from scapy.layers.inet import IP, UDP
-from scapy.layers.l2 import Ether
+from scapy.layers.l2 import ARP, Ether
 
 from awan.engines.fabric.firewall import FirewallSpec, RuleAction
 from lab.hypervisor import CONNECTIONS_PER_PORT
@@ -25,6 +25,9 @@ FLOWS = TABLE + 5_000
 SENT_MAX_S = 60.0
 FLOODS_MAX = 4
 NOBODYS_MAC = "02:aa:ff:ff:ff:fe"
+LOG = "/var/log/openvswitch/conntrack-limits.log"
+# More than a bridge of Open vSwitch learns, 8192 by default.
+FORGED_CARDS = 10_000
 
 
 def dpctl(tenant: Tenant, *argv: str) -> str:
@@ -76,6 +79,47 @@ def flood_until(seen: Callable[[], bool], tenant: Tenant, target: str) -> bool:
     return False
 
 
+def wait_for_alarm(tenant: Tenant) -> None:
+    """Returns when the port is told of as near its limit."""
+    deadline = time.monotonic() + 20
+    while f"ALARM port {tenant.spec.port_id} " not in tenant.run_on_node("cat", LOG):
+        assert time.monotonic() < deadline, "no alarm"
+        time.sleep(0.5)
+
+
+def learned(tenant: Tenant) -> tuple[set[str], int]:
+    """The cards that the bridge of the provider network knows on the tenant's node, and what OVN has learned."""
+    shown = tenant.run_on_node("ovs-appctl", "fdb/show", "br-ex").splitlines()[1:]
+    argv = ["ovn-sbctl", f"--db={tenant.lab.info.ovn_sb}", "--bare", "--columns=_uuid", "list"]
+    rows = [tenant.run_on_node(*argv, table).split() for table in ("FDB", "MAC_Binding")]
+    return {line.split()[2] for line in shown}, sum(map(len, rows))
+
+
+def test_a_flood_of_forged_cards_fills_no_table(location: Location) -> None:
+    """A guest that answers for ten thousand cards: no bridge and no router of the location learns one of them."""
+    a, b = location.add_tenant(2, 92), location.add_tenant(2, 93)
+    for tenant in (a, b):
+        tenant.configure()
+    gateway = location.network.ipv4_gateway
+    assert a.ping(gateway)
+    _, before = learned(a)
+    forged = set()
+    for number in range(FORGED_CARDS):
+        mac = f"06:{random.randrange(2**40):010x}"
+        mac = ":".join((mac[:2], *(mac[at : at + 2] for at in range(3, 13, 2))))
+        claim = ARP(op=2, hwsrc=mac, psrc=f"198.51.100.{number % 250}", pdst=str(gateway))
+        a.send(bytes(Ether(src=mac, dst="ff:ff:ff:ff:ff:ff") / claim))
+        forged.add(mac)
+        if number % 500 == 0:
+            time.sleep(0.005)
+    assert b.ping(gateway)
+    assert a.ping(gateway)
+    cards, after = learned(a)
+    assert a.spec.mac in cards, "what may be learned is"
+    assert not forged & cards
+    assert after <= before + 1
+
+
 def test_a_flood_leaves_others_their_connections(location: Location) -> None:
     """A opens more flows than the whole table holds: B, closed but for what it begins, goes on beginning."""
     a = location.add_tenant(2, 90)
@@ -100,6 +144,7 @@ def test_a_flood_leaves_others_their_connections(location: Location) -> None:
         print(f"\nflood of {FLOWS} flows: {count} of {limit} tracked", end="")
         assert limit == CONNECTIONS_PER_PORT
         assert count <= CONNECTIONS_PER_PORT
+        wait_for_alarm(a)
         assert b.ping(gateway, count=3)
         # That is what the limit is for: without it the same flood shuts B out.
         dpctl(a, "ct-del-limits", f"zone={zone_of(a)}")
