@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -91,6 +91,7 @@ _FIRST_PRICE = (
     .order_by(Price.tier_id, Price.valid_from.desc())
     .limit(1)
 )
+_LOCK_ZONES = text("SELECT pg_advisory_xact_lock(hashtext('awan.zones'))")
 _ENGINES = select(LocationEngine).where(LocationEngine.location_id == bindparam("location"))
 
 
@@ -367,6 +368,8 @@ def set_engine(
     shown = check_options(kind, driver, options)
     hidden = {name: shown.pop(name) for name in sorted(secret_options(kind, driver))}
     key = location.location_id
+    if kind is EngineKind.NAMESERVER:
+        _refuse_shared_zones(session, location, shown)
     row = session.get(LocationEngine, (key, kind), with_for_update=True)
     if row is None:
         row = LocationEngine(location_id=key, kind=kind)
@@ -381,6 +384,33 @@ def set_engine(
     if old is not None:
         delete_secret(session, old)
     _note(session, caller, "location.engine_set", location_id=key, engine=kind, driver=driver)
+
+
+def _refuse_shared_zones(session: Session, location: Location, options: Mapping[str, Any]) -> None:
+    """Raises: Invalid when another location has a zone at the same server: each would take its records for strays."""
+    session.execute(_LOCK_ZONES)
+    if "server" not in options:
+        return
+    wanted = _zone_names(options)
+    for name, others in session.execute(
+        select(Location.name, LocationEngine.options)
+        .join(LocationEngine, LocationEngine.location_id == Location.location_id)
+        .where(
+            LocationEngine.kind == EngineKind.NAMESERVER,
+            LocationEngine.location_id != location.location_id,
+        )
+    ):
+        shared = wanted & _zone_names(others)
+        if shared and others.get("server") == options["server"]:
+            raise Invalid.field(
+                "options", f"The zone {min(shared)} is that of the location {name} at this server."
+            )
+
+
+def _zone_names(options: Mapping[str, Any]) -> set[str]:
+    private = options.get("private_names") or {}
+    names = {options["forward_zone"], *options["reverse_zones"], private.get("zone")}
+    return names - {None}
 
 
 def create_tier(

@@ -308,6 +308,35 @@ def test_names_appear_when_a_nameserver_is_configured_later(cloud: SimulatedClou
     assert records("254.100.51.198.in-addr.arpa") == [f"ip-198-51-100-254.{ZONE}"]
 
 
+def test_locations_share_no_zone_at_a_server(cloud: SimulatedCloud) -> None:
+    """Each would take the records of the other for strays."""
+    other = cloud.admin.post(
+        "/admin/locations", json={"name": "Bandung", "code": "bdg", "country": "ID"}
+    ).json()["data"]["id"]
+
+    def put(location: int, server: str, forward: str, reverse: str) -> httpx.Response:
+        options = {
+            "server": server,
+            "forward_zone": forward,
+            "reverse_zones": [reverse],
+            "key_name": "awan",
+            "key_secret": "c2VjcmV0LXNlY3JldC1zZWNyZXQ=",
+        }
+        path = f"/admin/locations/{location}/engines/nameserver"
+        return cloud.admin.put(path, json={"driver": "rfc2136", "options": options})
+
+    reverse = "100.51.198.in-addr.arpa"
+    for _ in range(2):
+        assert put(cloud.location_id, "10.0.0.1", ZONE, reverse).status_code == 200
+    for forward, back in ((ZONE, "7.18.198.in-addr.arpa"), ("bdg.awan.example", reverse)):
+        refused = put(other, "10.0.0.1", forward, back)
+        assert refused.status_code == 422, refused.text
+        assert "Jakarta" in refused.json()["errors"]["options"][0]
+    assert put(other, "10.0.0.2", ZONE, reverse).status_code == 200, "another server, another zone"
+    apart = put(other, "10.0.0.1", "bdg.awan.example", "7.18.198.in-addr.arpa")
+    assert apart.status_code == 200, apart.text
+
+
 def test_the_key_is_kept_as_a_secret_and_never_shown(cloud: SimulatedCloud) -> None:
     secrets = ["c2VjcmV0LXNlY3JldC1zZWNyZXQ=", "b3RoZXItb3RoZXItb3RoZXItb3RoZXI="]
     path = f"/admin/locations/{cloud.location_id}/engines/nameserver"

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 
+import dns.message
+import dns.name
+import dns.opcode
+import dns.rcode
+import dns.update
 import pytest
 
 from awan.engines.fabric import PrivateNetworkSpec, ResolverSpec, ServicesSpec
@@ -35,6 +40,16 @@ try:
         print("tcp" if tcp.recv(512)[2:4] == question[:2] else "other")
 except OSError:
     pass
+"""
+
+# Sends a message given in hex, over TCP, and prints the answer.
+SEND = """
+import socket, struct, sys
+message = bytes.fromhex(sys.argv[2])
+with socket.create_connection((sys.argv[1], 53), 5) as tcp:
+    tcp.sendall(struct.pack(">H", len(message)) + message)
+    with tcp.makefile("rb") as answer:
+        print(answer.read(struct.unpack(">H", answer.read(2))[0]).hex())
 """
 
 
@@ -121,6 +136,35 @@ def check_nobody_comes_in(private: Private, member: Tenant, spec: ResolverSpec) 
             assert "100% packet loss" in private.router(*ping, check=False)
     finally:
         private.router("ip", "route", "del", *route)
+
+
+def answer_to(member: Tenant, message: dns.message.Message) -> dns.message.Message:
+    """What the resolver answers to a message of the member, over TCP."""
+    said = member.run("/usr/bin/python3", "-c", SEND, RESOLVER, message.to_wire().hex())
+    return dns.message.from_wire(bytes.fromhex(said))
+
+
+def test_members_neither_read_whole_zones_nor_change_them(private: Private) -> None:
+    """The resolver is for questions: the names of all other networks are in the same zone."""
+    network = private.add_network()
+    member = private.add_member(network, 1, 10)
+    way = ["via", str(network.cidr.broadcast_address - 1)]
+    member.run("ip", "route", "add", SERVICES_CIDR, *way)
+    add_way(private, network, "100.64.0.1")
+    assert ask(member) == ["udp", "tcp"]
+    zone = dns.name.from_text(private.location.lab.info.nameserver.private_zone)
+    known = answer_to(member, dns.message.make_query(zone, "SOA"))
+    assert (known.rcode(), len(known.answer)) == (dns.rcode.NOERROR, 1), "the zone is served there"
+    change = dns.update.UpdateMessage(zone)
+    change.add("stray", 60, "A", "198.51.100.66")
+    told = dns.message.make_query(zone, "SOA")
+    told.set_opcode(dns.opcode.NOTIFY)
+    for message in (dns.message.make_query(zone, "AXFR"), change, told):
+        refused = answer_to(member, message)
+        assert refused.rcode() in (dns.rcode.REFUSED, dns.rcode.NOTAUTH), refused
+        assert refused.answer == []
+    stray = answer_to(member, dns.message.make_query(dns.name.from_text("stray", zone), "A"))
+    assert stray.rcode() == dns.rcode.NXDOMAIN
 
 
 def test_public_instances_do_not_ask_the_resolver(private: Private) -> None:
