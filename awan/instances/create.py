@@ -22,12 +22,11 @@ from awan.credentials import SshKey, find_keys
 from awan.engines.seed import hash_password, validate_user_data
 from awan.errors import Invalid
 from awan.firewall import create_firewall
-from awan.fleet import Demand, place
+from awan.fleet import Demand, Node, place
 from awan.instances.models import CpuMode, DesiredState, Instance, InstanceSshKey, ObservedState
-from awan.instances.present import Belongings
 from awan.instances.rules import check_password
 from awan.instances.schemas import InstanceCreate
-from awan.instances.service import InstanceView, is_hostname_taken
+from awan.instances.service import Belongings, InstanceView, is_hostname_taken
 from awan.instances.situation import PASSWORD_PURPOSE, USER_DATA_PURPOSE
 from awan.instances.workflows import CREATE
 from awan.kit.ids import new_id
@@ -84,90 +83,56 @@ class Admitted:
     operation: Operation
 
 
+@dataclass(frozen=True)
+class _Ids:
+    """Of what a creation makes: others are derived from them."""
+
+    instance_id: UUID
+    operation_id: UUID
+
+
 def create_instance(session: Session, caller: Caller, request: InstanceCreate) -> Admitted:
     """Admits an instance: rows, room, address, price, and the operation that builds it.
 
-    Locks, always in this order: image, quota, node, address. Raises: Invalid, QuotaExceeded, NoCapacity, Unavailable
-    while an engine of the location is not configured.
+    Locks, always in this order: image, quota, node, network, address. Raises: Invalid, QuotaExceeded, NoCapacity,
+    Unavailable while an engine of the location is not configured.
     """
     order = check_order(session, caller, request)
     engines = outline(session, request.location_id)
     # Before the quota is locked, for which other creations of the account wait: it takes longer than all else here.
     password_hash = hash_password(request.password)
-    quotas.take(
-        session,
-        caller.account_id,
-        instances=1,
-        vcpus=request.cpu,
-        memory_gib=request.memory,
-        storage_gib=request.storage,
-        public_ips=1 if request.use_public_ip and order.address is None else 0,
-    )
-    instance_id, operation_id = new_id(), new_id()
-    node = place(
-        session,
-        instance_id=instance_id,
-        account_id=caller.account_id,
-        location_id=request.location_id,
-        tier=order.tier,
-        demand=Demand(
-            request.cpu,
-            order.cpu_mode == CpuMode.DEDICATED,
-            request.memory * 1024,
-            request.storage,
-        ),
-    )
-    resource = _insert_resource(session, caller, request, instance_id, operation_id)
-    instance = _insert_instance(
-        session, caller, request, order, password_hash, instance_id, operation_id, node.node_id
-    )
+    ids = _Ids(new_id(), new_id())
+    _take_quota(session, caller, request, order)
+    node = _place(session, caller, request, order, ids)
+    resource = _insert_resource(session, caller, request, ids)
+    instance = _insert_instance(session, caller, request, order, ids, node, password_hash)
     create_firewall(
         session,
-        instance_id=instance_id,
+        instance_id=ids.instance_id,
         account_id=caller.account_id,
         location_id=request.location_id,
     )
     create_root_volume(
         session,
-        instance_id=instance_id,
+        instance_id=ids.instance_id,
         account_id=caller.account_id,
         location_id=request.location_id,
         node_id=node.node_id,
         image_id=order.image.image_id,
         size_gib=request.storage,
         engine=engines.volumes_driver,
-        operation_id=operation_id,
+        operation_id=ids.operation_id,
     )
-    if order.network is not None:
-        # Before the address: whoever changes a gateway locks the network first as well.
-        create_private_nic(
-            session, instance_id=instance_id, network=order.network, operation_id=operation_id
-        )
-    addresses: list[Address] = []
-    if request.use_public_ip:
-        addresses = create_public_nic(
-            session,
-            instance_id=instance_id,
-            address=order.address
-            or allocate(
-                session,
-                caller,
-                request.location_id,
-                operation_id=operation_id,
-                takes_quota=False,
-            ),
-            operation_id=operation_id,
-            is_new=order.address is None,
-        )
-    lock_prices(session, instance_id, order.items)
+    addresses = _make_cards(session, caller, request, order, ids)
+    lock_prices(session, ids.instance_id, order.items)
     operation = begin(
         session,
         caller=caller,
         plan=CREATE,
         resource=resource,
         resource_kind=ResourceKind.INSTANCE,
-        subject_id=instance_id,
-        operation_id=operation_id,
+        subject_id=ids.instance_id,
+        operation_id=ids.operation_id,
     )
     return Admitted(
         InstanceView(
@@ -184,7 +149,7 @@ def create_instance(session: Session, caller: Caller, request: InstanceCreate) -
             prefix=None,
             prices=order.items,
             zones=engines.zones,
-            members=members_of(session, instance_ids=[instance_id]) if order.network else [],
+            members=members_of(session, instance_ids=[ids.instance_id]) if order.network else [],
             ssh_keys=order.ssh_keys,
         ),
         operation,
@@ -346,17 +311,77 @@ def _check_vswitch(
     return network
 
 
+def _take_quota(session: Session, caller: Caller, request: InstanceCreate, order: Order) -> None:
+    quotas.take(
+        session,
+        caller.account_id,
+        instances=1,
+        vcpus=request.cpu,
+        memory_gib=request.memory,
+        storage_gib=request.storage,
+        public_ips=1 if request.use_public_ip and order.address is None else 0,
+    )
+
+
+def _place(
+    session: Session, caller: Caller, request: InstanceCreate, order: Order, ids: _Ids
+) -> Node:
+    return place(
+        session,
+        instance_id=ids.instance_id,
+        account_id=caller.account_id,
+        location_id=request.location_id,
+        tier=order.tier,
+        demand=Demand(
+            request.cpu,
+            order.cpu_mode == CpuMode.DEDICATED,
+            request.memory * 1024,
+            request.storage,
+        ),
+    )
+
+
+def _make_cards(
+    session: Session, caller: Caller, request: InstanceCreate, order: Order, ids: _Ids
+) -> list[Address]:
+    """The cards that were ordered; gives the addresses of the public one, IPv4 first."""
+    if order.network is not None:
+        # Before the address: whoever changes a gateway locks the network first as well.
+        create_private_nic(
+            session,
+            instance_id=ids.instance_id,
+            network=order.network,
+            operation_id=ids.operation_id,
+        )
+    if not request.use_public_ip:
+        return []
+    address = order.address or allocate(
+        session,
+        caller,
+        request.location_id,
+        operation_id=ids.operation_id,
+        takes_quota=False,
+    )
+    return create_public_nic(
+        session,
+        instance_id=ids.instance_id,
+        address=address,
+        operation_id=ids.operation_id,
+        is_new=order.address is None,
+    )
+
+
 def _insert_resource(
-    session: Session, caller: Caller, request: InstanceCreate, instance_id: UUID, operation_id: UUID
+    session: Session, caller: Caller, request: InstanceCreate, ids: _Ids
 ) -> Resource:
     return create(
         session,
         kind=ResourceKind.INSTANCE,
-        resource_id=instance_id,
+        resource_id=ids.instance_id,
         account_id=caller.account_id,
         name=request.hostname,
         location_id=request.location_id,
-        operation_id=operation_id,
+        operation_id=ids.operation_id,
         name_field="hostname",
         is_active=True,
     )
@@ -367,10 +392,9 @@ def _insert_instance(
     caller: Caller,
     request: InstanceCreate,
     order: Order,
+    ids: _Ids,
+    node: Node,
     password_hash: str,
-    instance_id: UUID,
-    operation_id: UUID,
-    node_id: UUID,
 ) -> Instance:
     password = put_secret(session, PASSWORD_PURPOSE, password_hash)
     user_data = (
@@ -380,13 +404,13 @@ def _insert_instance(
     )
     session.flush()
     instance = Instance(
-        instance_id=instance_id,
+        instance_id=ids.instance_id,
         account_id=caller.account_id,
         location_id=request.location_id,
         tier_id=order.tier.tier_id,
         template_id=order.template.template_id,
         image_id=order.image.image_id,
-        node_id=node_id,
+        node_id=node.node_id,
         hostname=request.hostname,
         username=request.username,
         vcpus=request.cpu,
@@ -399,12 +423,12 @@ def _insert_instance(
         user_data_secret_id=user_data,
         monthly_minor=total_monthly_minor(order.items),
         currency=caller.currency,
-        create_operation_id=operation_id,
+        create_operation_id=ids.operation_id,
     )
     session.add(instance)
     session.flush()
     session.add_all(
-        InstanceSshKey(instance_id=instance_id, ssh_key_id=key.ssh_key_id, position=position)
+        InstanceSshKey(instance_id=ids.instance_id, ssh_key_id=key.ssh_key_id, position=position)
         for position, key in enumerate(order.ssh_keys)
     )
     session.flush()

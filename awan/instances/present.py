@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -34,33 +33,17 @@ from awan.instances.schemas import (
     TemplateDetail,
     TierDetail,
 )
-from awan.instances.service import InstanceView, installed_keys
+from awan.instances.service import Belongings, InstanceView, installed_keys
 from awan.kit.http import OperationView
 from awan.kit.money import display_hourly, u720_to_minor
 from awan.ledger import locked_prices, monthly_prices
 from awan.networks import Address, public_addresses
-from awan.networks.models import RoutedPrefix
 from awan.networks.names import name_of
 from awan.networks.prefixes import find_prefix
-from awan.networks.private_networks import Member, members_of
+from awan.networks.private_networks import members_of
 from awan.operations import summary
 from awan.resources import ResourceKind
 from awan.settings import get_settings
-
-
-@dataclass(frozen=True)
-class Belongings:
-    """What an instance has and costs. `prices` are those that it was sold at; `ssh_keys` those of its creation.
-
-    `zones`: of its location's names, None without a nameserver. The addresses are its public ones, IPv4 first.
-    """
-
-    addresses: Sequence[Address]
-    prefix: RoutedPrefix | None
-    prices: Sequence[PricedItem]
-    zones: Zones | None
-    members: Sequence[Member]
-    ssh_keys: Sequence[SshKey]
 
 
 def show_rows(session: Session, views: Sequence[InstanceView]) -> list[InstanceRow]:

@@ -22,9 +22,10 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from awan.accounts import Caller
-from awan.catalogue import check_location
+from awan.catalogue import PricedItem, check_location
 from awan.catalogue.models import Location, Template, Tier
 from awan.credentials import SshKey
+from awan.engines.nameserver import Zones
 from awan.errors import Conflict, Protected
 from awan.events import record
 from awan.fleet import Node, NodeHealth
@@ -34,7 +35,9 @@ from awan.instances.workflows import DELETE, RESTART, START, STOP
 from awan.kit.clock import now
 from awan.kit.pagination import PageRequest
 from awan.ledger import close_spans
-from awan.networks import Nic, NicRole
+from awan.networks import Address, Nic, NicRole
+from awan.networks.models import RoutedPrefix
+from awan.networks.private_networks import Member
 from awan.operations import Operation, Plan, begin, request_cancel
 from awan.operations.models import OperationStatus
 from awan.operations.service import Requester, refuse_if_busy
@@ -64,6 +67,21 @@ class InstanceView:
     template: Template
     operation: Operation | None
     is_node_silent: bool
+
+
+@dataclass(frozen=True)
+class Belongings:
+    """What an instance has and costs. `prices` are those that it was sold at; `ssh_keys` those of its creation.
+
+    `zones`: of its location's names, None without a nameserver. The addresses are its public ones, IPv4 first.
+    """
+
+    addresses: Sequence[Address]
+    prefix: RoutedPrefix | None
+    prices: Sequence[PricedItem]
+    zones: Zones | None
+    members: Sequence[Member]
+    ssh_keys: Sequence[SshKey]
 
 
 def _views() -> Any:
