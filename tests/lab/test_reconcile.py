@@ -338,3 +338,66 @@ def test_a_node_is_cut_off(cloud: LabCloud, note: Note) -> None:
     until(lambda: status(cloud, uuid) == "Stopped", SOON_S, "the truth is not told")
     assert cloud.node_of(uuid)["health"] == "reachable"
     cloud.assert_green(settle_s=60)
+
+
+def test_an_abandoned_node_comes_back(cloud: LabCloud, note: Note) -> None:
+    """Its guest ran on all the time, with an address that another one has by then."""
+    uuid, address = running(cloud)
+    node, own = cloud.node_of(uuid), cloud.show(uuid)["public_network"]["uuid"]
+    name, path = node["name"], f"/admin/nodes/{node['uuid']}"
+    link = next(it.host_link for it in cloud.lab.layout.nodes if it.name == name)
+    subprocess.run(["ip", "link", "set", link, "nomaster"], check=True)
+    try:
+        until(lambda: status(cloud, uuid) == "Unknown", 90, "it is not Unknown")
+        assert cloud.ssh_when_up(address, "hostname", timeout_s=30), "the guest runs all the same"
+        given_up = cloud.admin.post(f"{path}/abandon", json={"confirm": name})
+        assert given_up.json()["data"]["state"] == "lost", given_up.text
+        took_s = seconds_until(lambda: cloud.is_gone(uuid), LATER_S, "it is not deleted")
+        note("its node abandoned", took_s, "deleted")
+        heir = cloud.create_instance(public_network=own, hostname="heir")["uuid"]
+        assert cloud.node_of(heir)["name"] != name
+    finally:
+        cloud.lab.up()
+    try:
+        took_s = seconds_until(
+            lambda: domain_state(cloud, name, uuid) == "shut off", LATER_S, "it still runs"
+        )
+        note("its abandoned node back", took_s, "fenced")
+        cloud.wait_ready(heir)
+        assert cloud.ssh_when_up(address, "hostname").strip() == "heir"
+        until(lambda: uuid in quarantined_on(cloud, node["uuid"]), LATER_S, "not in quarantine")
+        assert domain_state(cloud, name, uuid) == "shut off"
+        assert cloud.admin.post(f"{path}/probe").status_code == 409
+    finally:
+        install_anew(cloud, node)
+    until(lambda: not quarantined_on(cloud, node["uuid"]), LATER_S, "strays are left")
+    cloud.assert_green(settle_s=60)
+
+
+def quarantined_on(cloud: LabCloud, node_uuid: str) -> set[str]:
+    """What no row explains on a node."""
+    rows = cloud.admin.get("/admin/quarantine").json()["data"]
+    return {row["subject"] for row in rows if row["node_uuid"] == node_uuid}
+
+
+def install_anew(cloud: LabCloud, node: dict[str, Any]) -> None:
+    """The node serves again, for the next tests: no host is ever added again under an identity that was given up."""
+    strays = quarantined_on(cloud, node["uuid"])
+    with libvirt_of(cloud, node["name"]) as connection:
+        for domain in connection.listAllDomains():
+            if domain.UUIDString() in strays:
+                domain.undefine()
+        pool = connection.storagePoolLookupByName(POOL)
+        pool.refresh()
+        for volume in pool.listAllVolumes():
+            if volume.name() in strays:
+                volume.delete()
+    with cloud.connect() as connection:
+        connection.execute(
+            "UPDATE node SET state = 'active', abandoned_at = NULL WHERE node_id = %s",
+            [node["uuid"]],
+        )
+        connection.execute(
+            "INSERT INTO node_tier (node_id, tier_id) VALUES (%s, %s)",
+            [node["uuid"], cloud.tier_id],
+        )
