@@ -258,9 +258,10 @@ def test_what_is_left_over_is_found(cloud: SimulatedCloud) -> None:
 
 
 def wait_for_waiter() -> None:
-    """Returns when some transaction waits for another one."""
+    """Returns when some transaction of this test's database waits for another one."""
     query = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0"
     )
     deadline = time.monotonic() + 20
     with get_engine().connect() as connection:
