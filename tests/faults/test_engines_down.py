@@ -260,21 +260,25 @@ def test_a_frozen_worker_is_taken_over_and_does_no_harm_when_it_wakes(
 def test_a_worker_that_freezes_in_a_transaction_does_not_keep_its_locks(
     cloud: LabCloud, note: Note
 ) -> None:
-    """It holds the lock of the operation's row when it is frozen; who takes over needs the same row."""
+    """It holds the locks of the end when it is frozen in it; who takes over needs the same rows."""
     with cloud.second_worker():
         until(lambda: "worker-2" in alive_workers(cloud), 60, "the second worker does not beat")
         began = time.monotonic()
         answer = cloud.create()
         uuid, operation = answer["data"]["uuid"], answer["operation"]["uuid"]
         with cloud.connect() as ours:
-            ours.execute("SELECT FROM operation WHERE operation_id = %s FOR UPDATE", [operation])
-            until(lambda: cloud.query(WAITING), 30, "the worker does not come to its next step")
+            ours.execute("SELECT FROM instance WHERE instance_id = %s FOR UPDATE", [uuid])
+            ((session,),) = until(
+                lambda: cloud.query(WAITING, ours.info.backend_pid),
+                30,
+                "it does not come to its end",
+            )
             owner, pid = owner_of(cloud, operation)
             os.kill(pid, signal.SIGSTOP)
             ours.rollback()
         frozen = time.monotonic()
         try:
-            until(lambda: cloud.query(IDLE), 10, "the frozen worker holds no lock")
+            until(lambda: cloud.query(IDLE, session), 10, "the frozen worker holds no lock")
             at_freeze = cloud.operation(operation)
             ended = cloud.wait(operation, timeout_s=CONVERGED_S)
             ended_s = time.monotonic() - frozen
@@ -290,13 +294,9 @@ def test_a_worker_that_freezes_in_a_transaction_does_not_keep_its_locks(
         cloud.assert_green()
 
 
-# Sessions of workers whose update of an operation waits for a lock, and those that have it and say no more.
-WAITING = """
-SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'UPDATE operation%%'
-"""
-IDLE = """
-SELECT pid FROM pg_stat_activity WHERE state = 'idle in transaction' AND query LIKE 'UPDATE operation%%'
-"""
+# The session that waits for a lock of this one, and the same once it has it and says no more.
+WAITING = "SELECT pid FROM pg_locks WHERE NOT granted AND %s = ANY (pg_blocking_pids(pid))"
+IDLE = "SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'idle in transaction'"
 
 
 def alive_workers(cloud: LabCloud) -> list[str]:
