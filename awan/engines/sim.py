@@ -34,7 +34,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, LiteralString, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -47,7 +47,7 @@ from awan.errors import EngineError, EngineRejected, EngineUnavailable
 from awan.kit.database import REST_MAX_S
 
 SETTING_TTL_S = 1.0
-CONNECTIONS_MAX = 10
+CONNECTIONS_MAX = 20
 # Serialises DDL of processes that start together: IF NOT EXISTS alone is not safe against a race.
 DDL_LOCK_ID = 0x6177616E51
 
@@ -146,6 +146,7 @@ class SimStore:
         self._settings_until = 0.0
         self._tables: set[str] = set()
         self._lock = threading.Lock()
+        self._held = threading.local()
         self._rests_since: WeakKeyDictionary[psycopg.Connection[DictRow], float] = (
             WeakKeyDictionary()
         )
@@ -193,11 +194,20 @@ class SimStore:
 
     @contextmanager
     def connection(self) -> Iterator[psycopg.Connection[DictRow]]:
-        """An autocommit connection; `connection.transaction()` makes several statements one."""
+        """An autocommit connection; `connection.transaction()` makes several statements one.
+
+        Within a verb, or within another such block of the thread, it is the same one.
+        """
+        held: psycopg.Connection[DictRow] | None = getattr(self._held, "connection", None)
+        if held is not None:
+            yield held
+            return
         with self._pool.connection() as connection:
+            self._held.connection = connection
             try:
                 yield connection
             finally:
+                self._held.connection = None
                 self._rests_since[connection] = time.monotonic()
 
     def execute(self, statement: LiteralString, parameters: Parameters = None) -> int:
@@ -241,9 +251,10 @@ class SimStore:
                 )
 
     @contextmanager
-    def call(self, engine: str, verb: str, target: str) -> Iterator[None]:
+    def call(self, engine: str, verb: str, target: str, *, is_long: bool = False) -> Iterator[None]:
         """Goes around the effect of one verb: planned faults, latency, the record of calls.
 
+        The statements of a verb share a connection, unless it `is_long`: one that waits for a guest keeps none.
         Raises: EngineUnavailable when the fake cannot reach its state, as an engine that was restarted.
         """
         number = self.faults.enter(Call(engine, verb, target))
@@ -251,7 +262,8 @@ class SimStore:
             latency_s = self._read_latency_s(engine, verb)
             if latency_s > 0:
                 time.sleep(latency_s)
-            yield
+            with nullcontext() if is_long else self.connection():
+                yield
         except psycopg.OperationalError as err:
             # Other connections of the pool are lost as well then.
             self._pool.check()

@@ -165,7 +165,7 @@ class FakeHypervisor:
         force: bool = False,
         gives_up: Callable[[], bool] = never,
     ) -> StopOutcome:
-        with self._call(node, "ensure_stopped", instance_id):
+        with self._call(node, "ensure_stopped", instance_id, is_long=True):
             outcome = self._stop(node, instance_id, grace_s=grace_s, force=force, gives_up=gives_up)
         self._announce_stop(node, instance_id, outcome)
         return outcome
@@ -486,8 +486,10 @@ class FakeHypervisor:
         return [self._location, node.node_id, instance_id]
 
     @contextmanager
-    def _call(self, node: NodeEndpoint, verb: str, target: object) -> Iterator[None]:
-        with self._store.call(ENGINE, verb, str(target)):
+    def _call(
+        self, node: NodeEndpoint, verb: str, target: object, *, is_long: bool = False
+    ) -> Iterator[None]:
+        with self._store.call(ENGINE, verb, str(target), is_long=is_long):
             row = self._store.find_one(
                 "SELECT is_available FROM sim.hypervisor_node"
                 " WHERE location = %s AND node_id = %s AND NOT is_available",
