@@ -267,7 +267,11 @@ class _Node:
         self, call: _Call[T], fn: Callable[[Connection], T], key: str | None, deadline: float
     ) -> None:
         try:
-            call.link, conn = self._connected(deadline)
+            link, conn = self._connected(deadline)
+            with self.changed:
+                call.link = link
+                if call.is_overdue:
+                    self._leave_behind_on(link)
             call.result = fn(conn)
         except BaseException as err:  # noqa: BLE001 - handed to the caller's thread as it is
             call.error = err
@@ -294,17 +298,22 @@ class _Node:
             call.is_overdue = True
             self.running -= 1
             self.overdue += 1
+            # One that has no connection yet is counted when it gets one.
             if call.link is not None:
-                call.link.overdue += 1
-                if call.link is self.link and call.link.overdue >= self.overdue_per_connection:
-                    log.warning(
-                        "libvirt_connection_replaced",
-                        node=self.endpoint.name,
-                        overdue=call.link.overdue,
-                    )
-                    self._drop(call.link)
+                self._leave_behind_on(call.link)
             self.changed.notify_all()
             return True
+
+    def _leave_behind_on(self, link: _Link) -> None:
+        """One more call that nobody waits for is on this connection: too many, and the node gets another. Holds
+        `changed`.
+        """
+        link.overdue += 1
+        if link is self.link and link.overdue >= self.overdue_per_connection:
+            log.warning(
+                "libvirt_connection_replaced", node=self.endpoint.name, overdue=link.overdue
+            )
+            self._drop(link)
 
     # Connection
 

@@ -57,10 +57,12 @@ def ask(
     return nodes.call(node, "ask", lambda conn: str(conn.getType()), timeout_s=timeout_s, key=key)
 
 
-def leave_behind(nodes: LibvirtNodes, node: NodeEndpoint, key: str) -> Gate:
+def leave_behind(
+    nodes: LibvirtNodes, node: NodeEndpoint, key: str, timeout_s: float = 0.05
+) -> Gate:
     gate = Gate()
     with pytest.raises(EngineUnavailable):
-        nodes.call(node, "hang", gate, timeout_s=0.05, key=key)
+        nodes.call(node, "hang", gate, timeout_s=timeout_s, key=key)
     return gate
 
 
@@ -86,7 +88,7 @@ def test_a_late_call_keeps_its_key_and_nothing_else(
 ) -> None:
     began = time.monotonic()
     gate = leave_behind(nodes, node, "domain-1")
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10
     ask(nodes, node, "domain-2")
     with pytest.raises(EngineUnavailable):
         ask(nodes, node, "domain-1", timeout_s=0.1)
@@ -136,15 +138,26 @@ def test_calls_at_once_are_bounded(nodes: LibvirtNodes, node: NodeEndpoint) -> N
         thread.join()
 
 
+@pytest.mark.parametrize("timeout_s", [0.0, 0.3])
 def test_a_connection_full_of_late_calls_is_replaced(
-    nodes: LibvirtNodes, node: NodeEndpoint
+    nodes: LibvirtNodes, node: NodeEndpoint, timeout_s: float
 ) -> None:
     first = nodes.call(node, "connection", lambda conn: conn, timeout_s=5)
-    gates = [leave_behind(nodes, node, f"k{n}") for n in range(OVERDUE_PER_CONNECTION)]
+    # Given up at once, perhaps before they have the connection, or once they have been on it for a while.
+    gates = [leave_behind(nodes, node, f"k{n}", timeout_s) for n in range(OVERDUE_PER_CONNECTION)]
+    for gate in gates:
+        assert gate.entered.wait(20)
     second = nodes.call(node, "connection", lambda conn: conn, timeout_s=5)
     assert first is not second
     for gate in gates:
         gate.opened.set()
+    deadline = time.monotonic() + 20
+    while nodes._nodes[node.node_id].overdue:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    link = nodes._nodes[node.node_id].link
+    assert link is not None
+    assert link.overdue == 0
 
 
 def test_too_many_late_calls_are_refused_at_once(nodes: LibvirtNodes, node: NodeEndpoint) -> None:
@@ -152,7 +165,7 @@ def test_too_many_late_calls_are_refused_at_once(nodes: LibvirtNodes, node: Node
     began = time.monotonic()
     with pytest.raises(EngineUnavailable):
         ask(nodes, node, timeout_s=20)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10
     for gate in gates:
         gate.opened.set()
     deadline = time.monotonic() + 10
@@ -181,7 +194,7 @@ def test_a_daemon_that_never_answers_does_not_hold_callers(nodes: LibvirtNodes) 
         for _ in range(3):
             with pytest.raises(EngineUnavailable):
                 ask(nodes, node, timeout_s=0.3)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
         accepted, _ = server.accept()
         accepted.close()
 
