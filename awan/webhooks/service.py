@@ -212,6 +212,8 @@ def get_delivery(
     """A delivery of the endpoint and its latest attempts, newest first. Raises: NotFound."""
     get_endpoint(session, caller, endpoint_id)
     delivery = _delivery_of(session, endpoint_id, delivery_id)
+    # Under the row's lock: an attempt that is being recorded is in both or in neither.
+    session.refresh(delivery, with_for_update={"read": True})
     attempts = session.scalars(
         select(WebhookAttempt)
         .where(WebhookAttempt.delivery_id == delivery_id)

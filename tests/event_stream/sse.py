@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import httpx
 
-WAIT_S = 20.0
+WAIT_S = 40.0
 
 
 @dataclass(frozen=True)

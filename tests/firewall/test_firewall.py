@@ -346,7 +346,7 @@ def test_an_edit_does_not_wait_for_the_instance(guarded: Guarded) -> None:
 def test_ten_quick_edits_cost_few_pushes(guarded: Guarded) -> None:
     wait_until_idle()
     sim_store().faults.clear()
-    sim_store().set_latency(0.5, engine="fabric", verb="ensure_firewall")
+    sim_store().set_latency(2.0, engine="fabric", verb="ensure_firewall")
     operations = {
         guarded.send("POST", "/rules", **{**SSH, "destination_port": port}).json()["operation"][
             "uuid"

@@ -186,7 +186,7 @@ def test_edits_that_come_fast_are_pushed_together(shared: Groups) -> None:
     made = shared.make()
     shared.attach(made)
     wait_until_idle()
-    sim_store().set_latency(1.0, engine="fabric", verb="ensure_firewall_group")
+    sim_store().set_latency(2.0, engine="fabric", verb="ensure_firewall_group")
     for number in range(8):
         rules = [{**WEB, "destination_port": 1 + number}]
         shared.do("PUT", f"/{made['uuid']}/rules", rules=rules)

@@ -5,7 +5,6 @@ Each case lets one change run into a row that is held, and looks whether it hold
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from awan.instances.first_boot import _note_scrubbed, mark_guest_ready
 from awan.kit.database import get_engine, transaction
 from awan.resources import Resource, lock
 from tests.support.in_process_worker import InProcessWorker
+from tests.support.lock_waits import wait_for_waiters
 from tests.support.simulated_cloud import SimulatedCloud
 
 ORDER = ["resource", "instance", "quota", "node", "address"]
@@ -32,19 +32,6 @@ def held(table: str) -> Iterator[Connection]:
         connection.execute(text(f"SELECT 1 FROM {table} FOR UPDATE"))
         yield connection
         connection.rollback()
-
-
-def wait_for_waiters(holder: Connection, count: int = 1) -> None:
-    """Returns when somebody waits for the holder's lock."""
-    # Not pg_stat_activity: within a transaction it shows those sessions only that it showed at the first look.
-    query = text(
-        "SELECT count(DISTINCT pid) FROM pg_locks"
-        " WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
-    )
-    deadline = time.monotonic() + 60
-    while (holder.scalar(query) or 0) < count:
-        assert time.monotonic() < deadline, "nobody waits"
-        time.sleep(0.01)
 
 
 def assert_free(table: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
 import threading
 import time
@@ -16,7 +15,14 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from awan.kit.database import get_engine, transaction
-from awan.operations import durable_step, enqueue_wait, pause, wait_for_end, waiting_workflow
+from awan.operations import (
+    durable_step,
+    enqueue_wait,
+    pause,
+    wait_for_end,
+    waiting_workflow,
+    watch,
+)
 from awan.settings import Settings
 from tests.operations.house import Site, begin_build, make_plot
 from tests.support.in_process_worker import InProcessWorker, workflow_state
@@ -134,22 +140,22 @@ def test_a_wait_is_resumed_after_a_death(site: Site, settings: Settings, session
 
 
 def test_the_end_wakes_who_waits_at_once(
-    site: Site, session: Session, worker: InProcessWorker
+    site: Site, session: Session, worker: InProcessWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wait_for_end(begin_build(make_plot(session)), 10)  # the listener is up
+    monkeypatch.setattr(watch, "RECHECK_S", 60.0)
+    started = time.monotonic()
     operation_id = begin_build(make_plot(session))
-    operation = wait_for_end(operation_id, 10)
-    seen = time.time()
-    assert operation.finished_at is not None
+    assert wait_for_end(operation_id, 50).status == "succeeded"
     # Far less than a recheck: the notification woke us.
-    assert seen - operation.finished_at.timestamp() < 0.5
+    assert time.monotonic() - started < 30
 
 
 def test_the_timeout_gives_the_operation_as_it_stands(site: Site, session: Session) -> None:
     operation_id = begin_build(make_plot(session))
     started = time.monotonic()
     assert wait_for_end(operation_id, 0.2).status == "queued"
-    assert 0.2 <= time.monotonic() - started < 2
+    assert 0.2 <= time.monotonic() - started < 10
 
 
 def test_an_unknown_operation_cannot_be_waited_for(settings: Settings) -> None:
@@ -161,17 +167,19 @@ def test_waiting_holds_no_connection_of_the_pool(site: Site, session: Session) -
     operation_ids = [begin_build(make_plot(session)) for _ in range(60)]
     session.close()
     threads = [
-        threading.Thread(target=wait_for_end, args=(operation_id, 1.5))
+        threading.Thread(target=wait_for_end, args=(operation_id, 4.0))
         for operation_id in operation_ids
     ]
     for thread in threads:
         thread.start()
-    time.sleep(0.2)
     in_use = []
-    while any(thread.is_alive() for thread in threads):
+    while all(thread.is_alive() for thread in threads):
         in_use.append(get_engine().pool.checkedout())  # type: ignore[attr-defined]
         time.sleep(0.01)
-    assert statistics.median(in_use) < 10  # of sixty that wait; each looks once a second
+    for thread in threads:
+        thread.join()
+    # Of sixty that wait each looks once a second. If they kept what they looked with, it would be all of the pool.
+    assert min(in_use[len(in_use) // 4 :]) < 10
 
 
 def test_a_lost_listener_comes_back(site: Site, session: Session, worker: InProcessWorker) -> None:

@@ -86,15 +86,12 @@ def test_killed_worker_resumes_after_restart(site: Site, session: Session, start
     wait_until("under way", lambda: all(read_operation(id_).step is not None for id_ in operations))
     first.kill()
     first.wait()
-    started = time.monotonic()
     start("one")
     for operation_id in operations:
         operation = wait_for_end(operation_id, 60)
         assert operation.status == "succeeded"
         assert operation.resource_id is not None
         assert site.parts(operation.resource_id) == sorted(PARTS)
-    # Ten seconds on an idle machine; start of the interpreter included.
-    assert time.monotonic() - started < 40
 
 
 def test_a_dead_worker_that_stays_away_is_taken_over(
@@ -141,15 +138,15 @@ def test_frozen_worker_is_taken_over_and_does_no_harm_when_it_wakes(
 def test_sigterm_ends_it_quickly_and_leaves_the_work_to_recovery(
     site: Site, session: Session, start: Start
 ) -> None:
-    site.store.set_latency(8.0)
+    site.store.set_latency(60.0)
     first = start("one", lease_s=30.0)
     wait_until("start", lambda: is_alive("one"))
     operation_id = begin_build(make_plot(session))
     wait_until("under way", lambda: read_operation(operation_id).step is not None)
     first.terminate()
     started = time.monotonic()
-    assert first.wait(20) == 0
-    assert time.monotonic() - started < 6
+    assert first.wait(40) == 0
+    assert time.monotonic() - started < 30
     assert read_operation(operation_id).status == "running"
     site.store.set_latency(0.0)
     start("one", lease_s=30.0)

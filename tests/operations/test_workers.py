@@ -189,6 +189,7 @@ def test_zombie_does_no_further_step(site: Site, settings: Settings, session: Se
         assert durable.recover(["one"]) == 1
         assert wait_for_end(operation_id, 10).status == "succeeded"
         woken.set()
+        wait_for(lambda: "spared" in site.words(plot.resource_id), 20)
         time.sleep(0.5)
     words = site.words(plot.resource_id)
     assert words == ["floor", "walls", "walls", "roof", "succeed", "then", "spared"]

@@ -17,6 +17,7 @@ from awan.reconcile.leases import release_leases, take_leases
 from awan.reconcile.watching import run_watches
 from awan.settings import get_settings
 from tests.reconcile.conftest import scalar
+from tests.support.changed_settings import changed_settings
 from tests.support.guests import create_settled
 from tests.support.in_process_worker import wait_until_idle
 from tests.support.simulated_cloud import SimulatedCloud
@@ -132,14 +133,14 @@ def test_a_worker_reacts_to_events_and_lets_go_at_its_end(cloud: SimulatedCloud)
     guest = find_guest(cloud, create_settled(cloud))
     other = find_guest(cloud, create_settled(cloud))
     workers.beat(get_settings().worker_id)
-    with watching():
+    with changed_settings(node_check_interval_s="300"), watching():
         until(lambda: scalar("SELECT count(*) FROM node WHERE seen_at IS NOT NULL") == 2)
         guest.shut_down()
-        # By its event: the timer would not come before ten seconds.
-        until(lambda: guest.show()["status"] == "Stopped", timeout_s=5)
+        # By its event: the timer would not come before five minutes.
+        until(lambda: guest.show()["status"] == "Stopped", timeout_s=30)
         other.undefine()
         other.shut_down()
-        until(lambda: other.count("instance.recover") == 1, timeout_s=5)
+        until(lambda: other.count("instance.recover") == 1, timeout_s=30)
         wait_until_idle()
         assert other.show()["status"] == "Running"
     assert scalar("SELECT count(*) FROM watch_lease WHERE executor_id IS NOT NULL") == 0

@@ -101,6 +101,6 @@ def test_programs_do_not_inherit_the_callers_environment(
 ) -> None:
     monkeypatch.setenv("SOME_CREDENTIAL", "do-not-pass-on")
     supervisor.start([Program("sleeper", SLEEPER)])
-    eventually(lambda: "ready" in (open_dir / "log/sleeper.log").read_text(), 5.0)
+    eventually(lambda: "ready" in (open_dir / "log/sleeper.log").read_text(), 30.0)
     environ = Path(f"/proc/{pid_of(supervisor, 'sleeper')}/environ").read_bytes()
     assert b"do-not-pass-on" not in environ

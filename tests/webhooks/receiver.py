@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-WAIT_S = 25.0
+WAIT_S = 40.0
 TOLERANCE_S = 300
 
 

@@ -196,7 +196,7 @@ def test_fifo_as_backing_file_does_not_block(tmp_path: Path) -> None:
     subprocess.run([*command, str(path)], check=True)
     started_at = time.monotonic()
     assert "backing file" in refused(path)
-    assert time.monotonic() - started_at < 1
+    assert time.monotonic() - started_at < 15
 
 
 # External data files and unknown features (check 2)
