@@ -158,4 +158,6 @@ def cloud(_seeded: tuple[SimulatedCloud, Snapshot], settings: Settings) -> Simul
     cloud, snapshot = _seeded
     snapshot.put_back()
     sim_store().faults.clear()
+    # Else a latency of the test before is believed for up to a second.
+    sim_store().forget_settings()
     return cloud

@@ -235,6 +235,10 @@ class SimStore:
             " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
             [key, latency_s],
         )
+        self.forget_settings()
+
+    def forget_settings(self) -> None:
+        """The latencies are read anew at the next call, and not only after a while."""
         self._settings_until = 0.0
 
     def wipe(self, location: str) -> None:
