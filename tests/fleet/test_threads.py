@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
@@ -16,10 +15,10 @@ from awan.engines.registry import sim_store
 from awan.fleet.models import Placement
 from awan.fleet.rules import choose_threads
 from awan.kit.database import transaction
+from tests.support.held_call import held
 from tests.support.simulated_cloud import SimulatedCloud
 
 NODE_THREADS = set(range(16))
-HELD_S = 2.0
 
 
 @pytest.fixture
@@ -126,16 +125,14 @@ def test_one_that_is_being_defined_hears_of_threads_given_away_meanwhile(
 ) -> None:
     """It has read the rows already; the dedicated one looks at the domains before it is among them."""
     one_node.create_running()  # the image is on the node
-    sim_store().set_latency(HELD_S, engine="hypervisor", verb="ensure_defined")
-    slow = one_node.create()
-    deadline = time.monotonic() + 10
-    while not any(call.verb == "ensure_defined" for call in sim_store().faults.calls[-1:]):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    sim_store().execute("DELETE FROM sim.setting")
-    sim_store()._settings_until = 0.0
-    dedicated = one_node.create_running(cpu=2, use_dedicated_cpu=True)["uuid"]
-    ended = one_node.customer.http.get(f"/operations/{slow['operation']['uuid']}").json()["data"]
-    assert ended["status"] == "running", "the slow one was not slow enough to prove anything"
+    with held("ensure_defined") as definition:
+        slow = one_node.create()
+        assert definition.entered.wait(20)
+        dedicated = one_node.create_running(cpu=2, use_dedicated_cpu=True)["uuid"]
+        ended = one_node.customer.http.get(f"/operations/{slow['operation']['uuid']}").json()[
+            "data"
+        ]
+        assert ended["status"] == "running"
+        assert not definition.left.is_set()
     assert one_node.wait(slow["operation"]["uuid"])["status"] == "succeeded"
     assert threads_on_node(slow["data"]["uuid"]) == NODE_THREADS - own_threads(dedicated)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -14,10 +16,12 @@ from awan.instances.models import Instance
 from awan.kit.database import transaction
 from awan.ledger import locked_prices, spans_of
 from awan.ledger.models import UsageSpan
-from awan.operations import Operation
+from awan.operations import Operation, durable
+from awan.settings import Settings
 from awan.volumes import Volume
 from tests.support.changed_settings import changed_settings
-from tests.support.guests import wait_until_booted
+from tests.support.guests import set_sign, wait_until_booted
+from tests.support.held_call import held
 from tests.support.holdings import assert_counts, engine_state
 from tests.support.in_process_worker import InProcessWorker
 from tests.support.simulated_cloud import SimulatedCloud
@@ -34,22 +38,27 @@ def wait_until_ready(cloud: SimulatedCloud, uuid: str) -> None:
         time.sleep(0.05)
 
 
+def create_unawaited(cloud: SimulatedCloud, settings: Settings) -> dict[str, Any]:
+    """The detail of an instance that runs, and whose first boot nobody waits for until a worker is started."""
+    with InProcessWorker(settings, queues=[durable.OPERATIONS_QUEUE]):
+        return cloud.create_running()
+
+
 def spans(resource: str) -> list[UsageSpan]:
     """The spans of a thing, oldest first."""
     with transaction() as session:
         return list(spans_of(session, UUID(resource)))
 
 
-@pytest.mark.usefixtures("worker")
 def test_charging_begins_when_the_guest_is_usable_and_ends_when_the_deletion_is_accepted(
-    cloud: SimulatedCloud, worker: InProcessWorker
+    cloud: SimulatedCloud, settings: Settings
 ) -> None:
-    sim_store().set_latency(0.5, engine="hypervisor", verb="guest_sign")
-    running = cloud.create_running()
+    running = create_unawaited(cloud, settings)
     uuid, address = running["uuid"], running["public_network"]["uuid"]
     assert running["ready_at"] is None
     assert spans(uuid) == spans(address) == []
-    wait_until_ready(cloud, uuid)
+    with InProcessWorker(settings):
+        wait_until_ready(cloud, uuid)
     with transaction() as session:
         instance = session.get_one(Instance, UUID(uuid))
     opened = spans(uuid)
@@ -60,7 +69,6 @@ def test_charging_begins_when_the_guest_is_usable_and_ends_when_the_deletion_is_
         assert span.opened_by_operation_id == instance.create_operation_id
         assert span.currency == "IDR"
     assert [span.component for span in spans(address)] == ["public_ip"]
-    worker.stop()
     answer = cloud.customer.http.request("DELETE", f"/instances/{uuid}", json=REMOVE)
     operation = UUID(answer.json()["operation"]["uuid"])
     closed = spans(uuid)
@@ -68,11 +76,11 @@ def test_charging_begins_when_the_guest_is_usable_and_ends_when_the_deletion_is_
         accepted_at = session.get_one(Operation, operation).created_at
     assert all(span.closed_by_operation_id == operation for span in closed)
     assert all(
-        span.closed_at and abs((span.closed_at - accepted_at).total_seconds()) < 1
+        span.closed_at and abs((span.closed_at - accepted_at).total_seconds()) < 30
         for span in closed
     )
-    worker.start()
-    cloud.wait(str(operation))
+    with InProcessWorker(settings):
+        cloud.wait(str(operation))
     assert all(span.closed_at is not None for span in spans(address))
     assert len(spans(uuid)) == 3
 
@@ -174,18 +182,19 @@ def seeds_of(cloud: SimulatedCloud, uuid: str) -> list[str]:
     return [str(row[0]) for row in engine_state(cloud)["files"] if "seed" in str(row[0])]
 
 
-@pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize(
     ("has_agent", "sign"), [(True, "none"), (True, "traffic"), (False, "none")]
 )
-def test_a_silent_guest_alarms(cloud: SimulatedCloud, has_agent: bool, sign: str) -> None:
+def test_a_silent_guest_alarms(
+    cloud: SimulatedCloud, settings: Settings, has_agent: bool, sign: str
+) -> None:
     """After its time charging starts all the same, and the operator is told. Traffic is no proof where an agent is."""
     cloud.add_image(cloud.template_id, has_agent=has_agent)
-    sim_store().set_latency(0.4, engine="hypervisor", verb="guest_sign")
-    with changed_settings(ready_timeout_s="1.2"):
-        uuid = cloud.create_running()["uuid"]
-        sim_store().execute("UPDATE sim.domain SET sign = %s", [sign])
-        wait_until_ready(cloud, uuid)
+    with changed_settings(ready_timeout_s="1.2") as hasty:
+        uuid = create_unawaited(cloud, hasty)["uuid"]
+        set_sign(uuid, sign)
+        with InProcessWorker(hasty):
+            wait_until_ready(cloud, uuid)
     with transaction() as session:
         kinds = [event.kind for event in history(session, UUID(uuid))]
         assert session.get_one(Instance, UUID(uuid)).seed_generation == 1
@@ -194,23 +203,24 @@ def test_a_silent_guest_alarms(cloud: SimulatedCloud, has_agent: bool, sign: str
     assert {span.component for span in spans(uuid)} == set(COMPONENTS)
 
 
-@pytest.mark.usefixtures("worker")
-def test_traffic_proves_a_guest_without_agent(cloud: SimulatedCloud) -> None:
+def test_traffic_proves_a_guest_without_agent(cloud: SimulatedCloud, settings: Settings) -> None:
     cloud.add_image(cloud.template_id, has_agent=False)
-    sim_store().set_latency(0.4, engine="hypervisor", verb="guest_sign")
-    uuid = cloud.create_running()["uuid"]
-    sim_store().execute("UPDATE sim.domain SET sign = 'traffic'")
-    wait_until_ready(cloud, uuid)
+    uuid = create_unawaited(cloud, settings)["uuid"]
+    set_sign(uuid, "traffic")
+    with InProcessWorker(settings):
+        wait_until_ready(cloud, uuid)
     with transaction() as session:
         assert "instance.ready" in [event.kind for event in history(session, UUID(uuid))]
 
 
 @pytest.mark.usefixtures("worker")
 def test_the_wait_for_a_guest_ends_with_its_deletion(cloud: SimulatedCloud) -> None:
-    sim_store().set_latency(0.4, engine="hypervisor", verb="guest_sign")
-    uuid = cloud.create_running()["uuid"]
-    sim_store().execute("UPDATE sim.domain SET sign = 'none'")
-    answer = cloud.customer.http.request("DELETE", f"/instances/{uuid}", json=REMOVE)
+    """It is deleted while the wait looks at it."""
+    with held("guest_sign") as look:
+        uuid = cloud.create_running()["uuid"]
+        set_sign(uuid, "none")
+        assert look.entered.wait(20)
+        answer = cloud.customer.http.request("DELETE", f"/instances/{uuid}", json=REMOVE)
     cloud.wait(answer.json()["operation"]["uuid"])
     deadline = time.monotonic() + 15
     query = "SELECT status FROM dbos.workflow_status WHERE name = 'instance.first_boot.v1'"
@@ -221,22 +231,27 @@ def test_the_wait_for_a_guest_ends_with_its_deletion(cloud: SimulatedCloud) -> N
     assert_counts(cloud, 0)
 
 
-@pytest.mark.usefixtures("worker")
-def test_one_that_is_kept_stopped_is_charged_all_the_same(cloud: SimulatedCloud) -> None:
-    sim_store().set_latency(0.5, engine="hypervisor", verb="guest_sign")
-    with changed_settings(ready_timeout_s="3"):
-        running = cloud.create_running()
-        uuid, address = running["uuid"], running["public_network"]["uuid"]
-        stop = cloud.customer.http.post(f"/instances/{uuid}/stop", json={"force": True})
-        assert cloud.wait(stop.json()["operation"]["uuid"])["status"] == "succeeded"
+def test_one_that_is_kept_stopped_is_charged_all_the_same(
+    cloud: SimulatedCloud, settings: Settings
+) -> None:
+    with changed_settings(ready_timeout_s="3") as hasty:
+        with InProcessWorker(hasty, queues=[durable.OPERATIONS_QUEUE]):
+            running = cloud.create_running()
+            uuid, address = running["uuid"], running["public_network"]["uuid"]
+            stop = cloud.customer.http.post(f"/instances/{uuid}/stop", json={"force": True})
+            assert cloud.wait(stop.json()["operation"]["uuid"])["status"] == "succeeded"
         assert spans(uuid) == spans(address) == []
-        wait_until_ready(cloud, uuid)
-        assert {span.component for span in spans(uuid)} == set(COMPONENTS)
-        assert len(spans(address)) == 1
-        with transaction() as session:
-            kinds = [event.kind for event in history(session, UUID(uuid))]
-        assert "instance.charged_stopped" in kinds
-        start = cloud.customer.http.post(f"/instances/{uuid}/start")
-        assert cloud.wait(start.json()["operation"]["uuid"])["status"] == "succeeded"
-        wait_until_booted(uuid)
+        with InProcessWorker(hasty):
+            wait_until_ready(cloud, uuid)
+            assert {span.component for span in spans(uuid)} == set(COMPONENTS)
+            assert len(spans(address)) == 1
+            with transaction() as session:
+                instance = session.get_one(Instance, UUID(uuid))
+                kinds = [event.kind for event in history(session, UUID(uuid))]
+            assert "instance.charged_stopped" in kinds
+            assert instance.ready_at is not None
+            assert instance.ready_at - instance.created_at >= timedelta(seconds=3)
+            start = cloud.customer.http.post(f"/instances/{uuid}/start")
+            assert cloud.wait(start.json()["operation"]["uuid"])["status"] == "succeeded"
+            wait_until_booted(uuid)
     assert len(spans(uuid)) == len(COMPONENTS), "charged once"

@@ -20,23 +20,23 @@ from awan.resources import Resource
 from awan.settings import get_settings
 from tests.support import sampling
 from tests.support.changed_settings import changed_settings
+from tests.support.held_call import held
 from tests.support.holdings import assert_counts, engine_state
 from tests.support.in_process_worker import InProcessWorker, wait_until_idle
 from tests.support.simulated_cloud import SimulatedCloud
 
 REMOVE = {"remove_ip": True, "remove_block_storage": False}
-HELD_S = 0.6
 # How many steps are tried without --full.
 STEPS_SAMPLED = 3
-# Step of the creation -> the engine's call that it waits for.
-CALL_OF_STEP = {
-    "image": ("volumes", "ensure_image"),
-    "volume": ("volumes", "create_from_image"),
-    "seed": ("volumes", "ensure_seed"),
-    "port": ("fabric", "ensure_port"),
-    "domain": ("hypervisor", "ensure_defined"),
-    "power": ("hypervisor", "ensure_running"),
-    "port_up": ("fabric", "wait_port_up"),
+# Step of the creation -> the engines' verb that it waits for.
+VERB_OF_STEP = {
+    "image": "ensure_image",
+    "volume": "create_from_image",
+    "seed": "ensure_seed",
+    "port": "ensure_port",
+    "domain": "ensure_defined",
+    "power": "ensure_running",
+    "port_up": "wait_port_up",
 }
 
 
@@ -69,17 +69,18 @@ def wait_for_step(cloud: SimulatedCloud, operation: str, step: str) -> None:
 @pytest.mark.usefixtures("worker")
 def test_while_it_is_created_at_every_step(cloud: SimulatedCloud) -> None:
     """The creation stops at its next step, undoes what it did, and the deletion follows."""
-    for step, (engine, verb) in sampling.sample(list(CALL_OF_STEP.items()), STEPS_SAMPLED):
-        sim_store().set_latency(HELD_S, engine=engine, verb=verb)
-        created = cloud.create()
-        uuid, creation = created["data"]["uuid"], created["operation"]["uuid"]
-        wait_for_step(cloud, creation, step)
-        answer = delete(cloud, uuid)
-        assert answer.status_code == 202, answer.text
-        shown = cloud.customer.http.get(f"/instances/{uuid}").json()["data"]
-        assert shown["status"] == "Terminating"
-        assert shown["active_operation"]["kind"] == "instance.delete"
-        sim_store().execute("DELETE FROM sim.setting")
+    for step, verb in sampling.sample(list(VERB_OF_STEP.items()), STEPS_SAMPLED):
+        with held(verb) as call:
+            created = cloud.create()
+            uuid, creation = created["data"]["uuid"], created["operation"]["uuid"]
+            assert call.entered.wait(20), step
+            wait_for_step(cloud, creation, step)
+            answer = delete(cloud, uuid)
+            assert answer.status_code == 202, answer.text
+            shown = cloud.customer.http.get(f"/instances/{uuid}").json()["data"]
+            assert shown["status"] == "Terminating"
+            assert shown["active_operation"]["kind"] == "instance.delete"
+            assert not call.left.is_set()
         assert_deleted(cloud, uuid, answer.json()["operation"]["uuid"])
         ended = cloud.wait(creation)["status"]
         # In the last step there is no boundary left at which it could stop.
@@ -97,10 +98,20 @@ def test_while_its_creation_still_waits(cloud: SimulatedCloud, worker: InProcess
     assert cloud.wait(created["operation"]["uuid"])["status"] == "cancelled"
 
 
+def accept_deletion(cloud: SimulatedCloud, uuid: str, state: str) -> str:
+    """Asks for the deletion of an instance that is shown in the state; the operation."""
+    shown = cloud.customer.http.get(f"/instances/{uuid}").json()["data"]["state"]
+    assert shown == state
+    answer = delete(cloud, uuid)
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["message"] == "Virtual machine is on terminating process"
+    assert answer.json()["data"] == []
+    return str(answer.json()["operation"]["uuid"])
+
+
 @pytest.mark.usefixtures("worker")
-@pytest.mark.parametrize("state", ["running", "stopped", "error", "stopping"])
+@pytest.mark.parametrize("state", ["running", "stopped", "error"])
 def test_from_every_state(cloud: SimulatedCloud, state: str) -> None:
-    http = cloud.customer.http
     if state == "error":
         sim_store().faults.fail_at(4)
         created = cloud.create()
@@ -109,21 +120,22 @@ def test_from_every_state(cloud: SimulatedCloud, state: str) -> None:
         uuid = created["data"]["uuid"]
     else:
         uuid = cloud.create_running()["uuid"]
-    if state in ("stopped", "stopping"):
-        if state == "stopping":
-            sim_store().set_latency(HELD_S, engine="hypervisor", verb="ensure_stopped")
-        operation = http.post(f"/instances/{uuid}/stop").json()["operation"]["uuid"]
-        if state == "stopped":
-            cloud.wait(operation)
-        else:
-            wait_for_step(cloud, operation, "power")
-    shown = http.get(f"/instances/{uuid}").json()["data"]["state"]
-    assert shown == state
-    answer = delete(cloud, uuid)
-    assert answer.status_code == 202, answer.text
-    assert answer.json()["message"] == "Virtual machine is on terminating process"
-    assert answer.json()["data"] == []
-    assert_deleted(cloud, uuid, answer.json()["operation"]["uuid"])
+    if state == "stopped":
+        stop = cloud.customer.http.post(f"/instances/{uuid}/stop").json()
+        cloud.wait(stop["operation"]["uuid"])
+    assert_deleted(cloud, uuid, accept_deletion(cloud, uuid, state))
+
+
+@pytest.mark.usefixtures("worker")
+def test_while_it_is_stopping(cloud: SimulatedCloud) -> None:
+    uuid = cloud.create_running()["uuid"]
+    with held("ensure_stopped") as call:
+        stop = cloud.customer.http.post(f"/instances/{uuid}/stop").json()
+        assert call.entered.wait(20)
+        wait_for_step(cloud, stop["operation"]["uuid"], "power")
+        operation = accept_deletion(cloud, uuid, "stopping")
+        assert not call.left.is_set()
+    assert_deleted(cloud, uuid, operation)
 
 
 @pytest.mark.usefixtures("worker")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from uuid import UUID
 
 import pytest
@@ -14,54 +15,46 @@ from awan.kit.database import get_engine, transaction
 from awan.operations import Operation, durable
 from awan.reconcile.locations import check_location
 from tests.support.guests import create_ready
+from tests.support.held_call import held
 from tests.support.holdings import assert_counts, engine_state
 from tests.support.in_process_worker import InProcessWorker, wait_until_idle
 from tests.support.simulated_cloud import SimulatedCloud
 
-FROZEN_S = 4.0
 REMOVE = {"remove_ip": True, "remove_block_storage": False}
-# Step -> the engine's call in it, and where what it makes is seen.
+# Step -> the engines' verb in it, and where what it makes is seen.
 CALLS = {
-    "volume": ("volumes", "create_from_image", "files"),
-    "seed": ("volumes", "ensure_seed", "files"),
-    "port": ("fabric", "ensure_port", "ports"),
-    "domain": ("hypervisor", "ensure_defined", "domains"),
+    "volume": ("create_from_image", "files"),
+    "seed": ("ensure_seed", "files"),
+    "port": ("ensure_port", "ports"),
+    "domain": ("ensure_defined", "domains"),
 }
 
 
 @pytest.fixture
-def frozen_worker(cloud: SimulatedCloud, worker: InProcessWorker) -> FrozenWorker:
+def frozen_worker(cloud: SimulatedCloud, worker: InProcessWorker) -> Iterator[FrozenWorker]:
     """The running worker, and the hand that freezes it."""
-    return FrozenWorker(cloud)
+    with ExitStack() as stack:
+        yield FrozenWorker(stack)
 
 
 class FrozenWorker:
     """Freezes the worker in its next call of a verb, before the effect; the process goes on as another worker."""
 
-    def __init__(self, cloud: SimulatedCloud) -> None:
-        self._cloud = cloud
+    def __init__(self, stack: ExitStack) -> None:
+        """The end of the `stack` wakes the worker at the latest."""
+        self._stack = stack
 
-    def freeze_at(self, engine: str, verb: str) -> None:
-        """The next call of the verb lasts until `wait_until_awake`; later ones do not, once `hand_over` was called."""
-        sim_store().faults.clear()
-        sim_store().set_latency(FROZEN_S, engine=engine, verb=verb)
-        self._verb = verb
+    def freeze_at(self, verb: str) -> None:
+        """The next call of the verb lasts until `wait_until_awake`; later ones do not."""
+        self._call = self._stack.enter_context(held(verb))
 
     def wait_for_call(self) -> None:
         """Returns when the worker is in the call."""
-        deadline = time.monotonic() + 15
-        while not any(call.verb == self._verb for call in sim_store().faults.calls):
-            assert time.monotonic() < deadline, f"{self._verb} is not called"
-            time.sleep(0.005)
-        # What sleeps has read its latency already.
-        time.sleep(0.1)
+        assert self._call.entered.wait(20), "the verb is not called"
 
     def hand_over(self, operation: str) -> None:
         """The operation goes to another worker, as after a takeover."""
         self.wait_for_call()
-        self._frozen_at = time.monotonic()
-        sim_store().execute("DELETE FROM sim.setting")
-        sim_store()._settings_until = 0.0
         with get_engine().connect() as connection:
             executor = connection.scalar(
                 text("SELECT executor_id FROM dbos.workflow_status WHERE workflow_uuid = :id"),
@@ -71,11 +64,12 @@ class FrozenWorker:
 
     def assert_still_frozen(self) -> None:
         """The late call has yet to come."""
-        assert time.monotonic() - self._frozen_at < FROZEN_S - 0.5, "the test was too slow"
+        assert not self._call.left.is_set()
 
     def wait_until_awake(self) -> None:
         """The late call has taken effect."""
-        time.sleep(max(0.0, self._frozen_at + FROZEN_S + 1.0 - time.monotonic()))
+        self._call.let_go.set()
+        assert self._call.left.wait(20), "the late call does not end"
 
     def wait_until(self, is_cleared_up: Callable[[], bool]) -> None:
         """Returns once that holds."""
@@ -96,8 +90,8 @@ def count_repairs() -> int:
 def test_what_it_makes_of_a_deleted_instance_does_not_stay(
     cloud: SimulatedCloud, frozen_worker: FrozenWorker, step: str
 ) -> None:
-    engine, verb, seen_in = CALLS[step]
-    frozen_worker.freeze_at(engine, verb)
+    verb, seen_in = CALLS[step]
+    frozen_worker.freeze_at(verb)
     created = cloud.create()
     uuid, creation = created["data"]["uuid"], created["operation"]["uuid"]
     frozen_worker.hand_over(creation)
@@ -115,8 +109,8 @@ def test_what_it_makes_of_a_deleted_instance_does_not_stay(
 def test_an_instance_that_lives_keeps_everything(
     cloud: SimulatedCloud, frozen_worker: FrozenWorker, step: str
 ) -> None:
-    engine, verb, _ = CALLS[step]
-    frozen_worker.freeze_at(engine, verb)
+    verb, _ = CALLS[step]
+    frozen_worker.freeze_at(verb)
     created = cloud.create()
     uuid, creation = created["data"]["uuid"], created["operation"]["uuid"]
     frozen_worker.hand_over(creation)
@@ -135,7 +129,7 @@ def test_what_it_makes_of_a_cancelled_creation_does_not_stay(
     cloud: SimulatedCloud, frozen_worker: FrozenWorker
 ) -> None:
     """The other worker undoes the creation before the frozen one has done its part of it."""
-    frozen_worker.freeze_at("hypervisor", "ensure_defined")
+    frozen_worker.freeze_at("ensure_defined")
     created = cloud.create()
     uuid, creation = created["data"]["uuid"], created["operation"]["uuid"]
     frozen_worker.wait_for_call()
@@ -156,7 +150,7 @@ def test_what_a_change_makes_of_a_deleted_instance_does_not_stay(
     """A worker is frozen while it puts a seed back; another one ends the repair, and the instance is deleted."""
     uuid = create_ready(cloud)
     sim_store().execute("DELETE FROM sim.volume WHERE starts_with(name, 'seed-')")
-    frozen_worker.freeze_at("volumes", "ensure_seed")
+    frozen_worker.freeze_at("ensure_seed")
     check_location(cloud.location_id)
     with transaction() as session:
         repair = session.scalars(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from uuid import UUID, uuid4
 
@@ -21,6 +20,7 @@ from awan.operations.plans import registered_plans
 from awan.reconcile.locations import check_location
 from awan.settings import Settings
 from tests.support.guests import cd, create_ready, finish_first_boot, instance_row, seeds
+from tests.support.held_call import held
 from tests.support.in_process_worker import InProcessWorker, wait_until_idle
 from tests.support.simulated_cloud import SimulatedCloud
 from tests.support.watched_guests import find_guest
@@ -74,21 +74,14 @@ def test_a_seed_that_was_scrubbed_meanwhile_does_not_come_back(
     if step is put_back_definition:
         guest.undefine()
     target = target_of(uuid)
-    store = sim_store()
-    store.faults.clear()
-    store.set_latency(2.0, engine="volumes", verb="ensure_seed")
-    late = threading.Thread(target=step, args=(target,))
-    late.start()
-    deadline = time.monotonic() + 15
-    while not any(call.verb == "ensure_seed" for call in store.faults.calls):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    time.sleep(0.1)
-    store.execute("DELETE FROM sim.setting")
-    store._settings_until = 0.0
-    finish_first_boot(uuid)
-    assert late.is_alive(), "the test was too slow"
-    late.join()
+    with held("ensure_seed") as call:
+        late = threading.Thread(target=step, args=(target,))
+        late.start()
+        assert call.entered.wait(20)
+        finish_first_boot(uuid)
+        assert not call.left.is_set()
+    late.join(20)
+    assert not late.is_alive()
     assert seeds(uuid) == [f"seed-{uuid}-2.iso"]
     assert cd(uuid) == f"seed-{uuid}-2.iso"
 
