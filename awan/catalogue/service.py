@@ -42,6 +42,7 @@ from awan.errors import Conflict, Invalid, NotFound, Unavailable
 from awan.events import record
 from awan.kit.clock import now
 from awan.kit.money import minor_digits
+from awan.kit.resolving import split_server
 from awan.kit.secrets import delete_secret, get_secret, put_secret
 from awan.settings import get_settings
 
@@ -387,11 +388,13 @@ def set_engine(
 
 
 def _refuse_shared_zones(session: Session, location: Location, options: Mapping[str, Any]) -> None:
-    """Raises: Invalid when another location has a zone at the same server: each would take its records for strays."""
+    """Raises: Invalid when another location has a zone at the same address and port: each would take its records for
+    strays.
+    """
     session.execute(_LOCK_ZONES)
     if "server" not in options:
         return
-    wanted = _zone_names(options)
+    server, wanted = split_server(options["server"]), _zone_names(options)
     for name, others in session.execute(
         select(Location.name, LocationEngine.options)
         .join(LocationEngine, LocationEngine.location_id == Location.location_id)
@@ -401,7 +404,7 @@ def _refuse_shared_zones(session: Session, location: Location, options: Mapping[
         )
     ):
         shared = wanted & _zone_names(others)
-        if shared and others.get("server") == options["server"]:
+        if shared and "server" in others and split_server(others["server"]) == server:
             raise Invalid.field(
                 "options", f"The zone {min(shared)} is that of the location {name} at this server."
             )

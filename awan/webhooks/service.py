@@ -35,6 +35,7 @@ ENDPOINTS_MAX = 10
 SECRET_PURPOSE = "webhook.signing"  # noqa: S105 - what the secret is for
 OLD_SECRET_S = 24 * 3600
 LOG_MAX = 50
+NO_DELIVERY = "Delivery not found."
 
 # Under it the number of an account's endpoints is true.
 _LOCK_ACCOUNT = text("SELECT FROM quota WHERE account_id = :account_id FOR UPDATE")
@@ -211,16 +212,20 @@ def get_delivery(
 ) -> tuple[WebhookDelivery, list[WebhookAttempt]]:
     """A delivery of the endpoint and its latest attempts, newest first. Raises: NotFound."""
     get_endpoint(session, caller, endpoint_id)
-    delivery = _delivery_of(session, endpoint_id, delivery_id)
-    # Under the row's lock: an attempt that is being recorded is in both or in neither.
-    session.refresh(delivery, with_for_update={"read": True})
-    attempts = session.scalars(
-        select(WebhookAttempt)
-        .where(WebhookAttempt.delivery_id == delivery_id)
+    # In one statement: an attempt that is being recorded shows in both or in neither.
+    rows = session.execute(
+        select(WebhookDelivery, WebhookAttempt)
+        .outerjoin(WebhookAttempt, WebhookAttempt.delivery_id == WebhookDelivery.delivery_id)
+        .where(
+            WebhookDelivery.delivery_id == delivery_id, WebhookDelivery.endpoint_id == endpoint_id
+        )
         .order_by(WebhookAttempt.attempt_id.desc())
         .limit(LOG_MAX)
-    )
-    return delivery, list(attempts)
+        .execution_options(populate_existing=True)
+    ).all()
+    if not rows:
+        raise NotFound(NO_DELIVERY)
+    return rows[0][0], [attempt for _, attempt in rows if attempt is not None]
 
 
 def replay(
@@ -250,7 +255,7 @@ def replay(
 def _delivery_of(session: Session, endpoint_id: UUID, delivery_id: UUID) -> WebhookDelivery:
     delivery = session.get(WebhookDelivery, delivery_id)
     if delivery is None or delivery.endpoint_id != endpoint_id:
-        raise NotFound("Delivery not found.")
+        raise NotFound(NO_DELIVERY)
     return delivery
 
 

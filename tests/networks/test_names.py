@@ -329,7 +329,7 @@ def test_locations_share_no_zone_at_a_server(cloud: SimulatedCloud) -> None:
     for _ in range(2):
         assert put(cloud.location_id, "10.0.0.1", ZONE, reverse).status_code == 200
     for forward, back in ((ZONE, "7.18.198.in-addr.arpa"), ("bdg.awan.example", reverse)):
-        refused = put(other, "10.0.0.1", forward, back)
+        refused = put(other, "10.0.0.1:53", forward, back)
         assert refused.status_code == 422, refused.text
         assert "Jakarta" in refused.json()["errors"]["options"][0]
     assert put(other, "10.0.0.2", ZONE, reverse).status_code == 200, "another server, another zone"

@@ -24,7 +24,7 @@ from awan.webhooks import deliveries, sender
 from awan.webhooks.models import WebhookEndpoint
 from awan.webhooks.rules import RETRIES_S
 from tests.support.event_horizon import wait_for_horizon
-from tests.support.lock_waits import wait_for_waiters
+from tests.support.statements import recorded
 from tests.support.webhook_deliveries import fan_out_all, first_delivery
 from tests.webhooks.conftest import Site
 from tests.webhooks.receiver import WAIT_S, Receiver
@@ -241,26 +241,14 @@ def test_a_sender_that_dies_after_sending_sends_again_under_the_same_id(
 
 
 def test_state_and_log_are_of_one_moment(site: Site, receiver: Receiver) -> None:
-    """Who looks while an attempt is being recorded sees it in both or in neither."""
+    """Who looks while an attempt is being recorded sees it in both or in neither: one statement, one snapshot."""
     webhook = site.add(receiver.url, event_types=["x.done"])
     site.record()
-    delivery = first_delivery(site.http, webhook["uuid"])
-    with get_engine().connect() as recording, ThreadPoolExecutor(1) as pool:
-        recording.execute(text("SELECT FROM webhook_delivery FOR UPDATE"))
-        looking = pool.submit(site.delivery, webhook, delivery)
-        wait_for_waiters(recording)
-        recording.execute(
-            text(
-                "INSERT INTO webhook_attempt (delivery_id, started_at, duration_ms, status)"
-                " SELECT delivery_id, now(), 1, 200 FROM webhook_delivery"
-            )
-        )
-        recording.execute(
-            text("UPDATE webhook_delivery SET state = 'delivered', finished_at = now()")
-        )
-        recording.commit()
-        seen = looking.result(timeout=30)
-    assert (seen["state"], [row["status"] for row in seen["log"]]) == ("delivered", [200])
+    detail = site.until_attempted(webhook)
+    with recorded(lambda context: "request_id" in context) as sent:
+        assert site.delivery(webhook, detail["uuid"]) == detail
+    [both] = [statement for statement in sent if "webhook_attempt" in statement]
+    assert [statement for statement in sent if "webhook_delivery" in statement] == [both]
 
 
 def test_a_late_failure_changes_nothing_of_its_successors_lease(
