@@ -85,6 +85,7 @@ class OvnCentral:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.follower: OvnFabric | None = None
 
     @property
     def nb(self) -> str:
@@ -122,7 +123,12 @@ class OvnCentral:
             self.stop_server(name)
 
     def nbctl(self, *arguments: str) -> str:
-        return self._ctl("ovn-nbctl", self.nb, arguments)
+        """What the command prints. The engine under test has been told of what it did."""
+        printed = self._ctl("ovn-nbctl", self.nb, arguments)
+        if self.follower is not None:
+            # A change of the engine is made on its copy of the rows, which lags behind others for a moment.
+            self.follower.list_ports()
+        return printed
 
     def sbctl(self, *arguments: str) -> str:
         return self._ctl("ovn-sbctl", self.sb, arguments)
@@ -202,7 +208,9 @@ def running_central() -> Iterator[OvnCentral]:
 @pytest.fixture
 def ovn_fabric(ovn_central: OvnCentral) -> Iterator[OvnFabric]:
     fabric = OvnFabric(ovn_central.nb, ovn_central.sb)
+    ovn_central.follower = fabric
     yield fabric
+    ovn_central.follower = None
     fabric.close()
 
 

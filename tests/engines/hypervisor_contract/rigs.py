@@ -358,6 +358,11 @@ class Events:
         event = self._queue.get(timeout=timeout_s)
         return event.power, event.detail
 
+    def next_after_start(self) -> tuple[Power, str]:
+        """The next one, for a domain started before: the word of that start may come late."""
+        found = self.next()
+        return self.next() if found[0] == Power.RUNNING else found
+
     def is_quiet(self, duration_s: float = 0.3) -> bool:
         time.sleep(duration_s)
         return self._queue.empty()

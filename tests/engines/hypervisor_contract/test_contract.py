@@ -269,7 +269,7 @@ def test_a_crash_is_announced_and_the_domain_starts_again(
     start(rig, spec)
     events = listen(spec.instance_id)
     rig.crash(spec.instance_id)
-    assert events.next() == (Power.CRASHED, "failed")
+    assert events.next_after_start() == (Power.CRASHED, "failed")
     assert power_of(rig, spec.instance_id) == Power.CRASHED
     outcome = rig.hypervisor.ensure_stopped(rig.node, spec.instance_id, grace_s=5)
     assert outcome == StopOutcome.ALREADY_STOPPED
@@ -282,7 +282,7 @@ def test_a_paused_domain(rig: Rig, blank_spec: BlankSpec, listen: Listen) -> Non
     start(rig, spec)
     events = listen(spec.instance_id)
     rig.pause(spec.instance_id)
-    assert events.next() == (Power.PAUSED, "paused")
+    assert events.next_after_start() == (Power.PAUSED, "paused")
     found = rig.hypervisor.find_domain(rig.node, spec.instance_id)
     assert found is not None
     assert (found.power, found.detail) == (Power.PAUSED, "paused")
