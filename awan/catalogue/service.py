@@ -257,14 +257,17 @@ def outline(session: Session, location_id: int) -> EngineOutline:
     rows = session.scalars(_ENGINES, {"location": location_id}).all()
     by_kind = {row.kind: row for row in rows}
     _refuse_if_missing(by_kind)
+    nameserver = by_kind.get(EngineKind.NAMESERVER)
     return EngineOutline(
-        by_kind[EngineKind.VOLUMES].driver, _zones(by_kind.get(EngineKind.NAMESERVER))
+        by_kind[EngineKind.VOLUMES].driver,
+        _zones(nameserver.options) if nameserver is not None else None,
     )
 
 
 def find_zones(session: Session, location_id: int) -> Zones | None:
     """The zones of the names of a location's addresses; None where it has no nameserver."""
-    return _zones(session.get(LocationEngine, (location_id, EngineKind.NAMESERVER)))
+    nameserver = session.get(LocationEngine, (location_id, EngineKind.NAMESERVER))
+    return _zones(nameserver.options) if nameserver is not None else None
 
 
 def _engine_rows(session: Session, location_id: int) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -297,14 +300,11 @@ def all_zones(session: Session) -> dict[int, Zones]:
     rows = session.scalars(
         select(LocationEngine).where(LocationEngine.kind == EngineKind.NAMESERVER)
     )
-    found = {row.location_id: _zones(row) for row in rows}
-    return {location_id: zones for location_id, zones in found.items() if zones is not None}
+    return {row.location_id: _zones(row.options) for row in rows}
 
 
-def _zones(nameserver: LocationEngine | None) -> Zones | None:
-    if nameserver is None:
-        return None
-    options = nameserver.options
+def _zones(options: Mapping[str, Any]) -> Zones:
+    """Those that a nameserver's stored options name."""
     return Zones(
         options["forward_zone"],
         tuple(options["reverse_zones"]),
@@ -394,7 +394,7 @@ def _refuse_shared_zones(session: Session, location: Location, options: Mapping[
     session.execute(_LOCK_ZONES)
     if "server" not in options:
         return
-    server, wanted = split_server(options["server"]), _zone_names(options)
+    server, wanted = split_server(options["server"]), set(_zones(options).all)
     for name, others in session.execute(
         select(Location.name, LocationEngine.options)
         .join(LocationEngine, LocationEngine.location_id == Location.location_id)
@@ -403,17 +403,11 @@ def _refuse_shared_zones(session: Session, location: Location, options: Mapping[
             LocationEngine.location_id != location.location_id,
         )
     ):
-        shared = wanted & _zone_names(others)
+        shared = wanted.intersection(_zones(others).all)
         if shared and "server" in others and split_server(others["server"]) == server:
             raise Invalid.field(
                 "options", f"The zone {min(shared)} is that of the location {name} at this server."
             )
-
-
-def _zone_names(options: Mapping[str, Any]) -> set[str]:
-    private = options.get("private_names") or {}
-    names = {options["forward_zone"], *options["reverse_zones"], private.get("zone")}
-    return names - {None}
 
 
 def create_tier(

@@ -36,7 +36,7 @@ from awan.networks import Address, allocate, create_public_nic, find_owned_addre
 from awan.networks.models import PrivateNetwork, PrivateNetworkState
 from awan.networks.private_networks import INVALID as INVALID_VSWITCH
 from awan.networks.private_networks import create_private_nic, find_network, members_of
-from awan.operations import Operation, begin
+from awan.operations import begin
 from awan.resources import Resource, ResourceKind, create
 from awan.volumes import create_root_volume
 
@@ -75,15 +75,6 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Admitted:
-    """A creation that was begun, with all that its answer shows."""
-
-    view: InstanceView
-    belongings: Belongings
-    operation: Operation
-
-
-@dataclass(frozen=True)
 class _Ids:
     """Of what a creation makes: others are derived from them."""
 
@@ -91,8 +82,10 @@ class _Ids:
     operation_id: UUID
 
 
-def create_instance(session: Session, caller: Caller, request: InstanceCreate) -> Admitted:
-    """Admits an instance: rows, room, address, price, and the operation that builds it.
+def create_instance(
+    session: Session, caller: Caller, request: InstanceCreate
+) -> tuple[InstanceView, Belongings]:
+    """Admits an instance: rows, room, address, price, and the operation that builds it. Gives what its answer shows.
 
     Locks, always in this order: image, quota, node, network, address. Raises: Invalid, QuotaExceeded, NoCapacity,
     Unavailable while an engine of the location is not configured.
@@ -134,26 +127,24 @@ def create_instance(session: Session, caller: Caller, request: InstanceCreate) -
         subject_id=ids.instance_id,
         operation_id=ids.operation_id,
     )
-    return Admitted(
-        InstanceView(
-            instance,
-            resource,
-            order.location,
-            order.tier,
-            order.template,
-            operation,
-            is_node_silent=False,
-        ),
-        Belongings(
-            addresses=addresses,
-            prefix=None,
-            prices=order.items,
-            zones=engines.zones,
-            members=members_of(session, instance_ids=[ids.instance_id]) if order.network else [],
-            ssh_keys=order.ssh_keys,
-        ),
+    view = InstanceView(
+        instance,
+        resource,
+        order.location,
+        order.tier,
+        order.template,
         operation,
+        is_node_silent=False,
     )
+    belongings = Belongings(
+        addresses=addresses,
+        prefix=None,
+        prices=order.items,
+        zones=engines.zones,
+        members=members_of(session, instance_ids=[ids.instance_id]) if order.network else [],
+        ssh_keys=order.ssh_keys,
+    )
+    return view, belongings
 
 
 def check_order(session: Session, caller: Caller, request: InstanceCreate) -> Order:

@@ -93,15 +93,15 @@ def create_instance(
     """Create instance."""
 
     def create(session: Session) -> tuple[Answer, UUID]:
-        admitted = creation.create_instance(session, caller, body)
+        view, belongings = creation.create_instance(session, caller, body)
         begun = answer(
             "Vm berhasil dibuat",
-            show_with(admitted.view, admitted.belongings),
+            show_with(view, belongings),
             status=202,
-            operation=operation_view(admitted.operation),
+            operation=operation_view(view.operation),
             warnings=None if body.use_public_ip or body.vswitch else [CONSOLE_ONLY],
         )
-        return begun, admitted.view.instance.instance_id
+        return begun, view.instance.instance_id
 
     return once(request, caller, create, again)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from uuid import UUID
 
-from sqlalchemy import and_, bindparam, select
+from sqlalchemy import bindparam, select
 
 from awan.catalogue import image_source
 from awan.catalogue.models import LocationEngine, TemplateImage, Tier
@@ -34,7 +34,7 @@ from awan.networks import port_specs
 from awan.networks.ports import NetworkSpec
 from awan.operations import Target
 from awan.volumes import Volume
-from awan.volumes.models import VolumeRole, VolumeState
+from awan.volumes.service import is_root_disk_of
 
 PASSWORD_PURPOSE = "instance.password_hash"  # noqa: S105 - a purpose, not a password
 USER_DATA_PURPOSE = "instance.user_data"
@@ -47,14 +47,7 @@ _SITUATION = (
     .join(Node, Node.node_id == Instance.node_id)
     .join(Tier, Tier.tier_id == Instance.tier_id)
     .join(TemplateImage, TemplateImage.image_id == Instance.image_id)
-    .outerjoin(
-        Volume,
-        and_(
-            Volume.instance_id == Instance.instance_id,
-            Volume.role == VolumeRole.ROOT,
-            Volume.state != VolumeState.DELETED,
-        ),
-    )
+    .outerjoin(Volume, is_root_disk_of(Instance.instance_id))
     .outerjoin(LocationEngine, LocationEngine.location_id == Instance.location_id)
     .where(Instance.instance_id == bindparam("instance"))
     .order_by(Volume.created_at)

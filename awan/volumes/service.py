@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from awan.fleet import NodeImage
 from awan.kit.clock import now
@@ -27,6 +27,15 @@ _VOLUMES = (
     .where(Volume.instance_id == bindparam("instance"), Volume.state != VolumeState.DELETED)
     .order_by(Volume.role.desc(), Volume.created_at)
 )
+
+
+def is_root_disk_of(instance_id: InstrumentedAttribute[UUID]) -> ColumnElement[bool]:
+    """The condition that a volume is the root disk of the instance in that column, and not deleted."""
+    return and_(
+        Volume.instance_id == instance_id,
+        Volume.role == VolumeRole.ROOT,
+        Volume.state != VolumeState.DELETED,
+    )
 
 
 def create_root_volume(

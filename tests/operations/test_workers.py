@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from uuid import UUID
 
 import pytest
@@ -36,6 +37,20 @@ def wait_for(condition: object, timeout_s: float = 10.0) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.01)
+
+
+class Freezer:
+    """A hook in which the first worker that comes is frozen until `woken` is set; `then` is for those after it."""
+
+    def __init__(self, then: Callable[[Target], None] = lambda target: None) -> None:
+        self.frozen, self.woken, self._then = threading.Event(), threading.Event(), then
+
+    def __call__(self, target: Target) -> None:
+        if self.frozen.is_set():
+            self._then(target)
+        else:
+            self.frozen.set()
+            self.woken.wait(20)
 
 
 def die_building(site: Site, settings: Settings, executor_id: str, session: Session) -> UUID:
@@ -174,21 +189,15 @@ def test_what_we_rely_on_in_the_engine_for_takeover(
 def test_zombie_does_no_further_step(site: Site, settings: Settings, session: Session) -> None:
     """A worker frozen in a step wakes after another one took over: it stops, one end state remains."""
     plot = make_plot(session)
-    frozen, woken = threading.Event(), threading.Event()
-
-    def freeze_once(target: Target) -> None:
-        if not frozen.is_set():
-            frozen.set()
-            woken.wait(20)
-
-    site.hooks["walls"] = freeze_once
+    freezer = Freezer()
+    site.hooks["walls"] = freezer
     with InProcessWorker(settings, executor_id="one"):
         operation_id = begin_build(plot)
-        assert frozen.wait(10)
+        assert freezer.frozen.wait(10)
         # The same process plays the other worker: the work is handed over as if "one" were dead.
         assert durable.recover(["one"]) == 1
         assert wait_for_end(operation_id, 10).status == "succeeded"
-        woken.set()
+        freezer.woken.set()
         wait_for(lambda: "spared" in site.words(plot.resource_id), 20)
         time.sleep(0.5)
     words = site.words(plot.resource_id)
@@ -205,23 +214,19 @@ def test_what_a_zombie_did_late_does_not_stay(
 ) -> None:
     """It wakes in a step, perhaps the last one, that another worker has undone meanwhile."""
     plot = make_plot(session)
-    frozen, woken = threading.Event(), threading.Event()
 
-    def freeze_once(target: Target) -> None:
-        if not frozen.is_set():
-            frozen.set()
-            woken.wait(20)
-        else:
-            raise QuotaExceeded(f"No {part} today.")
+    def refuse(target: Target) -> None:
+        raise QuotaExceeded(f"No {part} today.")
 
-    site.hooks[part] = freeze_once
+    freezer = Freezer(refuse)
+    site.hooks[part] = freezer
     with InProcessWorker(settings, executor_id="one"):
         operation_id = begin_build(plot, plan)
-        assert frozen.wait(10)
+        assert freezer.frozen.wait(10)
         assert durable.recover(["one"]) == 1
         assert wait_for_end(operation_id, 10).status == "failed"
         assert site.parts(plot.resource_id) == []
-        woken.set()
+        freezer.woken.set()
         wait_for(lambda: "cleared" in site.words(plot.resource_id))
         wait_for(lambda: workflow_state(operation_id) == "SUCCESS")
     assert site.parts(plot.resource_id) == []
@@ -235,20 +240,14 @@ def test_a_zombie_of_the_last_step_leaves_the_end_alone(
     site: Site, settings: Settings, session: Session, plan: Plan
 ) -> None:
     plot = make_plot(session)
-    frozen, woken = threading.Event(), threading.Event()
-
-    def freeze_once(target: Target) -> None:
-        if not frozen.is_set():
-            frozen.set()
-            woken.wait(20)
-
-    site.hooks["roof"] = freeze_once
+    freezer = Freezer()
+    site.hooks["roof"] = freezer
     with InProcessWorker(settings, executor_id="one"):
         operation_id = begin_build(plot, plan)
-        assert frozen.wait(10)
+        assert freezer.frozen.wait(10)
         assert durable.recover(["one"]) == 1
         assert wait_for_end(operation_id, 10).status == "succeeded"
-        woken.set()
+        freezer.woken.set()
         wait_for(lambda: "spared" in site.words(plot.resource_id))
     assert site.parts(plot.resource_id) == sorted(PARTS)
     assert site.words(plot.resource_id).count("succeed") == 1
@@ -274,24 +273,21 @@ def test_zombie_waits_while_the_other_is_still_at_it(
 ) -> None:
     """A checkpoint of its own would make the other one yield to it."""
     plot = make_plot(session)
-    frozen, woken, entered = threading.Event(), threading.Event(), threading.Event()
+    entered = threading.Event()
 
-    def freeze_once(target: Target) -> None:
-        if not frozen.is_set():
-            frozen.set()
-            woken.wait(20)
-        else:
-            entered.set()
-            woken.wait(20)
-            time.sleep(0.5)
+    def be_slow(target: Target) -> None:
+        entered.set()
+        freezer.woken.wait(20)
+        time.sleep(0.5)
 
-    site.hooks["walls"] = freeze_once
+    freezer = Freezer(be_slow)
+    site.hooks["walls"] = freezer
     with InProcessWorker(settings, executor_id="one"):
         operation_id = begin_build(plot)
-        assert frozen.wait(10)
+        assert freezer.frozen.wait(10)
         assert durable.recover(["one"]) == 1
         assert entered.wait(10)
-        woken.set()
+        freezer.woken.set()
         assert wait_for_end(operation_id, 10).status == "succeeded"
         assert read_operation(operation_id).execution == 2
         wait_for(lambda: workflow_state(operation_id) == "SUCCESS")
