@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import bindparam, func, select, text
+from sqlalchemy import and_, bindparam, false, func, select, text, true, union_all
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -49,14 +49,18 @@ from awan.settings import get_settings
 ENGINE_PURPOSE = "engine.options"
 
 # Every creation of an instance asks these; built once, because building them takes longer than sending them.
-_OFFERED = (
-    select(Tier)
-    .join(TierLocation, TierLocation.tier_id == Tier.tier_id)
-    .where(
-        Tier.tier_id == bindparam("tier"),
-        TierLocation.location_id == bindparam("location"),
-        Tier.is_enabled,
+_OFFER = (
+    select(Location, Tier, LocationEngine)
+    .outerjoin(LocationEngine, LocationEngine.location_id == Location.location_id)
+    .outerjoin(
+        TierLocation,
+        and_(
+            TierLocation.location_id == Location.location_id,
+            TierLocation.tier_id == bindparam("tier"),
+        ),
     )
+    .outerjoin(Tier, and_(Tier.tier_id == TierLocation.tier_id, Tier.is_enabled))
+    .where(Location.location_id == bindparam("location"), Location.is_enabled)
 )
 _NEWEST = (
     select(Template, TemplateImage)
@@ -70,8 +74,9 @@ _NEWEST = (
     .limit(1)
     .with_for_update(read=True, key_share=True, of=TemplateImage)
 )
+_PRICE = (Price.component, Price.currency, Price.monthly_minor, Price.price_id)
 _PRICES = (
-    select(Price)
+    select(*_PRICE)
     .where(
         Price.tier_id == bindparam("tier"),
         Price.currency == bindparam("currency"),
@@ -81,7 +86,7 @@ _PRICES = (
     .order_by(Price.component, Price.valid_from.desc())
 )
 _FIRST_PRICE = (
-    select(Price)
+    select(*_PRICE)
     .join(TierLocation, TierLocation.tier_id == Price.tier_id)
     .where(
         TierLocation.location_id == bindparam("location"),
@@ -91,6 +96,10 @@ _FIRST_PRICE = (
     )
     .order_by(Price.tier_id, Price.valid_from.desc())
     .limit(1)
+)
+_ORDER_PRICES = union_all(
+    _PRICES.add_columns(false().label("is_of_address")),
+    _FIRST_PRICE.add_columns(true().label("is_of_address")),
 )
 _LOCK_ZONES = text("SELECT pg_advisory_xact_lock(hashtext('awan.zones'))")
 _ENGINES = select(LocationEngine).where(LocationEngine.location_id == bindparam("location"))
@@ -105,6 +114,25 @@ class EngineOutline:
 
     volumes_driver: str
     zones: Zones | None
+
+
+@dataclass(frozen=True)
+class Offer:
+    """An enabled location as a creation finds it; the tier is None unless it is enabled and offered there."""
+
+    location: Location
+    tier: Tier | None
+    engine_rows: Sequence[LocationEngine]
+
+    def outline(self) -> EngineOutline:
+        """What is told of the location's engines. Raises: Unavailable while one of them is not configured."""
+        by_kind = {row.kind: row for row in self.engine_rows}
+        _refuse_if_missing(by_kind)
+        nameserver = by_kind.get(EngineKind.NAMESERVER)
+        return EngineOutline(
+            by_kind[EngineKind.VOLUMES].driver,
+            _zones(nameserver.options) if nameserver is not None else None,
+        )
 
 
 def list_locations(session: Session, *, enabled_only: bool = True) -> Sequence[Location]:
@@ -155,17 +183,33 @@ def find_tier(session: Session, tier_id: int) -> Tier | None:
     return tier if tier is not None and tier.is_enabled else None
 
 
-def find_offered_tier(session: Session, tier_id: int, location_id: int) -> Tier | None:
-    """An enabled tier that is offered in the location, or None."""
-    if tier_id >= 2**63:
+def find_offer(session: Session, location_id: int, tier_id: int) -> Offer | None:
+    """What is offered in a location, in one statement; None where there is no enabled location."""
+    if location_id >= 2**63:
         return None
-    return session.scalars(_OFFERED, {"tier": tier_id, "location": location_id}).first()
+    # No tier has the number 0.
+    wanted = {"location": location_id, "tier": tier_id if tier_id < 2**63 else 0}
+    rows = session.execute(_OFFER, wanted).all()
+    if not rows:
+        return None
+    location, tier, _ = rows[0]
+    return Offer(location, tier, [engine for *_, engine in rows if engine is not None])
 
 
 def current_prices(session: Session, tier_id: int, currency: str) -> dict[Component, PriceTag]:
     """The prices of a tier that are valid now, by component."""
-    rows = session.scalars(_PRICES, {"tier": tier_id, "currency": currency})
+    rows = session.execute(_PRICES, {"tier": tier_id, "currency": currency})
     return {Component(row.component): _tag(row) for row in rows}
+
+
+def order_prices(
+    session: Session, location_id: int, tier_id: int, currency: str
+) -> tuple[dict[Component, PriceTag], PriceTag | None]:
+    """What `current_prices` gives, and `first_price` of a public address in the location, in one statement."""
+    wanted = {"tier": tier_id, "location": location_id, "component": Component.PUBLIC_IP}
+    rows = session.execute(_ORDER_PRICES, {**wanted, "currency": currency}).all()
+    of_tier = {Component(row.component): _tag(row) for row in rows if not row.is_of_address}
+    return of_tier, next((_tag(row) for row in rows if row.is_of_address), None)
 
 
 def all_current_prices(session: Session, currency: str) -> dict[int, dict[Component, PriceTag]]:
@@ -187,11 +231,11 @@ def first_price(
 ) -> PriceTag | None:
     """What the component costs now in the first tier of the location that prices it; None when none does."""
     wanted = {"location": location_id, "component": component, "currency": currency}
-    row = session.scalars(_FIRST_PRICE, wanted).first()
+    row = session.execute(_FIRST_PRICE, wanted).first()
     return _tag(row) if row is not None else None
 
 
-def _tag(row: Price) -> PriceTag:
+def _tag(row: Any) -> PriceTag:
     return PriceTag(Component(row.component), row.currency, row.monthly_minor, row.price_id)
 
 
@@ -250,18 +294,6 @@ def engines_of(
 ) -> LocationEngines:
     """As `engines`, of a location whose rows were all read with something else, by an outer join (None: none)."""
     return open_engines(location_id, _checked(session, [row for row in rows if row is not None]))
-
-
-def outline(session: Session, location_id: int) -> EngineOutline:
-    """What is told of a location's engines. Raises: Unavailable while one of them is not configured."""
-    rows = session.scalars(_ENGINES, {"location": location_id}).all()
-    by_kind = {row.kind: row for row in rows}
-    _refuse_if_missing(by_kind)
-    nameserver = by_kind.get(EngineKind.NAMESERVER)
-    return EngineOutline(
-        by_kind[EngineKind.VOLUMES].driver,
-        _zones(nameserver.options) if nameserver is not None else None,
-    )
 
 
 def find_zones(session: Session, location_id: int) -> Zones | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -10,14 +12,15 @@ from sqlalchemy.orm import Session
 
 from awan.accounts import Caller, quotas
 from awan.catalogue import (
+    Component,
     PricedItem,
-    current_prices,
+    PriceTag,
     find_tier,
     lock_newest_image,
 )
-from awan.catalogue.models import Location, OsFamily, Template, TemplateImage, Tier
+from awan.catalogue.models import OsFamily, Template, TemplateImage, Tier
 from awan.catalogue.rules import instance_items, is_priced, total_monthly_minor
-from awan.catalogue.service import find_location, find_offered_tier, outline
+from awan.catalogue.service import Offer, find_offer, order_prices
 from awan.credentials import SshKey, find_keys
 from awan.engines.seed import hash_password, validate_user_data
 from awan.errors import Invalid
@@ -32,7 +35,9 @@ from awan.instances.workflows import CREATE
 from awan.kit.ids import new_id
 from awan.kit.secrets import put_secret
 from awan.ledger import lock_prices
-from awan.networks import Address, allocate, create_public_nic, find_owned_address
+from awan.networks import Address, find_owned_address
+from awan.networks.addresses import NOT_SOLD, take_address
+from awan.networks.cards import create_public_nic, give_first_addresses
 from awan.networks.models import PrivateNetwork, PrivateNetworkState
 from awan.networks.private_networks import INVALID as INVALID_VSWITCH
 from awan.networks.private_networks import create_private_nic, find_network, members_of
@@ -40,6 +45,8 @@ from awan.operations import begin
 from awan.resources import Resource, ResourceKind, create
 from awan.volumes import create_root_volume
 
+# The system's library hashes without Python's lock.
+_hashing = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="hash-password")
 HOSTNAME_TAKEN = "The hostname has already been taken."
 
 
@@ -63,12 +70,13 @@ class Problems:
 class Order:
     """A creation whose every field was found valid."""
 
-    location: Location
+    offer: Offer
     tier: Tier
     template: Template
     image: TemplateImage
     cpu_mode: CpuMode
     items: tuple[PricedItem, ...]
+    address_price: PriceTag | None
     ssh_keys: Sequence[SshKey]
     address: Address | None
     network: PrivateNetwork | None
@@ -90,10 +98,12 @@ def create_instance(
     Locks, always in this order: image, quota, node, network, address. Raises: Invalid, QuotaExceeded, NoCapacity,
     Unavailable while an engine of the location is not configured.
     """
+    # It takes longer than all else here, so the order is checked meanwhile; one that is refused has it for nothing.
+    hashing = _hashing.submit(hash_password, request.password)
     order = check_order(session, caller, request)
-    engines = outline(session, request.location_id)
-    # Before the quota is locked, for which other creations of the account wait: it takes longer than all else here.
-    password_hash = hash_password(request.password)
+    engines = order.offer.outline()
+    # Before the quota is locked, for which other creations of the account wait.
+    password_hash = hashing.result()
     ids = _Ids(new_id(), new_id())
     _take_quota(session, caller, request, order)
     node = _place(session, caller, request, order, ids)
@@ -117,7 +127,7 @@ def create_instance(
         operation_id=ids.operation_id,
     )
     addresses = _make_cards(session, caller, request, order, ids)
-    lock_prices(session, ids.instance_id, order.items)
+    lock_prices(session, {ids.instance_id: order.items, **_sold_address(order, addresses)})
     operation = begin(
         session,
         caller=caller,
@@ -130,7 +140,7 @@ def create_instance(
     view = InstanceView(
         instance,
         resource,
-        order.location,
+        order.offer.location,
         order.tier,
         order.template,
         operation,
@@ -153,10 +163,8 @@ def check_order(session: Session, caller: Caller, request: InstanceCreate) -> Or
     Raises: Invalid with all fields that are wrong.
     """
     problems = Problems()
-    location = find_location(session, request.location_id)
-    if location is None:
-        problems.add("location_id", "The selected location is invalid.")
-    tier = _offered_tier(session, request, location, problems)
+    offer = find_offer(session, request.location_id, request.tier_id)
+    tier = _offered_tier(session, request, offer, problems)
     template, image = lock_newest_image(session, request.template_id)
     if template is None or image is None:
         problems.add("template_id", "The selected template is invalid.")
@@ -168,11 +176,18 @@ def check_order(session: Session, caller: Caller, request: InstanceCreate) -> Or
     _check_hostname(session, caller, request, problems)
     address = _check_address(session, caller, request, problems)
     network = _check_vswitch(session, caller, request, problems)
-    prices = current_prices(session, request.tier_id, caller.currency) if tier is not None else {}
-    if tier is not None and not is_priced(prices, dedicated=cpu_mode == CpuMode.DEDICATED):
-        problems.add("tier_id", "The selected tier is not sold in the account's currency.")
+    prices: dict[Component, PriceTag] = {}
+    address_price: PriceTag | None = None
+    if offer is not None and tier is not None:
+        prices, address_price = order_prices(
+            session, request.location_id, request.tier_id, caller.currency
+        )
+        if not is_priced(prices, dedicated=cpu_mode == CpuMode.DEDICATED):
+            problems.add("tier_id", "The selected tier is not sold in the account's currency.")
+        if request.use_public_ip and request.public_network is None and address_price is None:
+            problems.add("location_id", NOT_SOLD)
     problems.raise_if_any()
-    assert location is not None
+    assert offer is not None
     assert tier is not None
     assert template is not None
     assert image is not None
@@ -184,18 +199,18 @@ def check_order(session: Session, caller: Caller, request: InstanceCreate) -> Or
         storage_gib=request.storage,
         license_monthly_minor=template.license_monthly_minor,
     )
-    return Order(location, tier, template, image, cpu_mode, items, keys, address, network)
+    return Order(
+        offer, tier, template, image, cpu_mode, items, address_price, keys, address, network
+    )
 
 
 def _offered_tier(
-    session: Session, request: InstanceCreate, location: Location | None, problems: Problems
+    session: Session, request: InstanceCreate, offer: Offer | None, problems: Problems
 ) -> Tier | None:
     """The tier, if it is sold at the location; at an unknown location every tier will do."""
-    tier = (
-        find_offered_tier(session, request.tier_id, location.location_id)
-        if location is not None
-        else find_tier(session, request.tier_id)
-    )
+    if offer is None:
+        problems.add("location_id", "The selected location is invalid.")
+    tier = offer.tier if offer is not None else find_tier(session, request.tier_id)
     if tier is None:
         problems.add("tier_id", "The selected tier is invalid.")
     return tier
@@ -346,20 +361,26 @@ def _make_cards(
         )
     if not request.use_public_ip:
         return []
-    address = order.address or allocate(
-        session,
-        caller,
-        request.location_id,
-        operation_id=ids.operation_id,
-        takes_quota=False,
-    )
-    return create_public_nic(
+    nic = create_public_nic(
         session,
         instance_id=ids.instance_id,
-        address=address,
+        account_id=caller.account_id,
+        location_id=request.location_id,
         operation_id=ids.operation_id,
-        is_new=order.address is None,
     )
+    if order.address is not None:
+        return give_first_addresses(session, nic, order.address)
+    taken = take_address(session, caller, request.location_id, operation_id=ids.operation_id)
+    return give_first_addresses(session, nic, taken, is_new=True)
+
+
+def _sold_address(order: Order, addresses: Sequence[Address]) -> dict[UUID, list[PricedItem]]:
+    """The address that was taken for the instance and its price; none where it brings its own, or has none."""
+    if order.address is not None or not addresses:
+        return {}
+    assert addresses[0].resource_id is not None
+    assert order.address_price is not None
+    return {addresses[0].resource_id: [PricedItem(order.address_price, 1)]}
 
 
 def _insert_resource(

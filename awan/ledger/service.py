@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -35,8 +35,8 @@ _OPEN = text(
 )
 
 
-def lock_prices(session: Session, resource_id: UUID, items: Iterable[PricedItem]) -> None:
-    """Remembers at which prices the resource was sold; later changes of the catalogue do not touch it."""
+def lock_prices(session: Session, sold: Mapping[UUID, Iterable[PricedItem]]) -> None:
+    """Remembers at which prices each resource was sold; later changes of the catalogue do not touch it."""
     rows = [
         {
             "resource_id": resource_id,
@@ -46,6 +46,7 @@ def lock_prices(session: Session, resource_id: UUID, items: Iterable[PricedItem]
             "monthly_minor": item.tag.monthly_minor,
             "quantity": item.quantity,
         }
+        for resource_id, items in sold.items()
         for item in items
     ]
     session.execute(_LOCK, rows)

@@ -1,7 +1,7 @@
 """Networks: address pools, public addresses, and the network cards of instances."""
 
 from awan.networks.addresses import allocate, bill_address, find_owned_address
-from awan.networks.cards import create_public_nic, nics_of, public_addresses, release_nics
+from awan.networks.cards import nics_of, public_addresses, release_nics
 from awan.networks.models import Address, Nic, NicRole
 from awan.networks.ports import ensure_network, port_specs
 
@@ -11,7 +11,6 @@ __all__ = [
     "NicRole",
     "allocate",
     "bill_address",
-    "create_public_nic",
     "ensure_network",
     "find_owned_address",
     "nics_of",

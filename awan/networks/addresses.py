@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import INET
 from sqlalchemy.orm import Session
 
 from awan.accounts import Caller, quotas
-from awan.catalogue import Component, PricedItem, PriceTag
+from awan.catalogue import Component, PricedItem
 from awan.catalogue.models import Location
 from awan.catalogue.service import first_price
 from awan.errors import Conflict, Invalid, NoCapacity, NotFound
@@ -29,6 +29,7 @@ from awan.resources.models import Resource
 from awan.settings import get_settings
 
 NO_ADDRESS = "The location has no free public address at the moment."
+NOT_SOLD = "Public addresses are not sold in this location."
 # What a creation takes; built once, because building it takes longer than sending it.
 _TAKEABLE = (
     select(Address)
@@ -55,21 +56,34 @@ _TAKEABLE = (
 
 
 def allocate(
-    session: Session,
-    caller: Caller,
-    location_id: int,
-    *,
-    operation_id: UUID | None = None,
-    takes_quota: bool = True,
+    session: Session, caller: Caller, location_id: int, *, operation_id: UUID | None = None
 ) -> Address:
-    """Takes an address for the account: free to use, priced, and (unless part of an instance's creation) billed.
+    """Takes an address for the account, from its quota: free to use, priced, and billed unless for an operation.
 
-    Without `takes_quota` the caller has taken it from the quota already, with other things.
-    An address that the account released itself may come back to it; others wait until its quarantine is over.
-    Raises: QuotaExceeded, NoCapacity.
+    Raises: QuotaExceeded, Invalid where addresses have no price, NoCapacity.
     """
-    if takes_quota:
-        quotas.take(session, caller.account_id, public_ips=1)
+    quotas.take(session, caller.account_id, public_ips=1)
+    price = first_price(session, location_id, Component.PUBLIC_IP, caller.currency)
+    if price is None:
+        raise Invalid.field("location_id", NOT_SOLD)
+    address = take_address(session, caller, location_id, operation_id=operation_id)
+    assert address.resource_id is not None
+    lock_prices(session, {address.resource_id: [PricedItem(price, 1)]})
+    if operation_id is None:
+        bill_address(session, address, actor=caller.actor, operation_id=None)
+    session.flush()
+    return address
+
+
+def take_address(
+    session: Session, caller: Caller, location_id: int, *, operation_id: UUID | None
+) -> Address:
+    """Takes an address for the account. What the caller does: the quota before, prices and bill afterwards.
+
+    An address that the account released itself may come back to it; others wait until its quarantine is over.
+    Its row is written with the next flush, so that whatever else becomes of it is part of the same statement.
+    Raises: NoCapacity.
+    """
     wanted = {"location": location_id, "account": caller.account_id}
     address = session.scalars(_TAKEABLE, wanted).first()
     if address is None:
@@ -87,19 +101,6 @@ def allocate(
         location_id=location_id,
         operation_id=operation_id,
     )
-    session.flush()
-    address.state = AddressState.FREE
-    address.account_id = caller.account_id
-    address.resource_id = resource_id
-    address.operation_id = operation_id
-    address.previous_account_id = None
-    address.quarantined_until = None
-    address.allocated_at = resource.created_at
-    lock_prices(
-        session, resource_id, [PricedItem(_ip_price(session, caller.currency, location_id), 1)]
-    )
-    if operation_id is None:
-        bill_address(session, address, actor=caller.actor, operation_id=None)
     record(
         session,
         kind="public_ip.allocated",
@@ -109,16 +110,14 @@ def allocate(
         operation_id=operation_id,
         data={"ip_address": str(address.inet)},
     )
-    session.flush()
+    address.state = AddressState.FREE
+    address.account_id = caller.account_id
+    address.resource_id = resource_id
+    address.operation_id = operation_id
+    address.previous_account_id = None
+    address.quarantined_until = None
+    address.allocated_at = resource.created_at
     return address
-
-
-def _ip_price(session: Session, currency: str, location_id: int) -> PriceTag:
-    """An address costs what it costs in the location's first tier that prices it. Raises: Invalid when none does."""
-    price = first_price(session, location_id, Component.PUBLIC_IP, currency)
-    if price is None:
-        raise Invalid.field("location_id", "Public addresses are not sold in this location.")
-    return price
 
 
 def bill_address(

@@ -55,17 +55,31 @@ _PREFIXES = select(RoutedPrefix.instance_id, RoutedPrefix.next_hop, RoutedPrefix
 
 
 def create_public_nic(
-    session: Session,
-    *,
-    instance_id: UUID,
-    address: Address,
-    operation_id: UUID,
-    is_new: bool = False,
+    session: Session, *, instance_id: UUID, account_id: UUID, location_id: int, operation_id: UUID
+) -> Nic:
+    """The public card of an instance that this operation creates; `give_first_addresses` is what makes it of use."""
+    nic_id = public_nic_id(operation_id)
+    nic = Nic(
+        nic_id=nic_id,
+        instance_id=instance_id,
+        account_id=account_id,
+        location_id=location_id,
+        role=NicRole.PUBLIC,
+        mac=derived_mac(nic_id),
+        operation_id=operation_id,
+    )
+    session.add(nic)
+    session.flush()
+    return nic
+
+
+def give_first_addresses(
+    session: Session, nic: Nic, address: Address, *, is_new: bool = False
 ) -> list[Address]:
-    """A card on the address's network; it also gets an IPv6 address where the location has a prefix.
+    """A new card has this address, and an IPv6 address where the location has a prefix for the network.
 
     Gives the addresses of the card, IPv4 first.
-    `is_new`: the address was allocated in this transaction, so it is locked and nobody else knows it.
+    `is_new`: the address was taken in this transaction, so it is locked and nobody else knows it.
     Raises: Invalid when the address is in use.
     """
     if not is_new:
@@ -74,22 +88,12 @@ def create_public_nic(
         refuse_if_address_busy(session, address)
         # In its owner's hands now, whichever operation had once taken it.
         address.operation_id = None
-    assert address.account_id is not None
-    pool, six = pool_with_ipv6(session, address.pool_id)
-    nic = Nic(
-        nic_id=public_nic_id(operation_id),
-        instance_id=instance_id,
-        account_id=address.account_id,
-        location_id=pool.location_id,
-        role=NicRole.PUBLIC,
-        mac=derived_mac(public_nic_id(operation_id)),
-        operation_id=operation_id,
-    )
-    session.add(nic)
-    session.flush()
-    address.state = AddressState.ATTACHED
-    address.nic_id = nic.nic_id
-    ipv6 = _add_ipv6(session, nic, six)
+    # What was changed of the address so far is written in the end, in one statement with what follows.
+    with session.no_autoflush:
+        _, six = pool_with_ipv6(session, address.pool_id)
+        address.state = AddressState.ATTACHED
+        address.nic_id = nic.nic_id
+        ipv6 = _add_ipv6(session, nic, six)
     session.flush()
     return [address] if ipv6 is None else [address, ipv6]
 

@@ -16,7 +16,7 @@ def test_a_creation_is_accepted(cloud: SimulatedCloud) -> None:
     cloud.create()
     with recorded() as sent:
         cloud.create()
-    assert len(sent) <= 33, listed(sent)
+    assert len(sent) <= 28, listed(sent)
 
 
 def test_a_creation_is_carried_out(cloud: SimulatedCloud, worker: InProcessWorker) -> None:
