@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from awan.accounts.models import Account, AccountState, Quota
 from awan.errors import AccountSuspended, NotFound, QuotaExceeded
+from awan.kit.database import execute_directly
 
 # Each limit as the column prefix and as customers read it.
 LIMITS = {
@@ -52,10 +53,10 @@ def take(session: Session, account_id: UUID, **amounts: Unpack[Amounts]) -> None
         return
     query = _taking(tuple(wanted))
     parameters = {"account": account_id} | {f"more_{name}": wanted[name] for name in wanted}
-    if session.execute(query, parameters).first() is None:
+    if execute_directly(session, query, parameters).first() is None:
         _refuse(session, account_id, wanted)
         # Something was given back in between; now that the row is locked, the second attempt cannot fail.
-        assert session.execute(query, parameters).first() is not None
+        assert execute_directly(session, query, parameters).first() is not None
     # Who closes an account holds its quota meanwhile: only a statement after the wait for it sees that.
     state = session.scalar(_STATE, {"account": account_id})
     if state == AccountState.CLOSED:
@@ -74,7 +75,6 @@ def _taking(names: tuple[str, ...]) -> Any:
         )
         .values({_used(name): more[name] for name in names})
         .returning(Quota.account_id)
-        .execution_options(synchronize_session=False)
     )
 
 

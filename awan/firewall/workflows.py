@@ -27,7 +27,7 @@ from awan.errors import EngineUnavailable
 from awan.events import record
 from awan.firewall.models import Firewall, FirewallGroup
 from awan.firewall.spec import read_group_spec, read_spec
-from awan.kit.database import transaction
+from awan.kit.database import execute_directly, transaction
 from awan.operations import Failure, Plan, Step, Target, register
 
 Row = TypeVar("Row", bound=Firewall | FirewallGroup)
@@ -49,7 +49,6 @@ _NOTE_PUSHED: dict[type, ReturningUpdate[UUID]] = {
     .where(_key(model) == bindparam("row"), model.deleted_at.is_(None))
     .values(pushed_revision=func.greatest(model.pushed_revision, bindparam("revision")))
     .returning(_key(model))
-    .execution_options(synchronize_session=False)
     for model in (Firewall, FirewallGroup)
 }
 _NOTE_APPLIED: dict[type, Update] = {
@@ -59,7 +58,6 @@ _NOTE_APPLIED: dict[type, Update] = {
         model.applied_revision < func.least(bindparam("revision"), model.pushed_revision),
     )
     .values(applied_revision=func.least(bindparam("revision"), model.pushed_revision))
-    .execution_options(synchronize_session=False)
     for model in (Firewall, FirewallGroup)
 }
 
@@ -189,13 +187,14 @@ def pushed_revision(session: Session, firewall_id: UUID) -> int:
 
 def note_pushed(session: Session, model: type[Row], row_id: UUID, revision: int) -> bool:
     """This revision was committed to the fabric; False when it is gone, so that it must not stay there."""
-    noted = session.execute(_NOTE_PUSHED[model], {"row": row_id, "revision": revision})
+    wanted = {"row": row_id, "revision": revision}
+    noted = execute_directly(session, _NOTE_PUSHED[model], wanted)
     return noted.one_or_none() is not None
 
 
 def note_applied(session: Session, model: type[Row], row_id: UUID, revision: int) -> None:
     """The nodes have confirmed this revision, which was pushed before they were asked."""
-    session.execute(_NOTE_APPLIED[model], {"row": row_id, "revision": revision})
+    execute_directly(session, _NOTE_APPLIED[model], {"row": row_id, "revision": revision})
 
 
 APPLY = register(

@@ -13,6 +13,7 @@ from awan.catalogue.models import Tier
 from awan.errors import NoCapacity
 from awan.fleet.models import Node, NodeHealth, NodeState, NodeTier, Placement
 from awan.fleet.rules import choose_threads
+from awan.kit.database import execute_directly
 
 # Nodes that are tried; more do not find room that these do not, unless very many creations come at once.
 CANDIDATES_MAX = 20
@@ -86,12 +87,7 @@ _TAKE = (
     .returning(Node)
     .execution_options(populate_existing=True)
 )
-_GIVE_BACK = (
-    update(Node)
-    .where(Node.node_id == bindparam("node"))
-    .values(_USED)
-    .execution_options(synchronize_session=False)
-)
+_GIVE_BACK = update(Node).where(Node.node_id == bindparam("node")).values(_USED)
 _WHY_NOT = (
     select(
         func.count(),
@@ -165,7 +161,8 @@ def release(session: Session, instance_id: UUID) -> None:
     demand = Demand(
         placement.vcpus, placement.is_dedicated, placement.memory_mib, placement.disk_gib
     )
-    session.execute(_GIVE_BACK, {**_change(demand, -1), "node": placement.node_id})
+    given = {**_change(demand, -1), "node": placement.node_id}
+    execute_directly(session, _GIVE_BACK, given)
 
 
 @dataclass(frozen=True)

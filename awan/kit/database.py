@@ -18,8 +18,10 @@ import psycopg
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    CursorResult,
     DateTime,
     Engine,
+    Executable,
     MetaData,
     Text,
     Uuid,
@@ -219,6 +221,17 @@ def single_statements() -> Iterator[Session]:
         Session(_single_statements, autoflush=False, expire_on_commit=False) as session,
     ):
         yield session
+
+
+def execute_directly(
+    session: Session, statement: Executable, parameters: Mapping[str, Any] | list[dict[str, Any]]
+) -> CursorResult[Any]:
+    """One statement of plain columns, past the ORM, which builds most that change rows anew at each execution.
+
+    It takes half the time, for the statements that a process sends most. Nothing is flushed before, and objects that
+    were read before keep what they have.
+    """
+    return session.connection().execute(statement, parameters)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from awan.catalogue import Component, PricedItem, PriceTag
+from awan.kit.database import execute_directly
 from awan.ledger.models import LockedPrice, UsageSpan
 
 _INSERTED = insert(LockedPrice)
@@ -49,7 +50,7 @@ def lock_prices(session: Session, sold: Mapping[UUID, Iterable[PricedItem]]) -> 
         for resource_id, items in sold.items()
         for item in items
     ]
-    session.execute(_LOCK, rows)
+    execute_directly(session, _LOCK, rows)
 
 
 def locked_prices(session: Session, resource_id: UUID) -> list[PricedItem]:

@@ -43,6 +43,7 @@ from awan.events import record
 from awan.kit.clock import now
 from awan.kit.database import (
     LOST_STATES,
+    execute_directly,
     is_connection_error,
     single_statements,
     sqlstate_of,
@@ -73,7 +74,6 @@ _CLAIM = (
     .where(Operation.operation_id == bindparam("operation"))
     .values(execution=Operation.execution + 1)
     .returning(Operation.execution, Operation.status, Operation.step)
-    .execution_options(synchronize_session=False)
 )
 _LOOK = select(Operation.status, Operation.execution).where(
     Operation.operation_id == bindparam("operation")
@@ -110,7 +110,6 @@ _ENTER = (
         percent=bindparam("done"),
     )
     .returning(Operation.cancel_requested_at)
-    .execution_options(synchronize_session=False)
 )
 
 log = structlog.get_logger(__name__)
@@ -210,7 +209,9 @@ def _claim(target: Target) -> tuple[_Turn, OperationStatus]:
     One that was taken for dead stops at its next look.
     """
     wanted = {"operation": target.operation_id}
-    row = _patiently(single_statements, lambda session: session.execute(_CLAIM, wanted).one())
+    row = _patiently(
+        single_statements, lambda session: execute_directly(session, _CLAIM, wanted).one()
+    )
     return _Turn(target, row.execution, row.step), OperationStatus(row.status)
 
 
@@ -218,7 +219,9 @@ def _is_ours(turn: _Turn) -> bool:
     """Whether the operation goes on and this execution is the one that carries it out."""
 
     wanted = {"operation": turn.target.operation_id}
-    row = _patiently(single_statements, lambda session: session.execute(_LOOK, wanted).one())
+    row = _patiently(
+        single_statements, lambda session: execute_directly(session, _LOOK, wanted).one()
+    )
     return OperationStatus(row.status) not in FINAL and row.execution == turn.execution
 
 
@@ -389,7 +392,8 @@ def _enter(step: Step, turn: _Turn) -> None:
     """
     target = turn.target
     with single_statements() as session:
-        row = session.execute(
+        row = execute_directly(
+            session,
             _ENTER,
             {
                 "operation": target.operation_id,

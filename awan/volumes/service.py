@@ -11,6 +11,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from awan.fleet import NodeImage
 from awan.kit.clock import now
+from awan.kit.database import execute_directly
 from awan.kit.ids import derived_id
 from awan.volumes.models import Volume, VolumeRole, VolumeState
 
@@ -19,7 +20,6 @@ _MARK_READY = (
     update(Volume)
     .where(Volume.volume_id == bindparam("volume"), Volume.state == VolumeState.CREATING)
     .values(state=VolumeState.READY.value)
-    .execution_options(synchronize_session="fetch")
 )
 _NOTE_IMAGE = insert(NodeImage).on_conflict_do_nothing()
 _VOLUMES = (
@@ -76,7 +76,7 @@ def volumes_of(session: Session, instance_id: UUID) -> Sequence[Volume]:
 
 def mark_ready(session: Session, volume_id: UUID) -> None:
     """The engine has the volume. Known already: no effect."""
-    session.execute(_MARK_READY, {"volume": volume_id})
+    execute_directly(session, _MARK_READY, {"volume": volume_id})
 
 
 def mark_deleted(session: Session, instance_id: UUID) -> None:
@@ -88,4 +88,4 @@ def mark_deleted(session: Session, instance_id: UUID) -> None:
 
 def note_image(session: Session, node_id: UUID, image_id: UUID) -> None:
     """The image lies on the node."""
-    session.execute(_NOTE_IMAGE, {"node_id": node_id, "image_id": image_id})
+    execute_directly(session, _NOTE_IMAGE, {"node_id": node_id, "image_id": image_id})

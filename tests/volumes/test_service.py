@@ -25,13 +25,16 @@ def test_a_root_disk_is_ordered_with_its_instance(cloud: SimulatedCloud) -> None
         assert volume.account_id == cloud.customer.account_id
         for _ in range(2):
             mark_ready(session, volume.volume_id)
+            session.refresh(volume)
             assert volume.state == "ready"
         for _ in range(2):
             mark_deleted(session, uuid)
         assert list(volumes_of(session, uuid)) == []
         deleted_at = volume.deleted_at
         assert (volume.state, deleted_at is None) == ("deleted", False)
+        session.flush()
         mark_ready(session, volume.volume_id)
+        session.refresh(volume)
         assert volume.state == "deleted"
 
 
