@@ -33,7 +33,7 @@ from awan.operations import durable_step, pause, waiting_workflow
 from awan.resources import Resource, lock
 from awan.settings import get_settings
 
-FIRST_BOOT = "instance.first_boot.v1"
+FIRST_BOOT = "instance.first_boot.v2"
 READY_ROUND_S = 15.0
 READY_POLL_S = 1.0
 SILENT_ROUND_S = 3600.0
@@ -60,11 +60,8 @@ def first_boot(instance_id: str) -> None:
     left_s = get_settings().ready_timeout_s
     while True:
         round_s = min(left_s, READY_ROUND_S) if left_s > 0 else SILENT_ROUND_S
-        sign = durable_step("wait_round", wait_round, instance_id, round_s)
-        if sign == "gone":
-            return
-        if sign in SIGNS:
-            durable_step("end", _end_first_boot, instance_id, sign)
+        sign = durable_step("wait_round", _wait_and_end, instance_id, round_s)
+        if sign == "gone" or sign in SIGNS:
             return
         if sign == KEPT_STOPPED:
             durable_step("mark_charged", mark_guest_ready, instance_id, sign)
@@ -74,9 +71,16 @@ def first_boot(instance_id: str) -> None:
                 durable_step("mark_ready", mark_guest_ready, instance_id, GuestSign.NONE)
 
 
-def _end_first_boot(instance_id: str, sign: str) -> None:
-    mark_guest_ready(instance_id, sign)
-    scrub_seed(instance_id)
+def _wait_and_end(instance_id: str, round_s: float) -> str:
+    """As `wait_round`, and the end at a sign: nearly every guest needs one round, so one checkpoint is enough.
+
+    Where the worker dies in between, the end is made again at the next sign.
+    """
+    sign = wait_round(instance_id, round_s)
+    if sign in SIGNS:
+        mark_guest_ready(instance_id, sign)
+        scrub_seed(instance_id)
+    return sign
 
 
 def wait_round(instance_id: str, round_s: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from uuid import UUID
 
-from sqlalchemy import and_, bindparam, select
+from sqlalchemy import ARRAY, Uuid, and_, any_, bindparam, select
 from sqlalchemy.orm import Session
 
 from awan.accounts import quotas
@@ -47,6 +47,15 @@ _ADDRESSES = (
         ),
     )
     .where(Address.nic_id == bindparam("nic"))
+)
+_PUBLIC_ADDRESSES = (
+    select(Nic.instance_id, Address)
+    .join(Address, Address.nic_id == Nic.nic_id)
+    .where(
+        Nic.instance_id == any_(bindparam("instances", type_=ARRAY(Uuid))),
+        Nic.deleted_at.is_(None),
+    )
+    .order_by(Nic.instance_id, Address.family, Address.inet)
 )
 _PREFIXES = select(RoutedPrefix.instance_id, RoutedPrefix.next_hop, RoutedPrefix.cidr).where(
     RoutedPrefix.instance_id.in_(bindparam("instances", expanding=True)),
@@ -321,12 +330,7 @@ def public_addresses(session: Session, instance_ids: Sequence[UUID]) -> dict[UUI
     """Instance id -> its addresses, IPv4 first, in one query; in none when no instance is given."""
     if not instance_ids:
         return {}
-    rows = session.execute(
-        select(Nic.instance_id, Address)
-        .join(Address, Address.nic_id == Nic.nic_id)
-        .where(Nic.instance_id.in_(instance_ids), Nic.deleted_at.is_(None))
-        .order_by(Nic.instance_id, Address.family, Address.inet)
-    )
+    rows = session.execute(_PUBLIC_ADDRESSES, {"instances": list(instance_ids)})
     found: dict[UUID, list[Address]] = {}
     for instance_id, address in rows:
         found.setdefault(instance_id, []).append(address)
