@@ -5,7 +5,6 @@ from awan.catalogue.rules import PricedItem, PriceTag
 from awan.catalogue.service import (
     check_location,
     configured_locations,
-    current_prices,
     engines,
     find_tier,
     image_source,
@@ -18,7 +17,6 @@ __all__ = [
     "PricedItem",
     "check_location",
     "configured_locations",
-    "current_prices",
     "engines",
     "find_tier",
     "image_source",

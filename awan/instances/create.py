@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -36,7 +34,7 @@ from awan.kit.ids import new_id
 from awan.kit.secrets import put_secret
 from awan.ledger import lock_prices
 from awan.networks import Address, find_owned_address
-from awan.networks.addresses import NOT_SOLD, take_address
+from awan.networks.addresses import take_address
 from awan.networks.cards import create_public_nic, give_first_addresses
 from awan.networks.models import PrivateNetwork, PrivateNetworkState
 from awan.networks.private_networks import INVALID as INVALID_VSWITCH
@@ -45,8 +43,6 @@ from awan.operations import begin
 from awan.resources import Resource, ResourceKind, create
 from awan.volumes import create_root_volume
 
-# The system's library hashes without Python's lock.
-_hashing = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="hash-password")
 HOSTNAME_TAKEN = "The hostname has already been taken."
 
 
@@ -98,12 +94,10 @@ def create_instance(
     Locks, always in this order: image, quota, node, network, address. Raises: Invalid, QuotaExceeded, NoCapacity,
     Unavailable while an engine of the location is not configured.
     """
-    # It takes longer than all else here, so the order is checked meanwhile; one that is refused has it for nothing.
-    hashing = _hashing.submit(hash_password, request.password)
     order = check_order(session, caller, request)
     engines = order.offer.outline()
-    # Before the quota is locked, for which other creations of the account wait.
-    password_hash = hashing.result()
+    # Before the quota is locked, for which other creations of the account wait: it takes longer than all else here.
+    password_hash = hash_password(request.password)
     ids = _Ids(new_id(), new_id())
     _take_quota(session, caller, request, order)
     node = _place(session, caller, request, order, ids)
@@ -184,8 +178,6 @@ def check_order(session: Session, caller: Caller, request: InstanceCreate) -> Or
         )
         if not is_priced(prices, dedicated=cpu_mode == CpuMode.DEDICATED):
             problems.add("tier_id", "The selected tier is not sold in the account's currency.")
-        if request.use_public_ip and request.public_network is None and address_price is None:
-            problems.add("location_id", NOT_SOLD)
     problems.raise_if_any()
     assert offer is not None
     assert tier is not None

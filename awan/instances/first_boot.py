@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from awan.catalogue.models import LocationEngine, TemplateImage
 from awan.catalogue.service import engines_of
 from awan.engines.hypervisor import GuestSign
-from awan.errors import EngineError, EngineRejected, EngineUnavailable
+from awan.errors import EngineError, EngineRejected, EngineUnavailable, Unavailable
 from awan.events import record
 from awan.fleet import Node, endpoint
 from awan.instances.models import DesiredState, Instance, ObservedState
@@ -33,7 +33,7 @@ from awan.operations import durable_step, pause, waiting_workflow
 from awan.resources import Resource, lock
 from awan.settings import get_settings
 
-FIRST_BOOT = "instance.first_boot.v2"
+FIRST_BOOT = "instance.first_boot.v1"
 READY_ROUND_S = 15.0
 READY_POLL_S = 1.0
 SILENT_ROUND_S = 3600.0
@@ -43,6 +43,7 @@ READY_IDLE_MAX_S = 3600.0
 SYSTEM_ACTOR = "system:first_boot"
 # Stopped since before the first sign, for so long that what it holds is charged all the same.
 KEPT_STOPPED = "kept_stopped"
+ENDED = "ended"
 SIGNS = frozenset({GuestSign.AGENT, GuestSign.TRAFFIC})
 EVENT_KINDS = {GuestSign.NONE: "instance.silent", KEPT_STOPPED: "instance.charged_stopped"}
 log = structlog.get_logger(__name__)
@@ -61,7 +62,10 @@ def first_boot(instance_id: str) -> None:
     while True:
         round_s = min(left_s, READY_ROUND_S) if left_s > 0 else SILENT_ROUND_S
         sign = durable_step("wait_round", _wait_and_end, instance_id, round_s)
-        if sign == "gone" or sign in SIGNS:
+        if sign in ("gone", ENDED):
+            return
+        if sign in SIGNS:
+            durable_step("end", _end_first_boot, instance_id, sign)
             return
         if sign == KEPT_STOPPED:
             durable_step("mark_charged", mark_guest_ready, instance_id, sign)
@@ -72,15 +76,25 @@ def first_boot(instance_id: str) -> None:
 
 
 def _wait_and_end(instance_id: str, round_s: float) -> str:
-    """As `wait_round`, and the end at a sign: nearly every guest needs one round, so one checkpoint is enough.
+    """As `wait_round`, with the end at a sign: "ended", or the sign when the end has to be tried again.
 
-    Where the worker dies in between, the end is made again at the next sign.
+    Nearly every guest needs one round and one try, so one checkpoint is enough. Where the worker dies in between, the
+    end comes with the next sign.
     """
     sign = wait_round(instance_id, round_s)
-    if sign in SIGNS:
-        mark_guest_ready(instance_id, sign)
-        scrub_seed(instance_id)
-    return sign
+    if sign not in SIGNS:
+        return sign
+    try:
+        _end_first_boot(instance_id, sign)
+    except (EngineUnavailable, Unavailable) as err:
+        log.info("first_boot.end_waits", instance=instance_id, error=str(err))
+        return sign
+    return ENDED
+
+
+def _end_first_boot(instance_id: str, sign: str) -> None:
+    mark_guest_ready(instance_id, sign)
+    scrub_seed(instance_id)
 
 
 def wait_round(instance_id: str, round_s: float) -> str:

@@ -127,7 +127,7 @@ def enqueue_waiting(session: Session, workflow: str, workflow_id: str, *args: ob
 def waiting_workflow(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorates a workflow of the queue `waits`: one that waits for something outside and has no operation row.
 
-    `name` is versioned (`instance.first_boot.v2`). The function must do the same things in the same order when it
+    `name` is versioned (`instance.first_boot.v1`). The function must do the same things in the same order when it
     is run again: everything that looks at the world goes through `DBOS.run_step`, every pause is `DBOS.sleep`.
     Ids arrive as texts.
     """

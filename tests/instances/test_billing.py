@@ -223,7 +223,7 @@ def test_the_wait_for_a_guest_ends_with_its_deletion(cloud: SimulatedCloud) -> N
         answer = cloud.customer.http.request("DELETE", f"/instances/{uuid}", json=REMOVE)
     cloud.wait(answer.json()["operation"]["uuid"])
     deadline = time.monotonic() + 15
-    query = "SELECT status FROM dbos.workflow_status WHERE name = 'instance.first_boot.v2'"
+    query = "SELECT status FROM dbos.workflow_status WHERE name = 'instance.first_boot.v1'"
     while (found := sim_store().fetch_all(query)[0]["status"]) != "SUCCESS":
         assert time.monotonic() < deadline, found
         time.sleep(0.05)

@@ -37,7 +37,7 @@ def wait_until_booted(count: int) -> None:
     while (
         done := scalar(
             "SELECT count(*) FROM dbos.workflow_status"
-            " WHERE name = 'instance.first_boot.v2' AND status = 'SUCCESS'"
+            " WHERE name = 'instance.first_boot.v1' AND status = 'SUCCESS'"
         )
     ) < count:
         assert time.monotonic() < deadline, f"{done} of {count} guests are ready"
