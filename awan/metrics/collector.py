@@ -12,17 +12,14 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
 
 import structlog
 from sqlalchemy import text
 
-from awan.engines.hypervisor import COUNTERS_TIMEOUT_S, NodeEndpoint
-from awan.engines.registry import LocationEngines
+from awan.engines.hypervisor import COUNTERS_TIMEOUT_S
 from awan.errors import EngineError, NotFound, Unavailable
-from awan.fleet import NodeState, endpoint
 from awan.fleet.service import node_with_engines
 from awan.kit.database import single_statements, transaction
 from awan.kit.ids import new_id
@@ -87,12 +84,6 @@ class Claim(NamedTuple):
     claim_id: UUID
 
 
-@dataclass(frozen=True)
-class _Reached:
-    endpoint: NodeEndpoint
-    engines: LocationEngines
-
-
 def claim_due(most: int = NODES_AT_ONCE) -> list[Claim]:
     """Takes at most so many nodes that are due; they are due again after `metrics_interval_s`."""
     claim_id, settings = new_id(), get_settings()
@@ -114,8 +105,9 @@ def collect(claim: Claim) -> bool:
     """One round on a claimed node; whether anything was stored. A node that does not answer is noted."""
     began = time.monotonic()
     try:
-        reached = _reach(claim.node_id)
-        read = reached.engines.hypervisor.read_counters(reached.endpoint)
+        with single_statements() as session:
+            node = node_with_engines(session, claim.node_id)
+        read = node.engines.hypervisor.read_counters(node.endpoint)
     except EngineError as err:
         _note_failure(claim, err)
         return False
@@ -137,14 +129,6 @@ def collect(claim: Claim) -> bool:
             },
         )
     return True
-
-
-def _reach(node_id: UUID) -> _Reached:
-    with single_statements() as session:
-        node, engines = node_with_engines(session, node_id)
-    if node.state == NodeState.REMOVED:
-        raise NotFound("Node not found.")
-    return _Reached(endpoint(node), engines)
 
 
 def _note_failure(claim: Claim, err: EngineError) -> None:
