@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import RowMapping, text
@@ -215,7 +215,7 @@ def _reading_of(row: RowMapping) -> CardReading | None:
     )
 
 
-def _reading_arrays(readings: Iterable[tuple[UUID, CardReading]]) -> dict[str, list[Any]]:
+def _reading_arrays(readings: Iterable[tuple[UUID, CardReading]]) -> dict[str, str]:
     rows = [
         (
             nic_id,
@@ -232,7 +232,7 @@ def _reading_arrays(readings: Iterable[tuple[UUID, CardReading]]) -> dict[str, l
     return arrays_of(_READING_COLUMNS, rows)
 
 
-def _point_arrays(points: Iterable[tuple[UUID, datetime, Sums]]) -> dict[str, list[Any]]:
+def _point_arrays(points: Iterable[tuple[UUID, datetime, Sums]]) -> dict[str, str]:
     rows = [(nic_id, start, *_card_sums(sums)) for nic_id, start, sums in points]
     return arrays_of(_POINT_COLUMNS, rows)
 

@@ -93,16 +93,17 @@ def claim_due(most: int = NODES_AT_ONCE) -> list[Claim]:
 def collect(claim: Claim) -> bool:
     """One round on a claimed node; whether anything was stored. A node that does not answer is noted."""
     began_s = time.monotonic()
-    try:
-        with single_statements() as session:
-            node = node_with_engines(session, claim.node_id)
-        read = node.engines.hypervisor.read_counters(node.endpoint)
-    except EngineError as err:
-        _note_failure(claim, err)
-        return False
-    except NotFound:
-        return False  # removed meanwhile
-    return rounds.store(Round(claim, read, began_s))
+    with rounds.under_way():
+        try:
+            with single_statements() as session:
+                node = node_with_engines(session, claim.node_id)
+            read = node.engines.hypervisor.read_counters(node.endpoint)
+        except EngineError as err:
+            _note_failure(claim, err)
+            return False
+        except NotFound:
+            return False  # removed meanwhile
+        return rounds.store(Round(claim, read, began_s))
 
 
 def _note_failure(claim: Claim, err: EngineError) -> None:

@@ -1,15 +1,16 @@
-"""Storing rounds: all that were read while the last transaction was under way are stored in one.
+"""Storing rounds: those that come at about the same time are stored in one transaction.
 
-A transaction costs about the same for one node as for sixteen. Nobody waits for company: a round that comes alone is
-stored alone, and a node that hangs is waited for before this, by its own thread.
+A transaction costs about the same for one node as for sixteen. What comes while one is under way waits for its end,
+and the first of these waits a moment for rounds that have begun. A node that hangs costs the others no more than that.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import UUID
@@ -24,6 +25,9 @@ from awan.kit.database import transaction
 from awan.metrics.arrays import arrays_of, unnest
 from awan.metrics.cards import store_card_counters
 from awan.metrics.service import store_counters
+
+GATHER_S = 0.1
+"""For so long at most a round waits for others that have begun: those of one `tick` come within it."""
 
 log = structlog.get_logger(__name__)
 
@@ -74,28 +78,46 @@ class RoundStore:
     """Where the threads of a process bring their rounds."""
 
     def __init__(self) -> None:
-        self._gathering = threading.Lock()
         self._storing = threading.Lock()
+        self._changed = threading.Condition()
+        self._begun = 0
         self._waiting: list[Round] = []
 
     @property
     def waiting(self) -> int:
-        """How many rounds wait for the transaction that is under way."""
+        """How many rounds wait to be stored."""
         return len(self._waiting)
 
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Around a whole round: while it lasts, one that is to be stored may wait for it."""
+        with self._changed:
+            self._begun += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._begun -= 1
+                self._changed.notify_all()
+
     def store(self, round_: Round) -> bool:
-        """Stores a round, at once or with others; returns when it is stored. False: its claim was lost.
+        """Stores a round that is under way, with others; returns when it is stored. False: its claim was lost.
 
         Raises: Unavailable when the database cannot be reached; what storing this round alone has raised.
         """
-        with self._gathering:
+        with self._changed:
             self._waiting.append(round_)
+            self._changed.notify_all()
         with self._storing:
             if not round_.is_stored.done():
-                with self._gathering:
-                    gathered, self._waiting = self._waiting, []
-                _settle(gathered)
+                _settle(self._gather())
         return round_.is_stored.result()
+
+    def _gather(self) -> list[Round]:
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._waiting) >= self._begun, GATHER_S)
+            gathered, self._waiting = self._waiting, []
+        return gathered
 
 
 def _settle(rounds: Sequence[Round]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import RowMapping, text
@@ -159,7 +158,7 @@ def _reading_of(row: RowMapping) -> Reading | None:
     )
 
 
-def _reading_arrays(readings: Iterable[tuple[UUID, Reading]]) -> dict[str, list[Any]]:
+def _reading_arrays(readings: Iterable[tuple[UUID, Reading]]) -> dict[str, str]:
     rows = [
         (
             instance_id,
@@ -182,7 +181,7 @@ def _reading_arrays(readings: Iterable[tuple[UUID, Reading]]) -> dict[str, list[
     return arrays_of(_READING_COLUMNS, rows)
 
 
-def _point_arrays(minutes: Iterable[tuple[UUID, datetime, Sums]]) -> dict[str, list[Any]]:
+def _point_arrays(minutes: Iterable[tuple[UUID, datetime, Sums]]) -> dict[str, str]:
     rows = [(instance_id, minute, *sums) for instance_id, minute, sums in minutes]
     return arrays_of(_POINT_COLUMNS, rows)
 

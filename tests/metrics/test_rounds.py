@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DataError
 
 from awan.kit.database import get_engine, transaction
-from awan.metrics import collector
+from awan.metrics import collector, rounds
 from awan.metrics.collector import claim_due, collect
 from awan.metrics.rounds import Claim
 from tests.metrics.conftest import Meter, make_meter
@@ -70,14 +70,20 @@ def collect_together(first: Claim, others: Iterable[Claim]) -> Rounds:
     with ThreadPoolExecutor(1 + len(others)) as pool, get_engine().connect() as holder:
         lock = text("SELECT 1 FROM metric_node WHERE node_id = :node FOR UPDATE")
         holder.execute(lock, {"node": first.node_id})
-        rounds = {first.node_id: pool.submit(collect, first)}
+        begun = {first.node_id: pool.submit(collect, first)}
         wait_for_waiters(holder)
-        rounds |= {claim.node_id: pool.submit(collect, claim) for claim in others}
-        gathered = threading.Event()
-        while collector.rounds.waiting < len(others):
-            gathered.wait(0.01)
+        begun |= {claim.node_id: pool.submit(collect, claim) for claim in others}
+        until_waiting(len(others))
         holder.rollback()
-    return rounds
+    return begun
+
+
+def until_waiting(count: int) -> None:
+    """Returns when so many rounds wait to be stored. Raises: AssertionError."""
+    deadline = time.monotonic() + 20
+    while collector.rounds.waiting < count:
+        assert time.monotonic() < deadline, "they do not come"
+        time.sleep(0.01)
 
 
 def split(meters: list[Meter]) -> tuple[Claim, list[Claim]]:
@@ -93,8 +99,8 @@ def test_rounds_that_gather_are_one_transaction(meters: list[Meter]) -> None:
         set_all([meter], 60, net_in_bytes=600 * number)
     first, others = split(meters)
     with recorded() as sent:
-        rounds = collect_together(first, others)
-    assert [round_.result() for round_ in rounds.values()] == [True] * 4
+        begun = collect_together(first, others)
+    assert [round_.result() for round_ in begun.values()] == [True] * 4
     for begin in ("SELECT node_id, claim_id", "INSERT INTO metric_reading", "UPDATE metric_node"):
         assert len([one for one in sent if one.startswith(begin)]) == 2, begin
     written = rows("SELECT node_id, xmin::text, domains, claim_id, failures FROM metric_node")
@@ -117,8 +123,8 @@ def test_a_lost_claim_is_left_out(meters: list[Meter]) -> None:
     with transaction() as session:
         taken = text("UPDATE metric_node SET claim_id = gen_random_uuid() WHERE node_id = :node")
         session.execute(taken, {"node": lost})
-    rounds = collect_together(first, others)
-    assert {node for node, round_ in rounds.items() if not round_.result()} == {lost}
+    begun = collect_together(first, others)
+    assert {node for node, round_ in begun.items() if not round_.result()} == {lost}
     assert [meter.chart()[0]["netin"] for meter in meters] == [10.0, 10.0, None, 10.0]
     claimed = rows("SELECT node_id FROM metric_node WHERE claim_id IS NOT NULL")
     assert claimed == [(lost,)]
@@ -131,10 +137,10 @@ def test_a_round_comes_twice_and_is_stored_once(meters: list[Meter]) -> None:
     with ThreadPoolExecutor(1) as pool, held("read_counters") as call:
         late = pool.submit(collect, twice)
         assert call.entered.wait(20)
-        rounds = collect_together(first, others)
+        begun = collect_together(first, others)
         call.let_go.set()
         assert late.result() is False
-    assert all(round_.result() for round_ in rounds.values())
+    assert all(round_.result() for round_ in begun.values())
 
 
 def test_data_of_one_node_do_not_keep_out_those_of_others(meters: list[Meter]) -> None:
@@ -144,11 +150,29 @@ def test_data_of_one_node_do_not_keep_out_those_of_others(meters: list[Meter]) -
     bad = meters[1]
     bad.fake.set_counters(bad.node, bad.uuid, net_in_bytes=2**63)
     first, others = split(meters)
-    rounds = collect_together(first, others)
+    begun = collect_together(first, others)
     with pytest.raises(DataError):
-        rounds.pop(bad.node.node_id).result()
-    assert [round_.result() for round_ in rounds.values()] == [True] * 3
+        begun.pop(bad.node.node_id).result()
+    assert [round_.result() for round_ in begun.values()] == [True] * 3
     assert [meter.chart()[0]["netin"] for meter in meters] == [10.0, None, 10.0, 10.0]
+
+
+def test_a_round_waits_for_those_that_have_begun(
+    meters: list[Meter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "GATHER_S", 60.0)
+    set_all(meters, 0, net_in_bytes=0)
+    first, others = split(meters)
+    with ThreadPoolExecutor(2) as pool, held("read_counters") as call:
+        slow = pool.submit(collect, first)
+        assert call.entered.wait(20)
+        quick = pool.submit(collect, others[0])
+        until_waiting(1)
+        assert not quick.done()
+        call.let_go.set()
+        assert (slow.result(), quick.result()) == (True, True)
+    written = rows("SELECT DISTINCT xmin::text FROM metric_node WHERE collected_at IS NOT NULL")
+    assert len(written) == 1
 
 
 def test_a_node_that_hangs_delays_nobody(meters: list[Meter]) -> None:
