@@ -82,9 +82,9 @@ _ADD_POINTS = text(
 
 
 def _end_readings(chosen: str) -> str:
-    """Readings that end, of the `nic_id` that are chosen: what one has measured becomes a point.
+    """Readings that end: what each has measured becomes a point, unless it is older than its `oldest`.
 
-    Unless it is older than what is `oldest` of its own.
+    `chosen` is a query that gives `nic_id` and `oldest`: a silence ends at another moment on each node.
     """
     return f"""
     WITH chosen AS ({chosen}),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import structlog
 from sqlalchemy import text
@@ -92,18 +93,21 @@ def claim_due(most: int = NODES_AT_ONCE) -> list[Claim]:
 
 def collect(claim: Claim) -> bool:
     """One round on a claimed node; whether anything was stored. A node that does not answer is noted."""
+    return rounds.carry_out(partial(_read, claim))
+
+
+def _read(claim: Claim) -> Round | None:
     began_s = time.monotonic()
-    with rounds.under_way():
-        try:
-            with single_statements() as session:
-                node = node_with_engines(session, claim.node_id)
-            read = node.engines.hypervisor.read_counters(node.endpoint)
-        except EngineError as err:
-            _note_failure(claim, err)
-            return False
-        except NotFound:
-            return False  # removed meanwhile
-        return rounds.store(Round(claim, read, began_s))
+    try:
+        with single_statements() as session:
+            node = node_with_engines(session, claim.node_id)
+        read = node.engines.hypervisor.read_counters(node.endpoint)
+    except EngineError as err:
+        _note_failure(claim, err)
+        return None
+    except NotFound:
+        return None  # removed meanwhile
+    return Round(claim, read, began_s)
 
 
 def _note_failure(claim: Claim, err: EngineError) -> None:

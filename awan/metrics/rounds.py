@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import UUID
@@ -38,8 +37,8 @@ _END_COLUMNS = {
     "took_s": "double precision",
     "domains": "bigint",
 }
-# Names and types of columns are constants of this file. In one order for all workers, so that of two that hold several
-# nodes none waits for the other.
+# Names and types of columns are constants of this file. Held in one order by all workers, so that no two that hold
+# several nodes wait for each other.
 _HOLD_CLAIMS = text(
     f"""
     SELECT node_id, claim_id FROM metric_node
@@ -80,34 +79,33 @@ class RoundStore:
     def __init__(self) -> None:
         self._storing = threading.Lock()
         self._changed = threading.Condition()
-        self._begun = 0
+        self._coming = 0
         self._waiting: list[Round] = []
 
     @property
     def waiting(self) -> int:
-        """How many rounds wait to be stored."""
+        """How many rounds were read and wait to be stored."""
         return len(self._waiting)
 
-    @contextmanager
-    def under_way(self) -> Iterator[None]:
-        """Around a whole round: while it lasts, one that is to be stored may wait for it."""
-        with self._changed:
-            self._begun += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._begun -= 1
-                self._changed.notify_all()
+    def carry_out(self, read: Callable[[], Round | None]) -> bool:
+        """Reads a round and stores it, with others; returns then. False: there was none, or its claim was lost.
 
-    def store(self, round_: Round) -> bool:
-        """Stores a round that is under way, with others; returns when it is stored. False: its claim was lost.
-
-        Raises: Unavailable when the database cannot be reached; what storing this round alone has raised.
+        Raises: what `read` raises; Unavailable when the database cannot be reached; what storing this round alone has
+        raised.
         """
         with self._changed:
-            self._waiting.append(round_)
-            self._changed.notify_all()
+            self._coming += 1
+        round_ = None
+        try:
+            round_ = read()
+        finally:
+            with self._changed:
+                self._coming -= 1
+                if round_ is not None:
+                    self._waiting.append(round_)
+                self._changed.notify_all()
+        if round_ is None:
+            return False
         with self._storing:
             if not round_.is_stored.done():
                 _settle(self._gather())
@@ -115,7 +113,7 @@ class RoundStore:
 
     def _gather(self) -> list[Round]:
         with self._changed:
-            self._changed.wait_for(lambda: len(self._waiting) >= self._begun, GATHER_S)
+            self._changed.wait_for(lambda: not self._coming, GATHER_S)
             gathered, self._waiting = self._waiting, []
         return gathered
 
