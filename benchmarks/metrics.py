@@ -237,7 +237,7 @@ def _time_rounds(connection: Any, instances: list[UUID]) -> list[Row]:
     from types import SimpleNamespace
 
     from awan.engines.hypervisor.libvirt import LibvirtHypervisor
-    from awan.fleet.service import node_with_engines
+    from awan.fleet.service import ReachedNode, node_with_engines
     from awan.metrics import collector, history
 
     cards = dict(connection.execute("SELECT instance_id, nic_id FROM nic").fetchall())
@@ -246,9 +246,9 @@ def _time_rounds(connection: Any, instances: list[UUID]) -> list[Row]:
     hypervisor = LibvirtHypervisor(nodes, pool_name="awan", counter_nodes=nodes)
     opened: Any = SimpleNamespace(hypervisor=hypervisor)
 
-    def reach(session: Any, node_id: UUID) -> tuple[Any, Any]:
+    def reach(session: Any, node_id: UUID) -> ReachedNode:
         """The location's rows name simulated engines; this one stands in for a real node's."""
-        return node_with_engines(session, node_id)[0], opened
+        return replace(node_with_engines(session, node_id), engines=opened)
 
     collector.node_with_engines = reach  # type: ignore[assignment]
     history.make_partitions()

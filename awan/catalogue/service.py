@@ -6,7 +6,8 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import UUID
 
 from sqlalchemy import and_, bindparam, false, func, select, text, true, union_all
 from sqlalchemy.dialects.postgresql import distinct_on
@@ -103,6 +104,15 @@ _ORDER_PRICES = union_all(
 )
 _LOCK_ZONES = text("SELECT pg_advisory_xact_lock(hashtext('awan.zones'))")
 _ENGINES = select(LocationEngine).where(LocationEngine.location_id == bindparam("location"))
+
+
+class EngineRow(NamedTuple):
+    """What opening an engine takes of its row, for who has read columns and no `LocationEngine`."""
+
+    kind: str
+    driver: str
+    options: dict[str, Any]
+    secret_id: UUID | None
 
 
 @dataclass(frozen=True)
@@ -290,7 +300,7 @@ def engines(session: Session, location_id: int) -> LocationEngines:
 
 
 def engines_of(
-    session: Session, location_id: int, rows: Iterable[LocationEngine | None]
+    session: Session, location_id: int, rows: Iterable[LocationEngine | EngineRow | None]
 ) -> LocationEngines:
     """As `engines`, of a location whose rows were all read with something else, by an outer join (None: none)."""
     return open_engines(location_id, _checked(session, [row for row in rows if row is not None]))
@@ -307,7 +317,7 @@ def _engine_rows(session: Session, location_id: int) -> dict[str, tuple[str, dic
 
 
 def _checked(
-    session: Session, rows: Sequence[LocationEngine]
+    session: Session, rows: Sequence[LocationEngine | EngineRow]
 ) -> dict[str, tuple[str, dict[str, Any]]]:
     found = {row.kind: (row.driver, _with_secrets(session, row)) for row in rows}
     _refuse_if_missing(found)
@@ -320,7 +330,7 @@ def _refuse_if_missing(found: Collection[str]) -> None:
         raise Unavailable(f"The location has no {' and no '.join(sorted(missing))} engine yet.")
 
 
-def _with_secrets(session: Session, row: LocationEngine) -> dict[str, Any]:
+def _with_secrets(session: Session, row: LocationEngine | EngineRow) -> dict[str, Any]:
     if row.secret_id is None:
         return row.options
     hidden: dict[str, Any] = json.loads(get_secret(session, row.secret_id, ENGINE_PURPOSE))

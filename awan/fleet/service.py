@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import bindparam, delete, func, or_, select, text, update
+from sqlalchemy import delete, func, or_, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from awan.accounts import Caller
-from awan.catalogue.models import LocationEngine, TemplateImage, Tier
-from awan.catalogue.service import engines_of, find_location
+from awan.catalogue.models import TemplateImage, Tier
+from awan.catalogue.service import EngineRow, engines_of, find_location
 from awan.engines.hypervisor import NodeEndpoint, NodeFacts
 from awan.engines.registry import LocationEngines
 from awan.errors import Conflict, Invalid, NotFound
@@ -26,19 +27,32 @@ WATCH_ACTOR = "system:watch"
 ABANDONED = "The node was abandoned: it can only be removed, as lost, once nothing is placed on it."
 
 
-# Asked for each node several times a minute; built once, because building them takes longer than sending them.
-_NODE_WITH_ENGINES = (
-    select(Node, LocationEngine)
-    .outerjoin(LocationEngine, LocationEngine.location_id == Node.location_id)
-    .where(Node.node_id == bindparam("node"))
+# Asked for each node several times a minute, hence columns instead of entities, which take twice the time.
+_NODE_WITH_ENGINES = text(
+    """
+    SELECT node.node_id, name, libvirt_uri, libvirt_host_uuid, state, location_id,
+        engine.kind, engine.driver, engine.options, engine.secret_id
+    FROM node LEFT JOIN location_engine AS engine USING (location_id)
+    WHERE node.node_id = :node
+    """
 )
-_NOTE_USUAL_ANSWER = (
-    update(Node)
-    .where(Node.node_id == bindparam("node"), Node.health == NodeHealth.REACHABLE)
-    .values(seen_at=func.clock_timestamp())
-    .returning(Node.node_id)
-    .execution_options(synchronize_session=False)
+_NOTE_USUAL_ANSWER = text(
+    f"""
+    UPDATE node SET seen_at = clock_timestamp()
+    WHERE node_id = :node AND health = '{NodeHealth.REACHABLE}'
+    RETURNING node_id
+    """  # noqa: S608
 )
+
+
+@dataclass(frozen=True)
+class ReachedNode:
+    """Where a node is and the engines that speak to it, as the rows have them now."""
+
+    endpoint: NodeEndpoint
+    state: NodeState
+    location_id: int
+    engines: LocationEngines
 
 
 def endpoint(node: Node) -> NodeEndpoint:
@@ -54,16 +68,29 @@ def get_node(session: Session, node_id: UUID) -> Node:
     return node
 
 
-def node_with_engines(session: Session, node_id: UUID) -> tuple[Node, LocationEngines]:
-    """A node, removed or not, and the engines of its location, in one statement.
+def node_with_engines(session: Session, node_id: UUID) -> ReachedNode:
+    """A node and the engines of its location, in one statement.
 
-    Raises: NotFound for an unknown node; Unavailable while an engine is not configured.
+    Raises: NotFound for an unknown or removed node; Unavailable while an engine is not configured.
     """
     rows = session.execute(_NODE_WITH_ENGINES, {"node": node_id}).all()
-    if not rows:
+    if not rows or rows[0].state == NodeState.REMOVED:
         raise NotFound("Node not found.")
-    node = rows[0][0]
-    return node, engines_of(session, node.location_id, (engine for _, engine in rows))
+    node = rows[0]
+    return ReachedNode(
+        NodeEndpoint(node.node_id, node.name, node.libvirt_uri, node.libvirt_host_uuid),
+        NodeState(node.state),
+        node.location_id,
+        engines_of(
+            session,
+            node.location_id,
+            (
+                EngineRow(row.kind, row.driver, row.options, row.secret_id)
+                for row in rows
+                if row.kind is not None
+            ),
+        ),
+    )
 
 
 def list_nodes(session: Session, location_id: int | None = None) -> Sequence[Node]:

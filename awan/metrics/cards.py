@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import RowMapping, text
 from sqlalchemy.orm import Session
 
 from awan.engines.hypervisor import NodeCounters, card_device
+from awan.metrics.arrays import arrays_of, unnest
 from awan.metrics.rules import (
     CARD_STEP_S,
     LATE_MAX_S,
@@ -38,6 +39,7 @@ _POINT_COLUMNS = {
 }
 _READING_COLUMNS = {
     "nic_id": "uuid",
+    "node_id": "uuid",
     "run_id": "bigint",
     "read_at": "timestamptz",
     "in_total_bytes": "bigint",
@@ -45,28 +47,22 @@ _READING_COLUMNS = {
     "step_at": "timestamptz",
     **dict.fromkeys(_SUMS, "double precision"),
 }
-_CHANGING = [name for name in _READING_COLUMNS if name != "nic_id"]
-
-
-def _unnest(columns: Mapping[str, str]) -> str:
-    arrays = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in columns.items())
-    return f"unnest({arrays})"
-
+_CHANGING = [name for name in _READING_COLUMNS if name not in ("nic_id", "node_id")]
 
 # Names and types of columns are constants of this file.
 _CARDS = text(
     f"""
-    SELECT nic.nic_id, nic.instance_id, nic.deleted_at IS NOT NULL AS is_gone,
-        reading.node_id, {", ".join(f"reading.{name}" for name in _CHANGING)}
+    SELECT nic.nic_id, nic.instance_id, instance.node_id, nic.deleted_at IS NOT NULL AS is_gone,
+        reading.node_id AS reading_node_id, {", ".join(f"reading.{name}" for name in _CHANGING)}
     FROM instance JOIN nic USING (instance_id) LEFT JOIN metric_card_reading AS reading USING (nic_id)
-    WHERE instance.node_id = :node_id AND instance.deleted_at IS NULL AND nic.role = 'private'
+    WHERE instance.node_id = ANY (:node_ids) AND instance.deleted_at IS NULL AND nic.role = 'private'
         AND (nic.deleted_at IS NULL OR reading.nic_id IS NOT NULL)
     """  # noqa: S608
 )
 _STORE_READINGS = text(
     f"""
-    INSERT INTO metric_card_reading (node_id, {", ".join(_READING_COLUMNS)})
-    SELECT :node_id, * FROM {_unnest(_READING_COLUMNS)}
+    INSERT INTO metric_card_reading ({", ".join(_READING_COLUMNS)})
+    SELECT * FROM {unnest(_READING_COLUMNS)}
     ON CONFLICT (nic_id) DO UPDATE SET node_id = excluded.node_id,
         {", ".join(f"{name} = excluded.{name}" for name in _CHANGING)}
     """  # noqa: S608
@@ -79,29 +75,39 @@ _ADD = f"""
 _ADD_POINTS = text(
     f"""
     INSERT INTO metric_card_point (step_s, {", ".join(_POINT_COLUMNS)})
-    SELECT {CARD_STEP_S}, * FROM {_unnest(_POINT_COLUMNS)}
+    SELECT {CARD_STEP_S}, * FROM {unnest(_POINT_COLUMNS)}
     {_ADD}
     """  # noqa: S608
 )
 
 
-def _end_readings(condition: str) -> str:
-    """Readings that end: what they have measured becomes points, unless it is older than `:oldest`."""
+def _end_readings(chosen: str) -> str:
+    """Readings that end: what each has measured becomes a point, unless it is older than its `oldest`.
+
+    `chosen` is a query that gives `nic_id` and `oldest`: a silence ends at another moment on each node.
+    """
     return f"""
-    WITH ended AS (DELETE FROM metric_card_reading WHERE {condition} RETURNING *)
+    WITH chosen AS ({chosen}),
+    ended AS (
+        DELETE FROM metric_card_reading AS reading USING chosen WHERE reading.nic_id = chosen.nic_id
+        RETURNING reading.*, chosen.oldest
+    )
     INSERT INTO metric_card_point (step_s, {", ".join(_POINT_COLUMNS)})
     SELECT {CARD_STEP_S}, nic_id, step_at, {", ".join(_SUMS)} FROM ended
-    WHERE measured_s > 0 AND step_at >= :oldest
+    WHERE measured_s > 0 AND step_at >= oldest
     {_ADD}
     """  # noqa: S608
 
 
-_END_READINGS = text(_end_readings("nic_id = ANY (:nic_ids)"))
+_ENDED_COLUMNS = {"nic_id": "uuid", "oldest": "timestamptz"}
+_END_READINGS = text(
+    _end_readings(f"SELECT * FROM {unnest(_ENDED_COLUMNS)} AS it (nic_id, oldest)")  # noqa: S608
+)
 # What a round is storing at this moment is silent no more.
 _END_SILENT = text(
     _end_readings(
-        "nic_id IN (SELECT nic_id FROM metric_card_reading"
-        " WHERE read_at < now() - make_interval(secs => :silent_s) FOR UPDATE SKIP LOCKED)"
+        "SELECT nic_id, CAST(:oldest AS timestamptz) AS oldest FROM metric_card_reading"
+        " WHERE read_at < now() - make_interval(secs => :silent_s) FOR UPDATE SKIP LOCKED"
     )
 )
 _OLDEST = timedelta(seconds=LATE_MAX_S + CARD_STEP_S)
@@ -137,41 +143,44 @@ class TrafficPoint(NamedTuple):
     netout: float | None
 
 
-def store_card_counters(session: Session, node_id: UUID, read: NodeCounters) -> None:
-    """Takes the counters of a round in, as `store_counters` does for instances.
+def store_card_counters(session: Session, reads: Mapping[UUID, NodeCounters]) -> None:
+    """Takes the counters of rounds in, as `store_counters` does for instances.
 
-    A card that is not in the round any more ends: it was unplugged, or its instance is not running.
+    A card that is not in its node's round any more ends: it was unplugged, or its instance is not running.
     """
-    rows = session.execute(_CARDS, {"node_id": node_id}).mappings().all()
+    rows = session.execute(_CARDS, {"node_ids": list(reads)}).mappings().all()
     if not rows:
         return
-    domains = {found.domain_uuid: found for found in read.domains}
+    domains = {
+        node_id: {found.domain_uuid: found for found in read.domains}
+        for node_id, read in reads.items()
+    }
     readings: list[tuple[UUID, CardReading]] = []
     points: list[tuple[UUID, datetime, Sums]] = []
-    ended: list[UUID] = []
+    ended: list[tuple[UUID, datetime]] = []
     for row in rows:
-        nic_id, earlier = row["nic_id"], _reading_of(row)
-        domain = domains.get(row["instance_id"])
+        nic_id, node_id, earlier = row["nic_id"], row["node_id"], _reading_of(row)
+        read_at = reads[node_id].read_at
+        # After a long silence the partition of the step before it may be gone.
+        oldest = read_at - _OLDEST
+        domain = domains[node_id].get(row["instance_id"])
         cards = domain.cards if domain is not None else ()
         device = card_device(nic_id)
         card = next((card for card in cards if card.device == device), None)
         if domain is not None and card is not None and not row["is_gone"]:
             reading, over = advance_card(
-                earlier, card, node_id=node_id, run_id=domain.run_id, read_at=read.read_at
+                earlier, card, node_id=node_id, run_id=domain.run_id, read_at=read_at
             )
             readings.append((nic_id, reading))
-            points += [(nic_id, start, sums) for start, sums in over.items()]
-        elif earlier is not None and earlier.node_id == node_id and earlier.read_at < read.read_at:
-            ended.append(nic_id)
-    # After a long silence the partition of the step before it may be gone.
-    oldest = read.read_at - _OLDEST
-    points = [point for point in points if point[1] >= oldest]
+            points += [(nic_id, start, sums) for start, sums in over.items() if start >= oldest]
+        elif earlier is not None and earlier.node_id == node_id and earlier.read_at < read_at:
+            ended.append((nic_id, oldest))
     if readings:
-        session.execute(_STORE_READINGS, {"node_id": node_id, **_reading_arrays(readings)})
+        session.execute(_STORE_READINGS, _reading_arrays(readings))
     if points:
         session.execute(_ADD_POINTS, _point_arrays(points))
     if ended:
-        session.execute(_END_READINGS, {"nic_ids": ended, "oldest": oldest})
+        session.execute(_END_READINGS, arrays_of(_ENDED_COLUMNS, ended))
 
 
 def end_silent_cards(session: Session, moment: datetime) -> None:
@@ -196,7 +205,7 @@ def _reading_of(row: RowMapping) -> CardReading | None:
     if row["read_at"] is None:
         return None
     return CardReading(
-        node_id=row["node_id"],
+        node_id=row["reading_node_id"],
         run_id=row["run_id"],
         read_at=row["read_at"],
         in_bytes=row["in_total_bytes"],
@@ -206,10 +215,11 @@ def _reading_of(row: RowMapping) -> CardReading | None:
     )
 
 
-def _reading_arrays(readings: Iterable[tuple[UUID, CardReading]]) -> dict[str, list[Any]]:
+def _reading_arrays(readings: Iterable[tuple[UUID, CardReading]]) -> dict[str, str]:
     rows = [
         (
             nic_id,
+            reading.node_id,
             reading.run_id,
             reading.read_at,
             reading.in_bytes,
@@ -219,12 +229,12 @@ def _reading_arrays(readings: Iterable[tuple[UUID, CardReading]]) -> dict[str, l
         )
         for nic_id, reading in readings
     ]
-    return dict(zip(_READING_COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+    return arrays_of(_READING_COLUMNS, rows)
 
 
-def _point_arrays(points: Iterable[tuple[UUID, datetime, Sums]]) -> dict[str, list[Any]]:
+def _point_arrays(points: Iterable[tuple[UUID, datetime, Sums]]) -> dict[str, str]:
     rows = [(nic_id, start, *_card_sums(sums)) for nic_id, start, sums in points]
-    return dict(zip(_POINT_COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+    return arrays_of(_POINT_COLUMNS, rows)
 
 
 def _card_sums(sums: Sums) -> tuple[float, float, float]:

@@ -1,8 +1,9 @@
 """Reads the counters of all nodes: one bulk call a node at most every `metrics_interval_s`, by one worker at a time.
 
 Every worker runs the collector. A node that is due is claimed with one statement, for a limited time; what was read is
-stored only while the claim still holds. So two workers share the nodes, a dead one's are taken by others, and one that
-was frozen and wakes up stores nothing twice. All state is in the database: any worker can do any round.
+stored only while the claim still holds, together with what other nodes have told meanwhile (`rounds.py`). So two
+workers share the nodes, a dead one's are taken by others, and one that was frozen and wakes up stores nothing twice.
+All state is in the database: any worker can do any round.
 
 A node that does not answer is asked less and less often, and holds one of the threads for no longer than its deadline.
 """
@@ -12,23 +13,18 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import NamedTuple
-from uuid import UUID
+from functools import partial
 
 import structlog
 from sqlalchemy import text
 
-from awan.engines.hypervisor import COUNTERS_TIMEOUT_S, NodeEndpoint
-from awan.engines.registry import LocationEngines
+from awan.engines.hypervisor import COUNTERS_TIMEOUT_S
 from awan.errors import EngineError, NotFound, Unavailable
-from awan.fleet import NodeState, endpoint
 from awan.fleet.service import node_with_engines
 from awan.kit.database import single_statements, transaction
 from awan.kit.ids import new_id
 from awan.metrics import history
-from awan.metrics.cards import store_card_counters
-from awan.metrics.service import store_counters
+from awan.metrics.rounds import Claim, Round, RoundStore
 from awan.settings import get_settings
 
 POLL_S = 1.0
@@ -42,32 +38,26 @@ SILENT_INTERVAL_MAX_S = 60.0
 log = structlog.get_logger(__name__)
 
 # A node is due when its time has come and nobody is at it, or has been at it for too long. Of two workers that ask at
-# once the second waits for the first one's row and then finds it claimed.
+# once the second waits for the first one's row and then finds it claimed. Rows are locked in the order of `rounds.py`.
 _CLAIM = text(
     """
     INSERT INTO metric_node AS mine (node_id, claim_id, worker_id, claimed_until, due_at)
-    SELECT node.node_id, :claim_id, :worker_id, now() + make_interval(secs => :claim_s),
+    SELECT due.node_id, :claim_id, :worker_id, now() + make_interval(secs => :claim_s),
         now() + make_interval(secs => :interval_s)
-    FROM node LEFT JOIN metric_node AS known USING (node_id)
-    WHERE node.state IN ('active', 'cordoned')
-        AND coalesce(known.due_at <= now(), true)
-        AND coalesce(known.claim_id IS NULL OR known.claimed_until <= now(), true)
-    ORDER BY known.due_at NULLS FIRST
-    LIMIT :most
+    FROM (
+        SELECT node.node_id
+        FROM node LEFT JOIN metric_node AS known USING (node_id)
+        WHERE node.state IN ('active', 'cordoned')
+            AND coalesce(known.due_at <= now(), true)
+            AND coalesce(known.claim_id IS NULL OR known.claimed_until <= now(), true)
+        ORDER BY known.due_at NULLS FIRST
+        LIMIT :most
+    ) AS due
+    ORDER BY due.node_id
     ON CONFLICT (node_id) DO UPDATE SET claim_id = excluded.claim_id, worker_id = excluded.worker_id,
         claimed_until = excluded.claimed_until, due_at = excluded.due_at
     WHERE mine.due_at <= now() AND (mine.claim_id IS NULL OR mine.claimed_until <= now())
     RETURNING node_id
-    """
-)
-_HOLD_CLAIM = text(
-    "SELECT 1 FROM metric_node WHERE node_id = :node_id AND claim_id = :claim_id FOR UPDATE"
-)
-_END_ROUND = text(
-    """
-    UPDATE metric_node SET claim_id = NULL, collected_at = :read_at, took_s = :took_s, domains = :domains,
-        failures = 0, error = NULL
-    WHERE node_id = :node_id
     """
 )
 _FAIL_ROUND = text(
@@ -80,17 +70,8 @@ _FAIL_ROUND = text(
 )
 
 
-class Claim(NamedTuple):
-    """The right to do one round on a node."""
-
-    node_id: UUID
-    claim_id: UUID
-
-
-@dataclass(frozen=True)
-class _Reached:
-    endpoint: NodeEndpoint
-    engines: LocationEngines
+rounds = RoundStore()
+"""Where all rounds of this process are stored."""
 
 
 def claim_due(most: int = NODES_AT_ONCE) -> list[Claim]:
@@ -112,39 +93,21 @@ def claim_due(most: int = NODES_AT_ONCE) -> list[Claim]:
 
 def collect(claim: Claim) -> bool:
     """One round on a claimed node; whether anything was stored. A node that does not answer is noted."""
-    began = time.monotonic()
+    return rounds.carry_out(partial(_read, claim))
+
+
+def _read(claim: Claim) -> Round | None:
+    began_s = time.monotonic()
     try:
-        reached = _reach(claim.node_id)
-        read = reached.engines.hypervisor.read_counters(reached.endpoint)
+        with single_statements() as session:
+            node = node_with_engines(session, claim.node_id)
+        read = node.engines.hypervisor.read_counters(node.endpoint)
     except EngineError as err:
         _note_failure(claim, err)
-        return False
+        return None
     except NotFound:
-        return False  # removed meanwhile
-    with transaction() as session:
-        if session.scalar(_HOLD_CLAIM, claim._asdict()) is None:
-            log.warning("metrics.claim_lost", node=str(claim.node_id))
-            return False
-        stored = store_counters(session, claim.node_id, read)
-        store_card_counters(session, claim.node_id, read)
-        session.execute(
-            _END_ROUND,
-            {
-                "node_id": claim.node_id,
-                "read_at": read.read_at,
-                "took_s": time.monotonic() - began,
-                "domains": stored,
-            },
-        )
-    return True
-
-
-def _reach(node_id: UUID) -> _Reached:
-    with single_statements() as session:
-        node, engines = node_with_engines(session, node_id)
-    if node.state == NodeState.REMOVED:
-        raise NotFound("Node not found.")
-    return _Reached(endpoint(node), engines)
+        return None  # removed meanwhile
+    return Round(claim, read, began_s)
 
 
 def _note_failure(claim: Claim, err: EngineError) -> None:

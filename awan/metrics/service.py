@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import RowMapping, text
@@ -13,6 +12,7 @@ from sqlalchemy.orm import Session
 from awan.accounts import Caller
 from awan.engines.hypervisor import DiskCounters, NodeCounters
 from awan.kit.clock import now
+from awan.metrics.arrays import arrays_of, unnest
 from awan.metrics.rules import (
     BYTES_PER_GIB,
     BYTES_PER_MIB,
@@ -32,6 +32,7 @@ from awan.resources import ResourceKind, get_owned
 SUM_COLUMNS = Sums._fields
 _READING_COLUMNS = {
     "instance_id": "uuid",
+    "node_id": "uuid",
     "run_id": "bigint",
     "read_at": "timestamptz",
     "cpu_time_ns": "bigint",
@@ -45,33 +46,26 @@ _READING_COLUMNS = {
     "minute_at": "timestamptz",
     **dict.fromkeys(SUM_COLUMNS, "double precision"),
 }
-_CHANGING = [name for name in _READING_COLUMNS if name != "instance_id"]
+_CHANGING = [name for name in _READING_COLUMNS if name not in ("instance_id", "node_id")]
 _POINT_COLUMNS = {
     "instance_id": "uuid",
     "starts_at": "timestamptz",
     **dict.fromkeys(SUM_COLUMNS, "double precision"),
 }
 
-
-def _unnest(columns: Mapping[str, str]) -> str:
-    """One array per column, so that any number of rows is one statement with the same text."""
-    arrays = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in columns.items())
-    return f"unnest({arrays})"
-
-
 # Names and types of columns are constants of this file.
 _INSTANCES = text(
     f"""
-    SELECT instance.instance_id, vcpus, memory_mib, storage_gib,
+    SELECT instance.instance_id, instance.node_id, vcpus, memory_mib, storage_gib,
         reading.node_id AS reading_node_id, {", ".join(f"reading.{name}" for name in _CHANGING)}
     FROM instance LEFT JOIN metric_reading AS reading USING (instance_id)
-    WHERE instance.node_id = :node_id AND instance.deleted_at IS NULL
+    WHERE instance.node_id = ANY (:node_ids) AND instance.deleted_at IS NULL
     """  # noqa: S608
 )
 _STORE_READINGS = text(
     f"""
-    INSERT INTO metric_reading (node_id, {", ".join(_READING_COLUMNS)})
-    SELECT :node_id, * FROM {_unnest(_READING_COLUMNS)}
+    INSERT INTO metric_reading ({", ".join(_READING_COLUMNS)})
+    SELECT * FROM {unnest(_READING_COLUMNS)}
     ON CONFLICT (instance_id) DO UPDATE SET node_id = excluded.node_id,
         {", ".join(f"{name} = excluded.{name}" for name in _CHANGING)}
     """  # noqa: S608
@@ -81,7 +75,7 @@ _FORGET_READINGS = text("DELETE FROM metric_reading WHERE instance_id = ANY (:in
 _ADD_MINUTES = text(
     f"""
     INSERT INTO metric_point (step_s, {", ".join(_POINT_COLUMNS)})
-    SELECT {MINUTE_S}, * FROM {_unnest(_POINT_COLUMNS)}
+    SELECT {MINUTE_S}, * FROM {unnest(_POINT_COLUMNS)}
     ON CONFLICT (step_s, instance_id, starts_at) DO UPDATE SET
         {", ".join(f"{name} = metric_point.{name} + excluded.{name}" for name in SUM_COLUMNS)}
     """  # noqa: S608
@@ -96,47 +90,50 @@ _POINTS = text(
 _OPEN_MINUTE = text("SELECT * FROM metric_reading WHERE instance_id = :instance_id")
 
 
-def store_counters(session: Session, node_id: UUID, read: NodeCounters) -> int:
-    """Takes a round's counters in; gives how many instances of ours were among them.
+def store_counters(session: Session, reads: Mapping[UUID, NodeCounters]) -> dict[UUID, int]:
+    """Takes the counters of rounds in, by node id; gives how many instances of ours were among those of each node.
 
-    Instances of the node that are not running lose their reading: their next run begins with a new one. Domains that no
+    Instances of a node that are not running lose their reading: their next run begins with a new one. Domains that no
     row explains are left out. Counters older than the stored ones change nothing, so a round may come twice or late.
     A minute that began more than `LATE_MAX_S` before, with a silence since, is left out.
     """
-    rows = session.execute(_INSTANCES, {"node_id": node_id}).mappings().all()
-    counters = {found.domain_uuid: found for found in read.domains}
+    rows = session.execute(_INSTANCES, {"node_ids": list(reads)}).mappings().all()
+    counters = {
+        node_id: {found.domain_uuid: found for found in read.domains}
+        for node_id, read in reads.items()
+    }
+    stored = dict.fromkeys(reads, 0)
     readings: list[tuple[UUID, Reading]] = []
     minutes: list[tuple[UUID, datetime, Sums]] = []
     stopped: list[UUID] = []
     for row in rows:
-        instance_id = row["instance_id"]
+        instance_id, node_id = row["instance_id"], row["node_id"]
+        read_at = reads[node_id].read_at
+        # After a long silence the partition of the minute before it may be gone; the round must be stored all the same.
+        oldest = read_at - timedelta(seconds=LATE_MAX_S)
         earlier = _reading_of(row)
-        found = counters.get(instance_id)
+        found = counters[node_id].get(instance_id)
         if found is not None:
             limits = Limits(
                 row["vcpus"],
                 row["memory_mib"] * BYTES_PER_MIB,
                 row["storage_gib"] * BYTES_PER_GIB,
             )
-            reading, over = advance(
-                earlier, found, node_id=node_id, read_at=read.read_at, limits=limits
-            )
+            reading, over = advance(earlier, found, node_id=node_id, read_at=read_at, limits=limits)
             readings.append((instance_id, reading))
-            minutes += [(instance_id, minute, sums) for minute, sums in over.items()]
-        elif earlier is not None and earlier.node_id == node_id and earlier.read_at < read.read_at:
+            stored[node_id] += 1
+            minutes += [(instance_id, it, sums) for it, sums in over.items() if it >= oldest]
+        elif earlier is not None and earlier.node_id == node_id and earlier.read_at < read_at:
             stopped.append(instance_id)
-            if earlier.minute != NOTHING:
+            if earlier.minute != NOTHING and earlier.minute_at >= oldest:
                 minutes.append((instance_id, earlier.minute_at, earlier.minute))
-    # After a long silence the partition of the minute before it may be gone; the round must be stored all the same.
-    oldest = read.read_at - timedelta(seconds=LATE_MAX_S)
-    minutes = [minute for minute in minutes if minute[1] >= oldest]
     if readings:
-        session.execute(_STORE_READINGS, {"node_id": node_id, **_reading_arrays(readings)})
+        session.execute(_STORE_READINGS, _reading_arrays(readings))
     if stopped:
         session.execute(_FORGET_READINGS, {"instance_ids": stopped})
     if minutes:
         session.execute(_ADD_MINUTES, _point_arrays(minutes))
-    return len(readings)
+    return stored
 
 
 def _reading_of(row: RowMapping) -> Reading | None:
@@ -161,10 +158,11 @@ def _reading_of(row: RowMapping) -> Reading | None:
     )
 
 
-def _reading_arrays(readings: Iterable[tuple[UUID, Reading]]) -> dict[str, list[Any]]:
+def _reading_arrays(readings: Iterable[tuple[UUID, Reading]]) -> dict[str, str]:
     rows = [
         (
             instance_id,
+            reading.node_id,
             reading.run_id,
             reading.read_at,
             reading.cpu_time_ns,
@@ -180,12 +178,12 @@ def _reading_arrays(readings: Iterable[tuple[UUID, Reading]]) -> dict[str, list[
         )
         for instance_id, reading in readings
     ]
-    return dict(zip(_READING_COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+    return arrays_of(_READING_COLUMNS, rows)
 
 
-def _point_arrays(minutes: Iterable[tuple[UUID, datetime, Sums]]) -> dict[str, list[Any]]:
+def _point_arrays(minutes: Iterable[tuple[UUID, datetime, Sums]]) -> dict[str, str]:
     rows = [(instance_id, minute, *sums) for instance_id, minute, sums in minutes]
-    return dict(zip(_POINT_COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+    return arrays_of(_POINT_COLUMNS, rows)
 
 
 def chart(

@@ -9,8 +9,7 @@ an answer   -> first the truth about all its instances, then the node counts as 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 import structlog
@@ -23,15 +22,14 @@ from awan.engines.hypervisor import (
     UNEXPLAINED,
     DomainEvent,
     DomainFacts,
-    Hypervisor,
-    NodeEndpoint,
     Power,
 )
 from awan.errors import EngineError
 from awan.events import record
-from awan.fleet import Node, NodeState, endpoint
+from awan.fleet import Node, NodeState
 from awan.fleet.service import (
     WATCH_ACTOR,
+    ReachedNode,
     node_with_engines,
     note_answer,
     note_silence,
@@ -63,15 +61,6 @@ STOPPED_REASONS = {
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class Reached:
-    """The node's address and the engine that speaks to it, as the rows have them now."""
-
-    node: NodeEndpoint
-    hypervisor: Hypervisor
-    is_lost: bool
-
-
 class NodeWatch:
     """What one watcher remembers of its node between two looks. Used by one thread."""
 
@@ -91,12 +80,6 @@ class NodeWatch:
         """Whether the last look had no answer."""
         return self._silent_since is not None
 
-    def reach(self) -> Reached:
-        """Raises: EngineError when the location's engines cannot be opened."""
-        with single_statements() as session:
-            node, engines = node_with_engines(session, self.node_id)
-            return Reached(endpoint(node), engines.hypervisor, node.state == NodeState.LOST)
-
     def handle(self, events: Sequence[DomainEvent]) -> None:
         """Looks at the domains that the node has announced changes of; at all of them when it may have missed some."""
         if any(event.detail == SEEN_AFTER_RECONNECT for event in events):
@@ -109,24 +92,28 @@ class NodeWatch:
         for domain_uuid in dict.fromkeys(event.domain_uuid for event in events):
             self._look_at(domain_uuid)
 
-    def look(self, reached: Reached | None = None) -> None:
+    def look(self, listen: Callable[[ReachedNode], None] | None = None) -> None:
         """Compares all domains of the node with its instances. What the engine raises is taken for silence.
 
-        `reached`: where the node has just been found.
+        `listen` is told where the node is before it is asked. Raises: NotFound once the node is removed.
         """
-        with single_statements() as session:
-            known = known_on(session, self.node_id)
         asked_at = time.monotonic()
         try:
-            reached = reached or self.reach()
-            found = reached.hypervisor.list_domains(
-                reached.node, timeout_s=get_settings().node_check_timeout_s
+            with single_statements() as session:
+                node = node_with_engines(session, self.node_id)
+                known = known_on(session, self.node_id)
+            if listen is not None:
+                listen(node)
+            # What the database has taken is no silence of the node.
+            asked_at = time.monotonic()
+            found = node.engines.hypervisor.list_domains(
+                node.endpoint, timeout_s=get_settings().node_check_timeout_s
             )
         except EngineError as err:
             self._note_silence(err, asked_at)
             return
         self._silent_since = None
-        if reached.is_lost:
+        if node.state == NodeState.LOST:
             self._fence(found)
         domains = {facts.domain_uuid: facts for facts in found}
         suspected: set[UUID] = set()
@@ -143,8 +130,9 @@ class NodeWatch:
         if known is None:
             return
         try:
-            reached = self.reach()
-            found = reached.hypervisor.find_domain(reached.node, instance_id)
+            with single_statements() as session:
+                node = node_with_engines(session, self.node_id)
+            found = node.engines.hypervisor.find_domain(node.endpoint, instance_id)
         except EngineError as err:
             log.warning(
                 "node did not answer after an event", node=str(self.node_id), error=str(err)

@@ -14,12 +14,13 @@ from uuid import UUID
 
 import structlog
 
-from awan.engines.hypervisor import DomainEvent, Subscription
-from awan.errors import AwanError, EngineError, Unavailable
+from awan.engines.hypervisor import DomainEvent, Hypervisor, NodeEndpoint, Subscription
+from awan.errors import AwanError, Unavailable
+from awan.fleet.service import ReachedNode
 from awan.kit.database import transaction
 from awan.reconcile.leases import LOCATION, NODE, release_leases, take_leases
 from awan.reconcile.locations import check_location
-from awan.reconcile.nodes import NodeWatch, Reached
+from awan.reconcile.nodes import NodeWatch
 from awan.settings import get_settings
 
 # Looks of a node that does not answer: often enough to see it come back within seconds.
@@ -112,7 +113,7 @@ class NodeWatcher(Watcher):
         super().__init__(f"node {watch.node_id}")
         self._watch = watch
         self._events: queue.SimpleQueue[DomainEvent | None] = queue.SimpleQueue()
-        self._subscribed: tuple[Reached, Subscription] | None = None
+        self._subscribed: tuple[NodeEndpoint, Hypervisor, Subscription] | None = None
         self._next_look_at = 0.0
 
     def stop(self) -> None:
@@ -127,13 +128,13 @@ class NodeWatcher(Watcher):
             self._watch.handle(events)
             return
         self._next_look_at = time.monotonic() + get_settings().node_check_interval_s
-        self._watch.look(self._listen())
+        self._watch.look(self._listen)
         if self._watch.is_silent:
             self._next_look_at = time.monotonic() + SILENT_INTERVAL_S
 
     def end(self) -> None:
         if self._subscribed is not None:
-            self._subscribed[1].cancel()
+            self._subscribed[2].cancel()
 
     def _wait(self) -> list[DomainEvent]:
         """The events that have come, all of them; none when it is time to look at everything."""
@@ -144,22 +145,15 @@ class NodeWatcher(Watcher):
                 found.append(self._events.get_nowait())
         return [event for event in found if event is not None]
 
-    def _listen(self) -> Reached | None:
-        """Subscribes to the node where it is now, and says where; an address or an engine that was changed is followed.
-
-        None when the engines cannot be opened.
-        """
-        try:
-            reached = self._watch.reach()
-        except EngineError:
-            return None
+    def _listen(self, node: ReachedNode) -> None:
+        """Subscribes to the node where it is now; an address or an engine that was changed is followed."""
+        place = node.endpoint, node.engines.hypervisor
         if self._subscribed is not None:
-            if self._subscribed[0] == reached:
-                return reached
-            self._subscribed[1].cancel()
-        subscription = reached.hypervisor.subscribe(reached.node, self._events.put)
-        self._subscribed = (reached, subscription)
-        return reached
+            if self._subscribed[:2] == place:
+                return
+            self._subscribed[2].cancel()
+        subscription = node.engines.hypervisor.subscribe(node.endpoint, self._events.put)
+        self._subscribed = (*place, subscription)
 
 
 class LocationWatcher(Watcher):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from sqlalchemy import text, update
 
+from awan.catalogue import engines
 from awan.catalogue.models import Tier
 from awan.engines.registry import sim_store
+from awan.errors import NotFound
+from awan.fleet import NodeState, endpoint
 from awan.fleet.models import Node
+from awan.fleet.service import node_with_engines
 from awan.kit.database import get_engine, transaction
 from tests.support.changed_settings import changed_settings
 from tests.support.simulated_cloud import SimulatedCloud
@@ -185,3 +189,34 @@ def test_a_node_that_does_not_answer_is_asked_on(cloud: SimulatedCloud) -> None:
     assert answer.json()["operation"]["status"] == "running"
     sim_store().execute("UPDATE sim.hypervisor_node SET is_available = true")
     assert cloud.wait(answer.json()["operation"]["uuid"])["status"] == "succeeded"
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_node_is_read_with_its_engines(cloud: SimulatedCloud) -> None:
+    """As they are when they are asked for by themselves, their secrets too; no more once it is removed."""
+    node_id = UUID(cloud.node_ids[0])
+    answer = cloud.admin.put(
+        f"/admin/locations/{cloud.location_id}/engines/nameserver",
+        json={
+            "driver": "rfc2136",
+            "options": {
+                "server": "10.0.0.1",
+                "forward_zone": "jkt1.awan.example",
+                "reverse_zones": ["100.51.198.in-addr.arpa"],
+                "key_name": "awan",
+                "key_secret": "c2VjcmV0LXNlY3JldC1zZWNyZXQ=",
+            },
+        },
+    )
+    assert answer.status_code == 200, answer.text
+    with transaction() as session:
+        found = node_with_engines(session, node_id)
+        assert found.endpoint == endpoint(session.get_one(Node, node_id))
+        assert (found.state, found.location_id) == (NodeState.ACTIVE, cloud.location_id)
+        # Options that differ in anything would have had them opened anew.
+        assert found.engines is engines(session, cloud.location_id)
+        assert set(found.engines.drivers.values()) == {"fake", "rfc2136"}
+    assert cloud.admin.delete(f"/admin/nodes/{node_id}").status_code == 200
+    for gone in (node_id, uuid4()):
+        with transaction() as session, pytest.raises(NotFound):
+            node_with_engines(session, gone)
