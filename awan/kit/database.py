@@ -225,7 +225,7 @@ def single_statements() -> Iterator[Session]:
 
 def execute_directly(
     session: Session, statement: Executable, parameters: Mapping[str, Any] | list[dict[str, Any]]
-) -> CursorResult[Any]:
+) -> CursorResult[*tuple[Any, ...]]:
     """One statement of plain columns, past the ORM, which builds most that change rows anew at each execution.
 
     It takes half the time, for the statements that a process sends most. Nothing is flushed before, and objects that

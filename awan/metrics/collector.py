@@ -29,7 +29,7 @@ from awan.settings import get_settings
 
 POLL_S = 1.0
 """How often a worker looks for nodes that are due."""
-NODES_AT_ONCE = 16
+NODES_AT_ONCE = 32
 CLAIM_S = 2 * COUNTERS_TIMEOUT_S + 7.0
 """After how long a node is taken from a worker that died or froze: longer than a round should take. A round that takes
 longer all the same stores nothing if the node has been taken meanwhile."""

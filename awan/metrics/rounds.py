@@ -1,6 +1,6 @@
 """Storing rounds: those that come at about the same time are stored in one transaction.
 
-A transaction costs about the same for one node as for sixteen. What comes while one is under way waits for its end,
+A transaction costs about the same for one node as for twenty. What comes while one is under way waits for its end,
 and the first of these waits a moment for rounds that have begun. A node that hangs costs the others no more than that.
 """
 

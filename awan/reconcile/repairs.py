@@ -28,7 +28,7 @@ from awan.instances.recover import (
     note_powered_on,
 )
 from awan.instances.rules import SETTLED_STATES
-from awan.kit.database import transaction
+from awan.kit.database import execute_directly, transaction
 from awan.reconcile.power import Verdict
 from awan.resources import Resource, lock
 
@@ -91,7 +91,7 @@ def _read(
 ) -> list[Known]:
     return [
         Known(instance_id, desired, observed, changed_at)
-        for instance_id, desired, observed, changed_at in session.execute(query, wanted)
+        for instance_id, desired, observed, changed_at in execute_directly(session, query, wanted)
     ]
 
 
