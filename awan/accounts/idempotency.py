@@ -38,7 +38,7 @@ from awan.accounts.access import Caller
 from awan.accounts.models import IdempotencyKey
 from awan.errors import IdempotencyConflict, Invalid
 from awan.kit.database import is_deadlock, transaction
-from awan.kit.http import Answer, OperationView, answer
+from awan.kit.http import Answer, OperationView, RemainingId, RemainingUuid, Remains, answer
 from awan.kit.secrets import keyed_digest
 
 HEADER = "Idempotency-Key"
@@ -59,12 +59,12 @@ class EarlierAnswer:
     operation_id: UUID | None
 
     @property
-    def remains(self) -> dict[str, int | str]:
-        """The data of a replay when nothing but its id is left of the thing: `{"id": 7}` or `{"uuid": "..."}`."""
+    def remains(self) -> Remains:
+        """The data of a replay when nothing but its id is left of the thing."""
         assert self.resource_id is not None
         if self.resource_id.isdecimal():
-            return {"id": int(self.resource_id)}
-        return {"uuid": self.resource_id}
+            return RemainingId(id=int(self.resource_id))
+        return RemainingUuid(uuid=UUID(self.resource_id))
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from awan.kit.http import (
     EmptyForm,
     Envelope,
     OperationView,
+    Remains,
     Request,
     answer,
     form_body,
@@ -64,7 +65,7 @@ def list_firewall_groups(
     return answer("Firewall groups", paged(rows, page, total))
 
 
-@router.post("", status_code=201, response_model=Envelope[GroupDetail])
+@router.post("", status_code=201, response_model=Envelope[GroupDetail | Remains])
 def create_firewall_group(
     request: Request,
     caller: Caller = Depends(authenticated("write")),
@@ -96,7 +97,7 @@ def get_firewall_group(group_uuid: UUID, caller: Caller = Depends(authenticated(
     return answer("Firewall group", data)
 
 
-@router.put("/{group_uuid:uuid}", response_model=Envelope[GroupDetail])
+@router.put("/{group_uuid:uuid}", response_model=Envelope[GroupDetail | Remains])
 def update_firewall_group(
     group_uuid: UUID,
     request: Request,
@@ -120,7 +121,7 @@ def update_firewall_group(
     return _once(request, caller, message, change, _detail(caller))
 
 
-@router.put("/{group_uuid:uuid}/rules", response_model=Envelope[GroupDetail])
+@router.put("/{group_uuid:uuid}/rules", response_model=Envelope[GroupDetail | Remains])
 def replace_firewall_group_rules(
     group_uuid: UUID,
     request: Request,

@@ -42,6 +42,7 @@ from awan.kit.http import (
     Envelope,
     OperationView,
     PathId,
+    Remains,
     Request,
     answer,
     form_body,
@@ -99,7 +100,9 @@ def update_policy(
 
 
 @router.post(
-    "/{instance_uuid:uuid}/firewall/trial", status_code=201, response_model=Envelope[PolicyView]
+    "/{instance_uuid:uuid}/firewall/trial",
+    status_code=201,
+    response_model=Envelope[PolicyView],
 )
 def begin_trial(
     instance_uuid: UUID,
@@ -164,7 +167,9 @@ def list_rules(
 
 
 @router.post(
-    "/{instance_uuid:uuid}/firewall/rules", status_code=201, response_model=Envelope[RuleView]
+    "/{instance_uuid:uuid}/firewall/rules",
+    status_code=201,
+    response_model=Envelope[RuleView | Remains],
 )
 def create_rule(
     instance_uuid: UUID,
@@ -203,7 +208,7 @@ def replace_rules(
 
 @router.put(
     "/{instance_uuid:uuid}/firewall/rules/{firewall_rule_id:uuid}",
-    response_model=Envelope[RuleView],
+    response_model=Envelope[RuleView | Remains],
 )
 def update_rule(
     instance_uuid: UUID,
@@ -234,7 +239,7 @@ def update_rule(
 
 @router.put(
     "/{instance_uuid:uuid}/firewall/rules/{firewall_rule_id:uuid}/status",
-    response_model=Envelope[RuleView],
+    response_model=Envelope[RuleView | Remains],
 )
 def update_rule_status(
     instance_uuid: UUID,
@@ -258,7 +263,7 @@ def update_rule_status(
 
 @router.put(
     "/{instance_uuid:uuid}/firewall/rules/{firewall_rule_id:uuid}/position",
-    response_model=Envelope[RuleView],
+    response_model=Envelope[RuleView | Remains],
 )
 def move_rule(
     instance_uuid: UUID,
@@ -319,7 +324,9 @@ def list_ipsets(
 
 
 @router.post(
-    "/{instance_uuid:uuid}/firewall/ipsets", status_code=201, response_model=Envelope[IpsetView]
+    "/{instance_uuid:uuid}/firewall/ipsets",
+    status_code=201,
+    response_model=Envelope[IpsetView | Remains],
 )
 def create_ipset(
     instance_uuid: UUID,
@@ -359,7 +366,7 @@ def delete_ipset(
 @router.post(
     "/{instance_uuid:uuid}/firewall/ipsets/{ipset_id:int}/cidrs",
     status_code=201,
-    response_model=Envelope[EntryView],
+    response_model=Envelope[EntryView | Remains],
 )
 def create_entry(
     instance_uuid: UUID,
@@ -419,22 +426,24 @@ def _once(
     A repeat of the call gets the thing as it is now, or what is left of it.
     """
 
-    def read(session: Session, thing: str) -> object:
-        if show is None:
-            return None
-        return show(session, service.find_firewall(session, caller, instance_uuid), thing)
-
     def make(session: Session) -> tuple[Answer, UUID | int]:
         thing, operation = change(session)
-        data = read(session, str(thing))
+        data = None
+        if show is not None:
+            firewall = service.find_firewall(session, caller, instance_uuid)
+            data = show(session, firewall, str(thing))
         return answer(message, data, status=status, operation=_operation(operation)), thing
 
     def again(session: Session, earlier: EarlierAnswer) -> Answer:
         assert earlier.resource_id is not None
-        try:
-            data = read(session, earlier.resource_id)
-        except NotFound:
-            data = earlier.remains
+        data = None
+        if show is not None:
+            # It was the caller's at the first call, and its row stays when the instance is gone.
+            firewall = session.get_one(Firewall, service.firewall_id_of(instance_uuid))
+            try:
+                data = show(session, firewall, earlier.resource_id)
+            except NotFound:
+                data = earlier.remains
         operation = earlier.operation_id and session.get(Operation, earlier.operation_id)
         return replay(earlier, data, operation=_operation(operation or None))
 

@@ -15,7 +15,7 @@ from awan.instances.abandonment import abandon_node as abandon
 from awan.instances.models import InstanceNote
 from awan.instances.schemas import NoteCreate, NoteView
 from awan.kit.database import transaction
-from awan.kit.http import Answer, EmptyForm, Envelope, PathId, Request, answer, form_body
+from awan.kit.http import Answer, EmptyForm, Envelope, PathId, Remains, Request, answer, form_body
 
 admin_router = APIRouter()
 
@@ -29,7 +29,7 @@ def list_instance_notes(instance_uuid: UUID, caller: Caller = Depends(operator("
 
 
 @admin_router.post(
-    "/instances/{instance_uuid}/notes", status_code=201, response_model=Envelope[NoteView]
+    "/instances/{instance_uuid}/notes", status_code=201, response_model=Envelope[NoteView | Remains]
 )
 def add_instance_note(
     instance_uuid: UUID,
@@ -48,7 +48,7 @@ def add_instance_note(
 
 
 @admin_router.delete(
-    "/instances/{instance_uuid}/notes/{note_id}", response_model=Envelope[NoteView]
+    "/instances/{instance_uuid}/notes/{note_id}", response_model=Envelope[NoteView | Remains]
 )
 def remove_instance_note(
     instance_uuid: UUID,

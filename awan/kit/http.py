@@ -90,6 +90,25 @@ class Envelope(BaseModel, Generic[DataT]):
     warnings: list[str] | None = None
 
 
+class RemainingUuid(BaseModel):
+    """What a call that is repeated under its Idempotency-Key shows of a thing that has left no row since."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    uuid: UUID
+
+
+class RemainingId(BaseModel):
+    """As `RemainingUuid`, of a thing that is known by a number."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: int
+
+
+Remains = RemainingUuid | RemainingId
+
+
 class ErrorAnswer(BaseModel):
     """Every refusal and failure. The request id is in the header `x-request-id`."""
 

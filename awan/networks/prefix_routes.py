@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from awan.accounts import Caller, operator, replay
 from awan.accounts.idempotency import EarlierAnswer, once
 from awan.kit.database import transaction
-from awan.kit.http import Answer, EmptyForm, Envelope, PathId, Request, answer, form_body
+from awan.kit.http import Answer, EmptyForm, Envelope, PathId, Remains, Request, answer, form_body
 from awan.networks import prefixes
 from awan.networks.models import PrefixPool
 
@@ -55,7 +55,7 @@ class PrefixPoolView(BaseModel):
         )
 
 
-@admin_router.post("", status_code=201, response_model=Envelope[PrefixPoolView])
+@admin_router.post("", status_code=201, response_model=Envelope[PrefixPoolView | Remains])
 def create_prefix_pool(
     request: Request,
     caller: Caller = Depends(operator("write")),

@@ -21,6 +21,7 @@ from awan.kit.http import (
     EmptyForm,
     Envelope,
     OperationView,
+    Remains,
     Request,
     answer,
     form_body,
@@ -104,7 +105,7 @@ def list_gateway_options(
     )
 
 
-@router.post("", status_code=202, response_model=Envelope[PrivateNetworkDetail])
+@router.post("", status_code=202, response_model=Envelope[PrivateNetworkDetail | Remains])
 def create_private_network(
     request: Request,
     caller: Caller = Depends(authenticated("write")),
@@ -177,7 +178,7 @@ def set_private_network_gateway(
     )
 
 
-@router.put("/{vswitch_uuid}", response_model=Envelope[PrivateNetworkDetail])
+@router.put("/{vswitch_uuid}", response_model=Envelope[PrivateNetworkDetail | Remains])
 def rename_private_network(
     vswitch_uuid: str,
     request: Request,
@@ -195,7 +196,9 @@ def rename_private_network(
         return call.keep(answer("Private Network successfully renamed", data), resource_id)
 
 
-@router.delete("/{vswitch_uuid}", status_code=202, response_model=Envelope[PrivateNetworkDetail])
+@router.delete(
+    "/{vswitch_uuid}", status_code=202, response_model=Envelope[PrivateNetworkDetail | Remains]
+)
 def delete_private_network(
     vswitch_uuid: str,
     request: Request,

@@ -21,6 +21,7 @@ from awan.kit.http import (
     Envelope,
     OperationView,
     PathId,
+    Remains,
     Request,
     answer,
     form_body,
@@ -81,7 +82,7 @@ def list_public_networks(
     return answer("Public Network", paged(views, page, total))
 
 
-@router.post("", status_code=201, response_model=Envelope[PublicAddressView])
+@router.post("", status_code=201, response_model=Envelope[PublicAddressView | Remains])
 def create_public_network(
     request: Request,
     caller: Caller = Depends(authenticated("write")),
@@ -101,7 +102,7 @@ def create_public_network(
         )
 
 
-@router.delete("/{ip_uuid:uuid}", response_model=Envelope[PublicAddressView])
+@router.delete("/{ip_uuid:uuid}", response_model=Envelope[PublicAddressView | Remains])
 def delete_public_network(
     ip_uuid: UUID, request: Request, caller: Caller = Depends(authenticated("delete"))
 ) -> Answer:
@@ -210,7 +211,7 @@ def _views(session: Session, rows: list[RowMapping]) -> list[PublicAddressView]:
     ]
 
 
-@admin_router.post("", status_code=201, response_model=Envelope[PoolView])
+@admin_router.post("", status_code=201, response_model=Envelope[PoolView | Remains])
 def create_pool(
     request: Request,
     caller: Caller = Depends(operator("write")),

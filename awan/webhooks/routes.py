@@ -10,7 +10,16 @@ from sqlalchemy.orm import Session
 from awan.accounts import Caller, authenticated, once, replay
 from awan.accounts.idempotency import EarlierAnswer
 from awan.kit.database import transaction
-from awan.kit.http import Answer, EmptyForm, Envelope, Request, answer, form_body, query_of
+from awan.kit.http import (
+    Answer,
+    EmptyForm,
+    Envelope,
+    Remains,
+    Request,
+    answer,
+    form_body,
+    query_of,
+)
 from awan.kit.pagination import PageRequest, paged
 from awan.resources import ResourceKind, in_path
 from awan.webhooks import service
@@ -153,7 +162,8 @@ def get_webhook_delivery(
 
 
 @router.post(
-    "/{webhook_uuid}/deliveries/{delivery_uuid}/replay", response_model=Envelope[DeliveryView]
+    "/{webhook_uuid}/deliveries/{delivery_uuid}/replay",
+    response_model=Envelope[DeliveryView | Remains],
 )
 def replay_webhook_delivery(
     webhook_uuid: UUID,

@@ -20,6 +20,7 @@ from awan.api import PREFIX, create_app
 from awan.fleet import Node, NodeHealth
 from awan.kit.database import transaction
 from tests.support.database_state import changed, contents
+from tests.support.documented import assert_documented
 from tests.support.guests import create_ready
 from tests.support.images import make_qcow2
 from tests.support.in_process_worker import wait_until_idle
@@ -628,6 +629,7 @@ def test_a_creation_can_be_repeated_after_the_thing_is_gone(world: World, route:
     wait_until_idle()
     again = world.send("POST", call, "once")
     assert ids_of(again) == ids_of(first), again.text
+    assert_documented(again)
 
 
 @pytest.mark.usefixtures("worker")
@@ -644,6 +646,10 @@ def test_changes_can_be_repeated_after_the_instance_is_gone(world: World) -> Non
         ("POST", "/instances/actions", _action(uuid, force=True)),
         ("POST", f"/instances/{uuid}/start", None),
         ("POST", f"/instances/{uuid}/stop", {"force": True}),
+        ("PUT", f"/instances/{uuid}/firewall", {"action": "DROP"}),
+        ("POST", f"/instances/{uuid}/firewall/rules", world.rule_body()),
+        ("POST", f"/instances/{uuid}/firewall/trial", {"seconds": 60}),
+        ("DELETE", f"/instances/{uuid}/firewall/trial", None),
         ("DELETE", f"/instances/{uuid}", REMOVE),
     ]
     first = []
@@ -656,6 +662,7 @@ def test_changes_can_be_repeated_after_the_instance_is_gone(world: World) -> Non
     for (method, path, body), ids in zip(changes, first, strict=True):
         again = world.send(method, Call(path, body), f"{method} {path}")
         assert ids_of(again) == ids, f"{method} {path}: {again.text}"
+        assert_documented(again)
     assert settled(changed(before), is_operator=True) == {}
 
 
@@ -679,3 +686,4 @@ def test_what_a_repeat_shows_of_a_thing_that_is_gone(world: World) -> None:
     assert world.send("DELETE", Call(f"/admin/pools/{world.cloud.pool_id}")).is_success
     again = world.send("POST", ip, "address")
     assert (again.status_code, again.json()["data"]) == (201, {"uuid": address["uuid"]})
+    assert_documented(again)
