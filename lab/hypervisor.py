@@ -234,8 +234,7 @@ class Hypervisor:
             self._configure_open_vswitch()
         machine.ensure_daemon(
             "ovs-vswitchd",
-            # As Debian's own scripts start it: the userspace connection tracking of 3.1 fails an assertion now and
-            # then, and without its switch the node would be out of reach for good.
+            # As Debian's own scripts start it: a switch that has ended itself is started again.
             _ovs_daemon("ovs-vswitchd", "openvswitch", "--monitor"),
             "/run/openvswitch/ovs-vswitchd.pid",
             is_monitored=True,
@@ -245,6 +244,8 @@ class Hypervisor:
         self._ensure_script("conntrack-limits", str(CONNECTIONS_PER_PORT))
         # No packet goes on as rules had it that are gone.
         self._ensure_script("datapath-flows")
+        # No connection makes the switch end itself.
+        self._ensure_script("userspace-tracking")
         machine.ensure_daemon(
             "ovn-controller",
             _ovs_daemon("ovn-controller", "ovn", "unix:/run/openvswitch/db.sock"),

@@ -231,7 +231,7 @@ class Lab:
         for name in self._nodes:
             for part in (
                 *("init", "ovsdb-server", "ovs-vswitchd", "conntrack-limits", "datapath-flows"),
-                *("ovn-controller", "virtlogd", "libvirtd"),
+                *("userspace-tracking", "ovn-controller", "virtlogd", "libvirtd"),
             ):
                 yield f"{name}.{part}"
 
