@@ -34,8 +34,8 @@ PHASE_S, PAUSE_S, REST_S, ALARM_S = 10.0, 0.01, 4.0, 5.0
 # A switch that fell in between has lost its connections and counters: measured again, up to so many times.
 TRIES = 4
 SERVER_PORT, CONNECT_TIMEOUT_S = 8080, 10.0
-# Nobody answers there: the router drops what goes to it (TEST-NET-3).
-NOWHERE, NOWHERE_NETWORK = "203.0.113.1", "203.0.113.0/24"
+# Nobody answers there: the router drops what goes to it (of the prefix for benchmarks, RFC 2544).
+NOWHERE, NOWHERE_NETWORK = "198.19.255.1", "198.19.255.0/24"
 ALARMS = "/var/log/openvswitch/conntrack-limits.log"
 SWITCH_LOG = "/var/log/openvswitch/ovs-vswitchd.log"
 RST_ON_CLOSE = struct.pack("ii", 1, 0)
