@@ -14,6 +14,7 @@ from benchmarks import (
     events,
     firewall,
     firewall_curve,
+    flood,
     metrics,
     recovery,
 )
@@ -26,6 +27,7 @@ BENCHMARKS = {
     "consoles": consoles.run,
     "events": events.run,
     "firewall": firewall.run,
+    "flood": flood.run,
     "recovery": recovery.run,
     "creates": creates.run,
     "entry_points": entry_points.run,

@@ -443,9 +443,10 @@ class Capture:
                 self._changed.notify_all()
 
 
-@pytest.fixture
-def location(lab_slot: Lab) -> Iterator[Location]:
-    info = lab_slot.info
+@contextmanager
+def opened_location(lab: Lab) -> Iterator[Location]:
+    """The lab with its public network; tenants made in it go with the block."""
+    info = lab.info
     fabric = OvnFabric(info.ovn_nb, info.ovn_sb)
     network = PublicNetworkSpec(
         switch="public-lab",
@@ -458,9 +459,15 @@ def location(lab_slot: Lab) -> Iterator[Location]:
         dns_servers=tuple(ip_address(server) for server in info.dns_servers),
     )
     fabric.ensure_public_network(network)
-    found = Location(lab_slot, fabric, network, [])
+    found = Location(lab, fabric, network, [])
     try:
         yield found
     finally:
         found.remove_tenants()
         fabric.close()
+
+
+@pytest.fixture
+def location(lab_slot: Lab) -> Iterator[Location]:
+    with opened_location(lab_slot) as found:
+        yield found
