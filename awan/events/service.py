@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import Text, cast, func, select, text
 from sqlalchemy.orm import Session
 
+from awan.events.kinds import check_kind
 from awan.events.models import Event
 from awan.events.position import Position
 from awan.kit.notifications import Channel
@@ -70,9 +71,11 @@ def record(
 ) -> None:
     """Writes one event in the session's transaction and wakes the followers when that commits.
 
-    `kind` is `<noun>.<past participle>` ("instance.created"); `actor` is `key:<id>`, `operation:<uuid>` or `operator`.
-    `data` is small, JSON, and holds no secret: customers can read it. `account_id=None`: the operator's own events.
+    `kind` is one of the catalogue (`kinds`); `actor` is `key:<id>`, `operation:<uuid>` or `operator`. `data` is small,
+    JSON, and holds no secret: customers can read it. `account_id=None`: the operator's own events.
+    Raises: ValueError for a kind that the catalogue has not, or has for the operator only.
     """
+    check_kind(kind, is_for_customer=account_id is not None)
     session.execute(
         _RECORD,
         {

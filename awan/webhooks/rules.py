@@ -8,6 +8,8 @@ import re
 import secrets
 from collections.abc import Sequence
 
+from awan.events import has_kinds_like
+
 SECRET_PREFIX = "whsec_"  # noqa: S105 - what a secret begins with
 SECRET_BYTES = 32
 EVERYTHING = "*"
@@ -41,9 +43,11 @@ def signature(secret_texts: Sequence[str], message_id: str, timestamp: int, body
 
 
 def check_event_type(text: str) -> str:
-    """The text itself: `*`, `instance.*` or `instance.created`. Raises: ValueError."""
+    """The text itself: `*`, `instance.*` or `instance.created`. Raises: ValueError when no event can ever match it."""
     if not _EVENT_TYPE.fullmatch(text):
         raise ValueError("An event type is written instance.created, instance.* or *.")
+    if not has_kinds_like(text):
+        raise ValueError(f"There are no events {text}: GET /events/kinds lists those there are.")
     return text
 
 
