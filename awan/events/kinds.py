@@ -1,7 +1,7 @@
 """The catalogue of event kinds: every kind that is recorded, and what it says happened.
 
 A kind is `<noun>.<past participle>`, or the kind of an operation (`instance.start`): then that operation was begun, and
-`operation.succeeded`, `operation.failed` or `operation.cancelled` tells how it ended.
+`operation.succeeded`, `operation.failed` or `operation.cancelled` tells how it ended. `webhook.test` alone is neither.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ CUSTOMER_KINDS = {
     "webhook.disabled": "The webhook was disabled, because its receiver took no messages.",
     "webhook.replayed": "A delivery of the webhook is being sent again.",
     "webhook.secret_rotated": "The webhook has a new secret.",
+    "webhook.test": "Nothing has happened: the webhook is being tried.",
 }
 """Kind -> one sentence: what the owner of an account reads in lists, streams and webhooks."""
 

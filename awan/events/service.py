@@ -28,7 +28,7 @@ _RECORD = text(
         VALUES (:account_id, :resource_id, :kind, :actor, :operation_id, CAST(:data AS jsonb))
         RETURNING event_id
     )
-    SELECT pg_notify(:channel, :payload) FROM recorded
+    SELECT event_id, pg_notify(:channel, :payload) FROM recorded
     """
 )
 
@@ -68,15 +68,15 @@ def record(
     resource_id: UUID | None = None,
     operation_id: UUID | None = None,
     data: dict[str, Any] | None = None,
-) -> None:
-    """Writes one event in the session's transaction and wakes the followers when that commits.
+) -> int:
+    """Writes one event in the session's transaction and wakes the followers when that commits; gives its id.
 
     `kind` is one of the catalogue (`kinds`); `actor` is `key:<id>`, `operation:<uuid>` or `operator`. `data` is small,
     JSON, and holds no secret: customers can read it. `account_id=None`: the operator's own events.
     Raises: ValueError for a kind that the catalogue has not, or has for the operator only.
     """
     check_kind(kind, is_for_customer=account_id is not None)
-    session.execute(
+    event_id = session.scalar(
         _RECORD,
         {
             "account_id": account_id,
@@ -89,6 +89,8 @@ def record(
             "payload": str(account_id or ""),
         },
     )
+    assert isinstance(event_id, int)
+    return event_id
 
 
 def history(session: Session, resource_id: UUID, limit: int = 100) -> list[Event]:

@@ -13,6 +13,7 @@ from awan.events import has_kinds_like
 SECRET_PREFIX = "whsec_"  # noqa: S105 - what a secret begins with
 SECRET_BYTES = 32
 EVERYTHING = "*"
+TEST_KIND = "webhook.test"
 
 # Seconds from one attempt to the next: about a day in all.
 RETRIES_S = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 28800)

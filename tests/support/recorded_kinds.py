@@ -158,6 +158,9 @@ class Code:
                     for origin, where, outer in origins
                     for value in self._values(origin, where, outer)
                 }
+            constant = getattr(importlib.import_module(module.name), it.id, None)
+            if isinstance(constant, str):
+                return {constant}
         raise UnknownKind(f"{module.path.relative_to(ROOT)}:{it.lineno}: {ast.unparse(it)}")
 
     def _joined(self, it: ast.JoinedStr, module: Module, function: Function | None) -> set[str]:

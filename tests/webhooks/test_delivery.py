@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import select, text
@@ -116,7 +117,8 @@ def test_the_log_is_read_from_the_cursor_on(site: Site, receiver: Receiver) -> N
     site.add(receiver.url)
     with transaction() as session:
         session.execute(text("SET LOCAL enable_seqscan = off"))
-        rows = session.execute(text(f"EXPLAIN {deliveries._FAN_OUT}"), {"most": 10}).scalars()
+        asked = {"most": 10, "test_kind": "webhook.test"}
+        rows = session.execute(text(f"EXPLAIN {deliveries._FAN_OUT}"), asked).scalars()
         assert "Index Cond: ((ROW(xid, event_id) > ROW(" in "\n".join(rows)
 
 
@@ -405,6 +407,51 @@ def test_replay_of_what_was_delivered(site: Site, receiver: Receiver) -> None:
     site.http.patch(f"/webhooks/{webhook['uuid']}", json={"is_enabled": False})
     refused = site.http.post(path)
     assert (refused.status_code, refused.json()["type"]) == (409, "INVALID_OPERATION")
+
+
+def test_a_test_goes_to_its_webhook_only(site: Site, receiver: Receiver) -> None:
+    """Whatever it wants; as any other message it is signed, logged, sent again, and can be replayed."""
+    statuses = iter([500, 204, 204])
+    receiver.answer = lambda _: next(statuses)
+    webhook = site.add(receiver.url, event_types=["ssh_key.created"])
+    other = site.add(f"{receiver.url}/all", event_types=["webhook.test", "firewall.*"])
+    path = f"/webhooks/{webhook['uuid']}/test"
+    answers = [site.http.post(path, headers={"Idempotency-Key": "t"}) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    begun = answers[0].json()["data"]
+    assert (begun["kind"], begun["state"], begun["attempts"]) == ("webhook.test", "pending", 0)
+    assert answers[1].json()["data"]["uuid"] == begun["uuid"]
+
+    def attempts(number: int) -> dict[str, Any]:
+        def find() -> dict[str, Any] | None:
+            detail = site.delivery(webhook, begun["uuid"])
+            return detail if len(detail["log"]) == number else None
+
+        return dict(site.until(find))
+
+    assert attempts(1)["state"] == "pending"
+    site.make_due()
+    assert attempts(2)["state"] == "delivered"
+    site.http.post(f"/webhooks/{webhook['uuid']}/deliveries/{begun['uuid']}/replay")
+    assert attempts(3)["state"] == "delivered"
+    fan_out_all()
+    assert site.deliveries(other) == []
+    assert [row["uuid"] for row in site.deliveries(webhook)] == [begun["uuid"]]
+    received = receiver.wait_for(3)
+    assert {(r.path, r.id) for r in received} == {("/hook", begun["message_id"])}
+    assert all(r.is_signed_with(webhook["secret"]) for r in received)
+    event = received[0].json["data"]
+    assert event in site.http.get("/account/events").json()["data"]
+    assert (received[0].json["type"], event["resource_uuid"]) == ("webhook.test", webhook["uuid"])
+
+
+def test_a_disabled_webhook_cannot_be_tried(site: Site, receiver: Receiver) -> None:
+    webhook = site.add(receiver.url)
+    site.http.patch(f"/webhooks/{webhook['uuid']}", json={"is_enabled": False})
+    refused = site.http.post(f"/webhooks/{webhook['uuid']}/test")
+    assert (refused.status_code, refused.json()["type"]) == (409, "INVALID_OPERATION")
+    kinds = [row["kind"] for row in site.http.get("/account/events").json()["data"]]
+    assert "webhook.test" not in kinds
 
 
 def test_deleted_means_silent(site: Site, receiver: Receiver) -> None:
