@@ -111,7 +111,7 @@ def _record(account_id: UUID) -> None:
     with transaction() as session:
         data = {"began_at": time.monotonic()}
         events.record(
-            session, kind="bench.done", actor="operator", account_id=account_id, data=data
+            session, kind="firewall.applied", actor="operator", account_id=account_id, data=data
         )
 
 

@@ -1,4 +1,4 @@
-"""`GET /events`."""
+"""`GET /events` and the kinds of events."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from awan.accounts import Caller, authenticated
 from awan.errors import Invalid
 from awan.event_stream.schemas import StreamQuery
 from awan.event_stream.stream import EventStream, slot, stream
-from awan.events import Position
-from awan.kit.http import query_of
+from awan.events import CUSTOMER_KINDS, Position
+from awan.events.schemas import EventKindView
+from awan.kit.http import Answer, Envelope, answer, query_of
 
 router = APIRouter(tags=["Account"])
 
@@ -48,6 +49,20 @@ async def stream_events(
     if after is None and query.after is not None:
         after = Position.parse(query.after)
     return EventStream(stream(caller, after, query.wait_s), headers={"x-accel-buffering": "no"})
+
+
+@router.get("/events/kinds", response_model=Envelope[list[EventKindView]])
+def list_event_kinds(_: Caller = Depends(authenticated("read"))) -> Answer:
+    """Every kind of event that an account can see, in lists, streams and webhooks, by name.
+
+    A kind is `<noun>.<past participle>`, or the kind of an operation (`instance.start`): then that operation was begun,
+    and `operation.succeeded`, `operation.failed` or `operation.cancelled` tells how it ended.
+    """
+    kinds = sorted(CUSTOMER_KINDS.items())
+    return answer(
+        "Event kinds",
+        [EventKindView(kind=kind, description=sentence) for kind, sentence in kinds],
+    )
 
 
 def _position(field: str, text: str) -> Position:

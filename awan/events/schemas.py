@@ -7,6 +7,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
+from awan.events.kinds import CUSTOMER_KINDS
 from awan.events.models import Event
 from awan.events.position import Position
 from awan.kit.http import Timestamp
@@ -16,7 +17,7 @@ class EventView(BaseModel):
     """One change: what (`kind`), by whom (`actor`), to what."""
 
     id: int
-    kind: str
+    kind: str = Field(description="One of `GET /events/kinds`.")
     actor: str
     resource_uuid: UUID | None
     operation_uuid: UUID | None
@@ -37,3 +38,12 @@ class EventView(BaseModel):
             created_at=event.created_at,
             position=str(Position(event.xid, event.event_id)),
         )
+
+
+class EventKindView(BaseModel):
+    """A kind of event and what it says happened."""
+
+    kind: str = Field(
+        description="\n".join(f"- `{kind}`: {it}" for kind, it in sorted(CUSTOMER_KINDS.items()))
+    )
+    description: str

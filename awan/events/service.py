@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import Text, cast, func, select, text
 from sqlalchemy.orm import Session
 
+from awan.events.kinds import check_kind
 from awan.events.models import Event
 from awan.events.position import Position
 from awan.kit.notifications import Channel
@@ -27,7 +28,7 @@ _RECORD = text(
         VALUES (:account_id, :resource_id, :kind, :actor, :operation_id, CAST(:data AS jsonb))
         RETURNING event_id
     )
-    SELECT pg_notify(:channel, :payload) FROM recorded
+    SELECT event_id, pg_notify(:channel, :payload) FROM recorded
     """
 )
 
@@ -67,13 +68,15 @@ def record(
     resource_id: UUID | None = None,
     operation_id: UUID | None = None,
     data: dict[str, Any] | None = None,
-) -> None:
-    """Writes one event in the session's transaction and wakes the followers when that commits.
+) -> int:
+    """Writes one event in the session's transaction and wakes the followers when that commits; gives its id.
 
-    `kind` is `<noun>.<past participle>` ("instance.created"); `actor` is `key:<id>`, `operation:<uuid>` or `operator`.
-    `data` is small, JSON, and holds no secret: customers can read it. `account_id=None`: the operator's own events.
+    `kind` is one of the catalogue (`kinds`); `actor` is `key:<id>`, `operation:<uuid>` or `operator`. `data` is small,
+    JSON, and holds no secret: customers can read it. `account_id=None`: the operator's own events.
+    Raises: ValueError for a kind that the catalogue has not, or has for the operator only.
     """
-    session.execute(
+    check_kind(kind, is_for_customer=account_id is not None)
+    event_id = session.scalar(
         _RECORD,
         {
             "account_id": account_id,
@@ -86,6 +89,8 @@ def record(
             "payload": str(account_id or ""),
         },
     )
+    assert isinstance(event_id, int)
+    return event_id
 
 
 def history(session: Session, resource_id: UUID, limit: int = 100) -> list[Event]:

@@ -16,6 +16,7 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from awan.accounts import quotas
+from awan.events import record
 from awan.firewall import retire_firewall
 from awan.fleet import release
 from awan.instances.first_boot import FIRST_BOOT
@@ -66,6 +67,7 @@ def mark_created(session: Session, target: Target) -> None:
     instance = session.get_one(Instance, target.subject_id, with_for_update=True)
     instance.observed_state = ObservedState.RUNNING
     instance.updated_at = now()
+    _record(session, target, instance, "instance.created")
 
 
 def wait_for_first_boot(session: Session, target: Target) -> None:
@@ -87,6 +89,7 @@ def mark_create_failed(session: Session, target: Target, failure: Failure) -> No
     instance.observed_state = ObservedState.ERROR
     instance.status_reason = failure.message
     instance.updated_at = now()
+    _record(session, target, instance, "instance.create_failed", {"reason": failure.message})
     _forget_secrets(session, instance)
     if failure.left_over:
         return
@@ -117,6 +120,26 @@ def mark_deleted_instance(session: Session, target: Target) -> None:
     instance.deleted_at = instance.updated_at = now()
     _forget_secrets(session, instance)
     retire(session, instance.instance_id)
+    _record(session, target, instance, "instance.deleted")
+
+
+def _record(
+    session: Session,
+    target: Target,
+    instance: Instance,
+    kind: str,
+    data: dict[str, object] | None = None,
+) -> None:
+    """What became of the instance, by whoever asked for it."""
+    record(
+        session,
+        kind=kind,
+        actor=session.get_one(Operation, target.operation_id).actor,
+        account_id=instance.account_id,
+        resource_id=instance.instance_id,
+        operation_id=target.operation_id,
+        data=data,
+    )
 
 
 def _give_back(

@@ -118,7 +118,8 @@ class Outcome:
 def parse_url(text: str) -> Target:
     """The parts of an acceptable URL. Raises: ValueError with a sentence for the customer.
 
-    An address in it is checked at once, a name when it is called.
+    An address in it is checked at once, and a name that can only be a local one is refused, unless the operator lets
+    customers reach some network of his own. What other names stand for is checked when they are called.
     """
     if len(text) > URL_MAX or not re.fullmatch(r"[!-\[\]-~]+", text, re.ASCII):
         raise ValueError(f"The URL must have at most {URL_MAX} printable ASCII characters.")
@@ -141,8 +142,15 @@ def parse_url(text: str) -> Target:
         raise ValueError("The host must be a name or an address.")
     if address is not None and not is_allowed(address):
         raise ValueError("The address of the host is not allowed.")
+    if address is None and _is_local(host) and not get_settings().outbound_allowed_networks:
+        raise ValueError("The name of the host is not allowed: it must be known in the public DNS.")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return Target(parts.scheme, host, port or PORTS[parts.scheme], path)
+
+
+def _is_local(host: str) -> bool:
+    """Whether no public name server can know the name. Sources: RFC 6761, section 6.3; ICANN SAC053."""
+    return "." not in host or host.endswith(".localhost")
 
 
 def _literal(host: str) -> Address | None:

@@ -44,6 +44,7 @@ def run_api() -> None:
         access_log=False,  # the API logs each call itself, with its request id
         server_header=False,
         proxy_headers=False,  # the API decides by `trusted_proxies`
+        ws="awan.runtime.websockets:RefusingWebSockets",
         # A screen is compressed already, or cheap to send; viewers send keys.
         ws_per_message_deflate=False,
         ws_max_size=WEBSOCKET_MESSAGE_MAX_BYTES,

@@ -1,4 +1,4 @@
-"""`/webhooks`: endpoints, deliveries and their replay."""
+"""`/webhooks`: endpoints, their tests, deliveries and their replay."""
 
 from __future__ import annotations
 
@@ -131,6 +131,26 @@ def rotate_webhook_secret(
     return once(request, caller, rotate, _without_secret)
 
 
+@router.post("/{webhook_uuid}/test", response_model=Envelope[DeliveryView])
+def send_webhook_test(
+    webhook_uuid: UUID,
+    request: Request,
+    caller: Caller = Depends(authenticated("write")),
+    _: EmptyForm = Depends(form_body(EmptyForm, path_check=own_webhook)),
+) -> Answer:
+    """Sends an event `webhook.test` to this webhook, signed as all messages are, so that the receiver can be tried.
+
+    It is sent whatever the webhook's `event_types` are, to no other webhook, and again while the receiver does not take
+    it. `GET /webhooks/{webhook_uuid}/deliveries/{delivery_uuid}` tells what the receiver answered.
+    """
+
+    def send(session: Session) -> tuple[Answer, UUID]:
+        row = service.send_test(session, caller, webhook_uuid)
+        return answer("Webhook test will be sent", DeliveryView.of(row)), row.delivery_id
+
+    return once(request, caller, send, _delivery_again)
+
+
 @router.get("/{webhook_uuid}/deliveries", response_model=Envelope[DeliveryList])
 def list_webhook_deliveries(
     webhook_uuid: UUID,
@@ -178,17 +198,19 @@ def replay_webhook_delivery(
         row = service.replay(session, caller, webhook_uuid, delivery_uuid)
         return answer("Webhook delivery will be sent again", DeliveryView.of(row)), delivery_uuid
 
-    def again(session: Session, earlier: EarlierAnswer) -> Answer:
-        row = session.get(WebhookDelivery, delivery_uuid)
-        return replay(earlier, DeliveryView.of(row) if row else earlier.remains)
-
-    return once(request, caller, send_again, again)
+    return once(request, caller, send_again, _delivery_again)
 
 
 def _again(session: Session, earlier: EarlierAnswer) -> Answer:
     """The repeat of a call, with the endpoint, deleted or not: the first one showed that it is the caller's."""
     row = session.get_one(WebhookEndpoint, UUID(earlier.resource_id))
     return replay(earlier, WebhookView.of(row))
+
+
+def _delivery_again(session: Session, earlier: EarlierAnswer) -> Answer:
+    """The repeat of a call that sends something, with the delivery, or what is known of one that was forgotten."""
+    row = session.get(WebhookDelivery, UUID(earlier.resource_id))
+    return replay(earlier, DeliveryView.of(row) if row else earlier.remains)
 
 
 def _without_secret(session: Session, earlier: EarlierAnswer) -> Answer:

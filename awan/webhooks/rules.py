@@ -8,9 +8,12 @@ import re
 import secrets
 from collections.abc import Sequence
 
+from awan.events import has_kinds_like
+
 SECRET_PREFIX = "whsec_"  # noqa: S105 - what a secret begins with
 SECRET_BYTES = 32
 EVERYTHING = "*"
+TEST_KIND = "webhook.test"
 
 # Seconds from one attempt to the next: about a day in all.
 RETRIES_S = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 28800, 28800)
@@ -41,9 +44,11 @@ def signature(secret_texts: Sequence[str], message_id: str, timestamp: int, body
 
 
 def check_event_type(text: str) -> str:
-    """The text itself: `*`, `instance.*` or `instance.created`. Raises: ValueError."""
+    """The text itself: `*`, `instance.*` or `instance.created`. Raises: ValueError when no event can ever match it."""
     if not _EVENT_TYPE.fullmatch(text):
         raise ValueError("An event type is written instance.created, instance.* or *.")
+    if not has_kinds_like(text):
+        raise ValueError(f"There are no events {text}: GET /events/kinds lists those there are.")
     return text
 
 

@@ -38,7 +38,8 @@ EventTypes = Annotated[
     Field(
         min_length=1,
         max_length=EVENT_TYPES_MAX,
-        description="Which events: `instance.created`, `instance.*` or `*`.",
+        description="Which events: a kind of `GET /events/kinds` (`instance.created`), all of one noun (`instance.*`),"
+        " or all there are (`*`).",
     ),
 ]
 Description = Annotated[str, Field(max_length=DESCRIPTION_MAX)]

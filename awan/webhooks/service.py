@@ -29,13 +29,14 @@ from awan.webhooks.models import (
     WebhookDelivery,
     WebhookEndpoint,
 )
-from awan.webhooks.rules import new_secret
+from awan.webhooks.rules import TEST_KIND, new_secret
 
 ENDPOINTS_MAX = 10
 SECRET_PURPOSE = "webhook.signing"  # noqa: S105 - what the secret is for
 OLD_SECRET_S = 24 * 3600
 LOG_MAX = 50
 NO_DELIVERY = "Delivery not found."
+DISABLED = "The webhook is disabled: enable it first."
 
 # Under it the number of an account's endpoints is true.
 _LOCK_ACCOUNT = text("SELECT FROM quota WHERE account_id = :account_id FOR UPDATE")
@@ -228,6 +229,27 @@ def get_delivery(
     return rows[0][0], [attempt for _, attempt in rows if attempt is not None]
 
 
+def send_test(session: Session, caller: Caller, endpoint_id: UUID) -> WebhookDelivery:
+    """Sends an event `webhook.test` to the endpoint, whatever events it wants, and to no other; with all its retries.
+
+    Raises: NotFound; Conflict when the endpoint is disabled.
+    """
+    endpoint = _lock(session, caller, endpoint_id)
+    if not endpoint.is_enabled:
+        raise Conflict(DISABLED)
+    delivery = WebhookDelivery(
+        delivery_id=new_id(),
+        endpoint_id=endpoint_id,
+        account_id=endpoint.account_id,
+        event_id=_record(session, endpoint, TEST_KIND, caller.actor, {}),
+        kind=TEST_KIND,
+    )
+    session.add(delivery)
+    session.flush()
+    session.refresh(delivery)
+    return delivery
+
+
 def replay(
     session: Session, caller: Caller, endpoint_id: UUID, delivery_id: UUID
 ) -> WebhookDelivery:
@@ -239,7 +261,7 @@ def replay(
     delivery = _delivery_of(session, endpoint_id, delivery_id)
     session.refresh(delivery, with_for_update=True)
     if not endpoint.is_enabled:
-        raise Conflict("The webhook is disabled: enable it first.")
+        raise Conflict(DISABLED)
     if delivery.lease_id is not None and delivery.next_attempt_at > now():
         raise Conflict("The delivery is being sent at the moment.")
     delivery.state = DeliveryState.PENDING
@@ -261,8 +283,8 @@ def _delivery_of(session: Session, endpoint_id: UUID, delivery_id: UUID) -> Webh
 
 def _record(
     session: Session, endpoint: WebhookEndpoint, kind: str, actor: str, data: dict[str, Any]
-) -> None:
-    events.record(
+) -> int:
+    return events.record(
         session,
         kind=kind,
         actor=actor,

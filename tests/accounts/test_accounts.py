@@ -196,7 +196,7 @@ def test_an_account_is_changed_while_something_of_it_is_made(api: TestClient) ->
         assert not changing.done()
         # It holds the account and waits for our quota; a row that refers to the account waits for nobody.
         events.record(
-            session, kind="test.made", actor="test", account_id=tenant.account_id, data={}
+            session, kind="account.changed", actor="test", account_id=tenant.account_id, data={}
         )
         session.flush()
         session.commit()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -164,6 +167,42 @@ def test_pages_of_other_origins_are_refused(
     setting("CONSOLE_ORIGINS", '["https://panel.example"]')
     viewer, _ = open_viewer(given, "https://panel.example")
     viewer.close()
+
+
+def test_refusals_are_no_errors(
+    rig: ConsoleRig, http: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody needs a key to be refused: the log of errors must not fill with them."""
+    given = http.post(f"/instances/{rig.uuid}/vnc").json()["data"]
+    base = given["url"].partition("?")[0]
+    assert refusal(base) == (401, "UNAUTHENTICATED")
+    assert refusal(f"{base}?token=x.y") == (401, "UNAUTHENTICATED")
+    assert refusal(given["url"], "https://evil.example") == (403, "FORBIDDEN")
+    with pytest.raises(InvalidStatus, match="403"):
+        Viewer(f"{base}/elsewhere")
+    leave_during_the_handshake(base)
+    with Viewer(given["url"]) as viewer:
+        assert viewer.authenticate(given["password"])
+    until(lambda: rig.live_consoles() == 0)
+    found = [(it.name, it.getMessage()) for it in caplog.records if it.levelno >= logging.ERROR]
+    assert found == []
+
+
+def leave_during_the_handshake(url: str) -> None:
+    """Asks for a websocket and is gone before there is an answer."""
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    with socket.create_connection((parts.hostname, parts.port or 80)) as connection:
+        lines = [
+            f"GET {parts.path} HTTP/1.1",
+            f"Host: {parts.netloc}",
+            "Connection: Upgrade",
+            "Upgrade: websocket",
+            "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: SGVsbG8sIHdvcmxkIQ==",
+        ]
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
 
 
 def test_a_wrong_password_is_told_and_ends(rig: ConsoleRig, http: httpx.Client) -> None:

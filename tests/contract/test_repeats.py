@@ -493,6 +493,7 @@ CALLS: dict[str, Callable[[World], Pair]] = {
     "POST /webhooks/{webhook_uuid}/rotate-secret": lambda w: w.both(
         "/webhooks/{}/rotate-secret", w.webhook
     ),
+    "POST /webhooks/{webhook_uuid}/test": lambda w: w.both("/webhooks/{}/test", w.webhook),
     "POST /webhooks/{webhook_uuid}/deliveries/{delivery_uuid}/replay": lambda w: w.both(
         "/webhooks/{}/replay", w.delivery
     ),

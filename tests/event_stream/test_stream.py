@@ -53,7 +53,11 @@ def record(account_id: UUID, number: int = 0, session: Session | None = None) ->
     """Records one event, in the session or in a transaction of its own."""
     if session is not None:
         events.record(
-            session, kind="x.done", actor="key:a", account_id=account_id, data={"n": number}
+            session,
+            kind="firewall.applied",
+            actor="key:a",
+            account_id=account_id,
+            data={"n": number},
         )
         return
     with transaction() as own:
@@ -70,7 +74,7 @@ def test_an_event_arrives_as_the_list_shows_it(live: LiveApi, tenant: Tenant) ->
         record(tenant.account_id, 7)
         message = client.next()
     listed = httpx.get(f"{live.url}/account/events", headers=tenant.headers).json()["data"]
-    assert message.event == "x.done"
+    assert message.event == "firewall.applied"
     assert message.data == listed[0]
     assert message.id == message.data["position"]
 
@@ -80,7 +84,7 @@ def test_only_the_accounts_own_events(live: LiveApi, tenant: Tenant) -> None:
     with SseClient(live.url, tenant.key) as client, SseClient(live.url, other.key) as others:
         record(other.account_id, 1)
         with transaction() as session:
-            events.record(session, kind="y.done", actor="operator", account_id=None)
+            events.record(session, kind="ssh_key.created", actor="operator", account_id=None)
         record(tenant.account_id, 2)
         assert numbers(client, 1) == [2]
         assert numbers(others, 1) == [1]
@@ -89,7 +93,7 @@ def test_only_the_accounts_own_events(live: LiveApi, tenant: Tenant) -> None:
     # Not even by the other's position.
     with SseClient(live.url, other.key, after="0-0") as others:
         kinds = {message.data["kind"] for message in others.take(3)}
-        assert kinds == {"account.created", "api_key.created", "x.done"}
+        assert kinds == {"account.created", "api_key.created", "firewall.applied"}
         assert others.is_quiet(0.3)
 
 
@@ -187,7 +191,7 @@ def test_a_client_that_does_not_read_holds_up_nobody(live: LiveApi, tenant: Tena
                     for number in range(begin, begin + 50):
                         events.record(
                             session,
-                            kind="x.done",
+                            kind="firewall.applied",
                             actor="key:a",
                             account_id=tenant.account_id,
                             data={"n": number, "padding": padding},
@@ -264,7 +268,7 @@ def test_what_there_is_and_an_end(live: LiveApi, tenant: Tenant) -> None:
         record(tenant.account_id, number)
     wait_for_horizon()
     got = httpx.get(f"{live.url}/events?after=0-0&wait_s=0", headers=tenant.headers, timeout=20)
-    assert got.text.count("\nevent: x.done\n") == stream.PAGE_EVENTS + 5
+    assert got.text.count("\nevent: firewall.applied\n") == stream.PAGE_EVENTS + 5
     assert httpx.get(
         f"{live.url}/events?wait_s=0", headers=tenant.headers, timeout=20
     ).text.startswith("retry: 2000\nid: ")
@@ -336,7 +340,7 @@ def test_a_client_that_takes_nothing_is_given_up(
                 for _ in range(100):
                     events.record(
                         session,
-                        kind="x.done",
+                        kind="firewall.applied",
                         actor="key:a",
                         account_id=tenant.account_id,
                         data={"padding": "x" * 20_000},

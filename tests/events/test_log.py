@@ -17,18 +17,18 @@ def test_an_event_commits_with_its_change(session: Session, settings: Settings) 
     session.commit()
     with psycopg.connect(settings.database_url, autocommit=True) as listener:
         listener.execute(f"LISTEN {events.CHANNEL}")
-        events.record(session, kind="x.lost", actor="key:a", account_id=account_id)
+        events.record(session, kind="firewall.rule_moved", actor="key:a", account_id=account_id)
         session.rollback()
         for number in range(2):
             events.record(
                 session,
-                kind="x.done",
+                kind="firewall.applied",
                 actor="key:a",
                 account_id=account_id,
                 resource_id=resource_id,
                 data={"n": number, "text": "é"},
             )
-        events.record(session, kind="y.done", actor="operator", account_id=None)
+        events.record(session, kind="ssh_key.created", actor="operator", account_id=None)
         assert list(listener.notifies(timeout=0.1)) == []
         session.commit()
         announced = [
@@ -39,5 +39,7 @@ def test_an_event_commits_with_its_change(session: Session, settings: Settings) 
     past = events.history(session, resource_id)
     assert [event.data["n"] for event in past] == [1, 0]
     assert past[0].xid == past[1].xid
-    assert [event.kind for event in events.history(session, resource_id, limit=1)] == ["x.done"]
+    assert [event.kind for event in events.history(session, resource_id, limit=1)] == [
+        "firewall.applied"
+    ]
     assert len(events.account_events(session, account_id)) == 2

@@ -23,4 +23,4 @@ def test_a_creation_is_carried_out(cloud: SimulatedCloud, worker: InProcessWorke
     cloud.create_running()
     with recorded(lambda context: context.get("workflow") == "instance.create.v1") as sent:
         cloud.create_running()
-    assert len(sent) <= 37, listed(sent)
+    assert len(sent) <= 38, listed(sent)

@@ -96,7 +96,9 @@ def test_what_changed_while_the_engines_were_read_is_left_alone(cloud: Simulated
     wait_until_booted(1)
     with transaction() as session:
         first = look_first(session)
-        record(session, kind="x.changed", actor="test", account_id=None, resource_id=shown["uuid"])
+        record(
+            session, kind="instance.found", actor="test", account_id=None, resource_id=shown["uuid"]
+        )
     with transaction() as session:
         location = session.get_one(Location, cloud.location_id)
         expected = Expectations(session, first).of_location(location)

@@ -34,6 +34,7 @@ class LiveApi:
             log_config=None,
             access_log=False,
             backlog=1024,
+            ws="awan.runtime.websockets:RefusingWebSockets",
             ws_per_message_deflate=False,
         )
         self._server = uvicorn.Server(config)

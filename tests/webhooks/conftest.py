@@ -33,7 +33,7 @@ class Site:
         assert answer.status_code == 201, answer.text
         return dict(answer.json()["data"])
 
-    def record(self, kind: str = "x.done", count: int = 1) -> None:
+    def record(self, kind: str = "firewall.applied", count: int = 1) -> None:
         """Events of the account."""
         with transaction() as session:
             for number in range(count):
@@ -67,11 +67,11 @@ class Site:
         return dict(answer.json()["data"])
 
     def until_attempted(self, webhook: dict[str, Any], attempts: int = 1) -> dict[str, Any]:
-        """The webhook's only delivery of `x.done`, once so many attempts are in its log."""
+        """The webhook's only delivery of `firewall.applied`, once so many attempts are in its log."""
 
         def find() -> dict[str, Any] | None:
             for row in self.deliveries(webhook):
-                if row["kind"] == "x.done":
+                if row["kind"] == "firewall.applied":
                     detail = self.delivery(webhook, row["uuid"])
                     return detail if len(detail["log"]) >= attempts else None
             return None

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import select, text
@@ -31,7 +32,7 @@ from tests.webhooks.receiver import WAIT_S, Receiver
 
 
 def test_an_event_arrives_signed(site: Site, receiver: Receiver) -> None:
-    webhook = site.add(receiver.url, event_types=["x.done"])
+    webhook = site.add(receiver.url, event_types=["firewall.applied"])
     site.record()
     site.until(lambda: receiver.received)
     [received] = receiver.wait_for(1)
@@ -40,7 +41,11 @@ def test_an_event_arrives_signed(site: Site, receiver: Receiver) -> None:
     assert received.headers["content-type"] == "application/json"
     assert received.headers["host"] == receiver.url.split("/")[2]
     event = site.http.get("/account/events").json()["data"][0]
-    assert received.json == {"type": "x.done", "timestamp": event["created_at"], "data": event}
+    assert received.json == {
+        "type": "firewall.applied",
+        "timestamp": event["created_at"],
+        "data": event,
+    }
     detail = site.until_attempted(webhook)
     assert (detail["state"], detail["attempts"], detail["next_attempt_at"]) == (
         "delivered",
@@ -52,29 +57,35 @@ def test_an_event_arrives_signed(site: Site, receiver: Receiver) -> None:
 
 
 def test_only_what_is_wanted_and_only_once(site: Site, receiver: Receiver) -> None:
-    site.add(receiver.url, event_types=["x.*", "y.done"])
+    site.add(receiver.url, event_types=["firewall.*", "ssh_key.created"])
     other = site.add(f"{receiver.url}/all")
-    for kind in ("x.done", "x.begun", "y.done", "y.begun", "xx.done"):
+    kinds = ("firewall.applied", "firewall.pending", "firewall_group.applied")
+    for kind in (*kinds, "ssh_key.created", "ssh_key.deleted"):
         site.record(kind)
     site.until(lambda: len(site.deliveries(other, state="delivered")) == 6)
     some = sorted(r.json["type"] for r in receiver.received if r.path == "/hook")
-    assert some == ["x.begun", "x.done", "y.done"]
+    assert some == ["firewall.applied", "firewall.pending", "ssh_key.created"]
     everything = [r for r in receiver.received if r.path == "/hook/all"]
-    kinds = sorted(r.json["type"] for r in everything)
-    assert kinds == ["webhook.created", "x.begun", "x.done", "xx.done", "y.begun", "y.done"]
+    assert sorted(r.json["type"] for r in everything) == [
+        *kinds,
+        *("ssh_key.created", "ssh_key.deleted", "webhook.created"),
+    ]
     assert len({r.id for r in receiver.received}) == len(receiver.received)
 
 
 def test_nothing_of_before_nor_of_others(site: Site, receiver: Receiver) -> None:
     from tests.support.simulated_cloud import make_customer
 
-    site.record("x.before")
+    site.record("firewall.rule_created")
     stranger = make_customer("Stranger")
     webhook = site.add(receiver.url)
-    Site(stranger.account_id, stranger.http).record("x.foreign")
-    site.record("x.after")
+    Site(stranger.account_id, stranger.http).record("firewall.rule_deleted")
+    site.record("firewall.rule_changed")
     site.until(lambda: len(site.deliveries(webhook, state="delivered")) == 2)
-    assert {r.json["type"] for r in receiver.received} == {"webhook.created", "x.after"}
+    assert {r.json["type"] for r in receiver.received} == {
+        "webhook.created",
+        "firewall.rule_changed",
+    }
 
 
 def test_an_older_transaction_that_commits_later_is_sent_too(
@@ -84,16 +95,21 @@ def test_an_older_transaction_that_commits_later_is_sent_too(
 
     from awan import events
 
-    webhook = site.add(receiver.url, event_types=["x.*"])
+    webhook = site.add(receiver.url, event_types=["firewall.*"])
     with Session(get_engine()) as early:
-        events.record(early, kind="x.early", actor="key:a", account_id=site.account_id)
-        site.record("x.late")
+        events.record(
+            early, kind="firewall.rule_enabled", actor="key:a", account_id=site.account_id
+        )
+        site.record("firewall.rule_disabled")
         for _ in range(3):
             sender.deliver_due()
         assert site.deliveries(webhook) == []
         early.commit()
     site.until(lambda: len(site.deliveries(webhook, state="delivered")) == 2)
-    assert {r.json["type"] for r in receiver.received} == {"x.early", "x.late"}
+    assert {r.json["type"] for r in receiver.received} == {
+        "firewall.rule_enabled",
+        "firewall.rule_disabled",
+    }
 
 
 def test_the_log_is_read_from_the_cursor_on(site: Site, receiver: Receiver) -> None:
@@ -101,14 +117,15 @@ def test_the_log_is_read_from_the_cursor_on(site: Site, receiver: Receiver) -> N
     site.add(receiver.url)
     with transaction() as session:
         session.execute(text("SET LOCAL enable_seqscan = off"))
-        rows = session.execute(text(f"EXPLAIN {deliveries._FAN_OUT}"), {"most": 10}).scalars()
+        asked = {"most": 10, "test_kind": "webhook.test"}
+        rows = session.execute(text(f"EXPLAIN {deliveries._FAN_OUT}"), asked).scalars()
         assert "Index Cond: ((ROW(xid, event_id) > ROW(" in "\n".join(rows)
 
 
 def test_refused_and_tried_again_under_the_same_id(site: Site, receiver: Receiver) -> None:
     statuses = iter([500, 302, 404, 200])
     receiver.answer = lambda _: next(statuses)
-    webhook = site.add(receiver.url, event_types=["x.done"])
+    webhook = site.add(receiver.url, event_types=["firewall.applied"])
     site.record()
     for attempt in range(1, 5):
         detail = site.until_attempted(webhook, attempt)
@@ -138,7 +155,7 @@ def test_refused_and_tried_again_under_the_same_id(site: Site, receiver: Receive
 def test_nobody_listens(site: Site) -> None:
     with Receiver() as gone:
         url = gone.url
-    webhook = site.add(url, event_types=["x.done"])
+    webhook = site.add(url, event_types=["firewall.applied"])
     site.record()
     detail = site.until_attempted(webhook)
     assert detail["state"] == "pending"
@@ -167,8 +184,8 @@ def test_a_hanging_receiver_is_given_up_and_holds_up_nobody(
         return 200
 
     with Receiver(answer=hang) as hanging:
-        slow = site.add(hanging.url, event_types=["x.done"])
-        site.add(receiver.url, event_types=["x.done"])
+        slow = site.add(hanging.url, event_types=["firewall.applied"])
+        site.add(receiver.url, event_types=["firewall.applied"])
         site.record(count=6)
         site.until(lambda: len(hanging.received) >= deliveries.IN_FLIGHT_PER_ENDPOINT)
         site.until(lambda: len(receiver.received) == 6)
@@ -208,7 +225,9 @@ def test_an_answer_without_end_is_not_read(site: Site) -> None:
                     pass
 
         threading.Thread(target=pour, daemon=True).start()
-        webhook = site.add(f"http://127.0.0.1:{server.getsockname()[1]}/", event_types=["x.done"])
+        webhook = site.add(
+            f"http://127.0.0.1:{server.getsockname()[1]}/", event_types=["firewall.applied"]
+        )
         site.record()
         assert site.until_attempted(webhook)["state"] == "delivered"
 
@@ -218,7 +237,7 @@ def test_a_sender_that_dies_after_sending_sends_again_under_the_same_id(
 ) -> None:
     hang = threading.Event()
     receiver.answer = lambda _: (hang.wait(WAIT_S), 200)[1]
-    webhook = site.add(receiver.url, event_types=["x.done"])
+    webhook = site.add(receiver.url, event_types=["firewall.applied"])
     site.record()
     code = "import time; from awan.webhooks.sender import deliver_due\nwhile True: deliver_due(); time.sleep(.05)"
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ)
@@ -242,7 +261,7 @@ def test_a_sender_that_dies_after_sending_sends_again_under_the_same_id(
 
 def test_state_and_log_are_of_one_moment(site: Site, receiver: Receiver) -> None:
     """Who looks while an attempt is being recorded sees it in both or in neither: one statement, one snapshot."""
-    webhook = site.add(receiver.url, event_types=["x.done"])
+    webhook = site.add(receiver.url, event_types=["firewall.applied"])
     site.record()
     detail = site.until_attempted(webhook)
     with recorded(lambda context: "request_id" in context) as sent:
@@ -254,7 +273,7 @@ def test_state_and_log_are_of_one_moment(site: Site, receiver: Receiver) -> None
 def test_a_late_failure_changes_nothing_of_its_successors_lease(
     site: Site, receiver: Receiver
 ) -> None:
-    webhook = site.add(receiver.url, event_types=["x.done"])
+    webhook = site.add(receiver.url, event_types=["firewall.applied"])
     site.record()
     fan_out_all()
     [first] = deliveries.claim(10)
@@ -271,7 +290,7 @@ def test_a_late_failure_changes_nothing_of_its_successors_lease(
 
 def test_two_senders_never_lease_the_same(site: Site, receiver: Receiver) -> None:
     for number in range(4):
-        site.add(f"{receiver.url}/{number}", event_types=["x.done"])
+        site.add(f"{receiver.url}/{number}", event_types=["firewall.applied"])
     site.record(count=5)
     fan_out_all()
     with ThreadPoolExecutor(4) as pool:
@@ -283,9 +302,9 @@ def test_two_senders_never_lease_the_same(site: Site, receiver: Receiver) -> Non
 def test_given_up_after_a_day_and_disabled(site: Site, receiver: Receiver) -> None:
     assert 20 * 3600 < sum(RETRIES_S) < 30 * 3600
     receiver.answer = lambda _: 500
-    webhook = site.add(receiver.url, event_types=["x.done", "webhook.*"])
+    webhook = site.add(receiver.url, event_types=["firewall.applied", "webhook.*"])
     with transaction() as session:
-        session.execute(text("UPDATE webhook_endpoint SET event_types = '{x.done}'"))
+        session.execute(text("UPDATE webhook_endpoint SET event_types = '{firewall.applied}'"))
     site.record()
     site.until_attempted(webhook)
     with transaction() as session:
@@ -317,11 +336,11 @@ def test_given_up_after_a_day_and_disabled(site: Site, receiver: Receiver) -> No
 def test_one_bad_message_does_not_disable_a_receiver_that_takes_others(
     site: Site, receiver: Receiver
 ) -> None:
-    receiver.answer = lambda received: 500 if received.json["type"] == "x.done" else 200
-    webhook = site.add(receiver.url, event_types=["x.done", "y.done"])
+    receiver.answer = lambda received: 500 if received.json["type"] == "firewall.applied" else 200
+    webhook = site.add(receiver.url, event_types=["firewall.applied", "ssh_key.created"])
     site.record()
     site.until_attempted(webhook)
-    site.record("y.done")
+    site.record("ssh_key.created")
     site.until(lambda: site.deliveries(webhook, state="delivered"))
     with transaction() as session:
         session.execute(
@@ -335,7 +354,7 @@ def test_one_bad_message_does_not_disable_a_receiver_that_takes_others(
 
 def test_gone_means_gone(site: Site, receiver: Receiver) -> None:
     receiver.answer = lambda _: 410
-    webhook = site.add(receiver.url, event_types=["x.done"])
+    webhook = site.add(receiver.url, event_types=["firewall.applied"])
     site.record()
     assert site.until_attempted(webhook)["state"] == "failed"
     shown = site.http.get(f"/webhooks/{webhook['uuid']}").json()["data"]
@@ -343,7 +362,7 @@ def test_gone_means_gone(site: Site, receiver: Receiver) -> None:
 
 
 def test_rotation_signs_with_both_for_a_day(site: Site, receiver: Receiver) -> None:
-    webhook = site.add(receiver.url, event_types=["x.done"])
+    webhook = site.add(receiver.url, event_types=["firewall.applied"])
     path = f"/webhooks/{webhook['uuid']}"
     rotated = site.http.post(f"{path}/rotate-secret").json()["data"]
     assert rotated["secret"] != webhook["secret"]
@@ -375,7 +394,7 @@ def test_rotation_signs_with_both_for_a_day(site: Site, receiver: Receiver) -> N
 
 
 def test_replay_of_what_was_delivered(site: Site, receiver: Receiver) -> None:
-    webhook = site.add(receiver.url, event_types=["x.done"])
+    webhook = site.add(receiver.url, event_types=["firewall.applied"])
     site.record()
     delivered = site.until_attempted(webhook)
     path = f"/webhooks/{webhook['uuid']}/deliveries/{delivered['uuid']}/replay"
@@ -390,8 +409,53 @@ def test_replay_of_what_was_delivered(site: Site, receiver: Receiver) -> None:
     assert (refused.status_code, refused.json()["type"]) == (409, "INVALID_OPERATION")
 
 
+def test_a_test_goes_to_its_webhook_only(site: Site, receiver: Receiver) -> None:
+    """Whatever it wants; as any other message it is signed, logged, sent again, and can be replayed."""
+    statuses = iter([500, 204, 204])
+    receiver.answer = lambda _: next(statuses)
+    webhook = site.add(receiver.url, event_types=["ssh_key.created"])
+    other = site.add(f"{receiver.url}/all", event_types=["webhook.test", "firewall.*"])
+    path = f"/webhooks/{webhook['uuid']}/test"
+    answers = [site.http.post(path, headers={"Idempotency-Key": "t"}) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    begun = answers[0].json()["data"]
+    assert (begun["kind"], begun["state"], begun["attempts"]) == ("webhook.test", "pending", 0)
+    assert answers[1].json()["data"]["uuid"] == begun["uuid"]
+
+    def attempts(number: int) -> dict[str, Any]:
+        def find() -> dict[str, Any] | None:
+            detail = site.delivery(webhook, begun["uuid"])
+            return detail if len(detail["log"]) == number else None
+
+        return dict(site.until(find))
+
+    assert attempts(1)["state"] == "pending"
+    site.make_due()
+    assert attempts(2)["state"] == "delivered"
+    site.http.post(f"/webhooks/{webhook['uuid']}/deliveries/{begun['uuid']}/replay")
+    assert attempts(3)["state"] == "delivered"
+    fan_out_all()
+    assert site.deliveries(other) == []
+    assert [row["uuid"] for row in site.deliveries(webhook)] == [begun["uuid"]]
+    received = receiver.wait_for(3)
+    assert {(r.path, r.id) for r in received} == {("/hook", begun["message_id"])}
+    assert all(r.is_signed_with(webhook["secret"]) for r in received)
+    event = received[0].json["data"]
+    assert event in site.http.get("/account/events").json()["data"]
+    assert (received[0].json["type"], event["resource_uuid"]) == ("webhook.test", webhook["uuid"])
+
+
+def test_a_disabled_webhook_cannot_be_tried(site: Site, receiver: Receiver) -> None:
+    webhook = site.add(receiver.url)
+    site.http.patch(f"/webhooks/{webhook['uuid']}", json={"is_enabled": False})
+    refused = site.http.post(f"/webhooks/{webhook['uuid']}/test")
+    assert (refused.status_code, refused.json()["type"]) == (409, "INVALID_OPERATION")
+    kinds = [row["kind"] for row in site.http.get("/account/events").json()["data"]]
+    assert "webhook.test" not in kinds
+
+
 def test_deleted_means_silent(site: Site, receiver: Receiver) -> None:
-    webhook = site.add(receiver.url, event_types=["x.done"])
+    webhook = site.add(receiver.url, event_types=["firewall.applied"])
     site.record()
     first_delivery(site.http, webhook["uuid"])
     assert site.http.delete(f"/webhooks/{webhook['uuid']}").status_code == 200
@@ -405,7 +469,7 @@ def test_deleted_means_silent(site: Site, receiver: Receiver) -> None:
 
 
 def test_a_closed_account_gets_nothing(site: Site, receiver: Receiver) -> None:
-    site.add(receiver.url, event_types=["x.done"])
+    site.add(receiver.url, event_types=["firewall.applied"])
     site.record()
     with transaction() as session:
         session.execute(text("UPDATE account SET state = 'closed'"))
@@ -416,7 +480,7 @@ def test_a_closed_account_gets_nothing(site: Site, receiver: Receiver) -> None:
 def test_a_suspended_account_gets_nothing_until_it_is_active_again(
     site: Site, receiver: Receiver
 ) -> None:
-    webhook = site.add(receiver.url, event_types=["x.done"])
+    webhook = site.add(receiver.url, event_types=["firewall.applied"])
     site.record(count=2)
     fan_out_all()
     (leased,) = deliveries.claim(1)
@@ -425,7 +489,7 @@ def test_a_suspended_account_gets_nothing_until_it_is_active_again(
     assert deliveries.prepare(leased) is None, "also what was about to be sent"
     site.make_due()
     assert deliveries.claim(10) == []
-    site.record(kind="x.done")
+    site.record(kind="firewall.applied")
     fan_out_all()
     assert len(site.deliveries(webhook)) == 2, "what happens meanwhile passes by"
     with transaction() as session:
@@ -448,7 +512,7 @@ def test_a_busy_receiver_says_when_to_come_again(
     site: Site, receiver: Receiver, status: int, asked: str, least_s: float, most_s: float
 ) -> None:
     receiver.answer, receiver.retry_after = lambda _: status, asked
-    webhook = site.add(receiver.url, event_types=["x.done"])
+    webhook = site.add(receiver.url, event_types=["firewall.applied"])
     site.record()
     site.until_attempted(webhook)
     # From the attempt on, so that a slow test does not eat it up.
@@ -470,7 +534,7 @@ def test_a_date_to_come_again() -> None:
 
 
 def test_old_deliveries_are_forgotten(site: Site, receiver: Receiver) -> None:
-    webhook = site.add(receiver.url, event_types=["x.done"])
+    webhook = site.add(receiver.url, event_types=["firewall.applied"])
     site.record()
     site.until_attempted(webhook)
     assert deliveries.forget_old() == 0

@@ -38,6 +38,7 @@ REFUSED_URLS = [
     "https://example.com:0/", "https://example.com:99999/", "https://exa mple.com/", "https://example.com\\@10.0.0.1/",
     "https://example.com/\r\nx: y", "https://ex\u00e4mple.com/", "https://169.254.169.254/latest/meta-data",
     "https://" + "a" * 2050, "https://a..b/", "https://-a.b/",
+    "https://localhost/h", "https://LOCALHOST:8443/", "https://hooks.localhost/", "https://intranet/hook",
 ]  # fmt: skip
 
 
@@ -91,6 +92,16 @@ def test_refused_urls(url: str) -> None:
     outcome = post(url)
     assert outcome.status is None
     assert outcome.error
+
+
+def test_local_names_are_the_operators_to_allow(allow_loopback: None) -> None:
+    """They may lie in the network that he lets customers reach; their address is looked at when they are called."""
+    assert outbound.parse_url("http://localhost/h").host == "localhost"
+    with Receiver() as receiver:
+        url = receiver.url.replace("127.0.0.1", "localhost")
+        with changed_settings(outbound_allowed_networks='["10.0.0.0/8"]'):
+            assert post(url).error == "The address of the host is not allowed."
+        assert receiver.received == []
 
 
 def test_a_url_taken_apart() -> None:

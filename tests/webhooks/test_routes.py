@@ -9,6 +9,7 @@ from sqlalchemy import text
 
 from awan.kit.database import transaction
 from awan.webhooks.service import ENDPOINTS_MAX
+from tests.support.changed_settings import changed_settings
 from tests.support.simulated_cloud import make_customer
 from tests.support.webhook_deliveries import first_delivery
 from tests.webhooks.conftest import Site
@@ -73,6 +74,10 @@ def test_fields_and_their_changes(site: Site) -> None:
         ("event_types", ["instance"]),
         ("event_types", ["*.created"]),
         ("event_types", ["Instance.created"]),
+        ("event_types", ["bogus.event"]),
+        ("event_types", ["*", "bogus.*"]),
+        ("event_types", ["instance.noted"]),
+        ("event_types", ["node.*"]),
         ("description", "x" * 201),
         ("url", "https://10.0.0.1/"),
         ("url", "ftp://example.com/"),
@@ -83,6 +88,22 @@ def test_bad_fields(site: Site, field: str, value: Any) -> None:
     answer = site.http.post("/webhooks", json={"url": URL, field: value})
     assert answer.status_code == 422, answer.text
     assert [name.partition(".")[0].partition("[")[0] for name in answer.json()["errors"]] == [field]
+
+
+def test_local_names_are_refused_at_once(site: Site) -> None:
+    """As addresses are, and not only when the first message is sent."""
+    with changed_settings(outbound_allowed_networks="[]"):
+        answers = [
+            site.http.post("/webhooks", json={"url": f"https://{host}/h"})
+            for host in ("localhost", "a.localhost", "intranet", "127.0.0.1")
+        ]
+    assert [answer.status_code for answer in answers] == [422] * 4
+    assert {
+        answer.json()["errors"]["url"][0].partition(" not allowed")[0] for answer in answers
+    } == {
+        "The name of the host is",
+        "The address of the host is",
+    }
 
 
 def test_how_many(site: Site) -> None:
