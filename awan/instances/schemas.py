@@ -174,7 +174,7 @@ class PublicNetworkAssignment(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     public_network: UUID | None = Field(
-        None, description="A free public network of the account; blank: the instance's is removed."
+        description="A free public network of the account; blank: the instance's is removed."
     )
 
 
