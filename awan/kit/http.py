@@ -220,10 +220,14 @@ def refuse_unknown_query(request: Request) -> None:
     facts = route_facts(request.app).get(request.scope["endpoint"])
     if facts is None or facts.reads_query:
         return
-    unknown = {name[: forms.NAME_SHOWN_MAX] for name in request.query_params} - facts.query_names
+    unknown = sorted(set(request.query_params) - facts.query_names)
     if unknown:
+        known = sorted(facts.query_names)
         raise Invalid(
-            {name: [f"The query parameter {name} is not known."] for name in sorted(unknown)}
+            {
+                forms.shown(name): [forms.unknown_field(name, known, "query parameter")]
+                for name in unknown[: forms.UNKNOWN_NAMED_MAX]
+            }
         )
 
 
