@@ -38,7 +38,7 @@ from awan.networks.addresses import take_address
 from awan.networks.cards import create_public_nic, give_first_addresses
 from awan.networks.models import PrivateNetwork, PrivateNetworkState
 from awan.networks.private_networks import INVALID as INVALID_VSWITCH
-from awan.networks.private_networks import create_private_nic, find_network, members_of
+from awan.networks.private_networks import NOT_USABLE, create_private_nic, find_network, members_of
 from awan.operations import begin
 from awan.resources import Resource, ResourceKind, create
 from awan.volumes import create_root_volume
@@ -307,8 +307,11 @@ def _check_vswitch(
     network = find_network(
         session, caller.account_id, request.vswitch, location_id=request.location_id
     )
-    if network is None or network.state != PrivateNetworkState.ACTIVE:
+    if network is None:
         problems.add("vswitch", INVALID_VSWITCH)
+        return None
+    if network.state != PrivateNetworkState.ACTIVE:
+        problems.add("vswitch", NOT_USABLE[PrivateNetworkState(network.state)])
         return None
     return network
 
