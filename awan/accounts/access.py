@@ -22,16 +22,16 @@ from sqlalchemy.orm import Session
 
 from awan.accounts.models import AccountKind, AccountState, KeyScope
 from awan.accounts.rules import Address, parse_key, source_address
-from awan.errors import AccountSuspended, Forbidden, NotFound, RateLimited, Unauthenticated
+from awan.errors import AccountSuspended, Forbidden, RateLimited, Unauthenticated
 from awan.kit.database import get_engine
-from awan.kit.http import UNKNOWN_ROUTE, refuse_unknown_query
+from awan.kit.http import API_KEY_HEADER, no_such_route, refuse_unknown_query
 from awan.settings import get_settings
 
 Access = Literal["read", "write", "delete"]
 """What a route does. A deletion is a write that a suspended account may still do."""
 
 api_key_header = APIKeyHeader(
-    name="x-apikey",
+    name=API_KEY_HEADER,
     scheme_name="ApiKeyAuth",
     description="An API key: `awan_<id>_<secret>`.",
     auto_error=False,
@@ -138,7 +138,7 @@ def operator(access: Access, *, or_bearer: bool = False) -> Callable[..., Awaita
         given = key or (_bearer_key(request) if or_bearer else None)
         caller = await _identify(request, given, access)
         if not caller.is_operator:
-            raise NotFound(UNKNOWN_ROUTE)
+            raise no_such_route(request)
         _check_scope(caller, access, billing=False)
         refuse_unknown_query(request)
         return caller
@@ -207,7 +207,9 @@ def _authenticate(key: str, access: Access, source: Address | None, request_id: 
 
 def _unauthenticated() -> Unauthenticated:
     """One sentence for every reason: which one it was is nobody's business but the key's holder's."""
-    return Unauthenticated("The API key is missing or not valid.")
+    return Unauthenticated(
+        f"The API key is missing or not valid: it goes into the header {API_KEY_HEADER}."
+    )
 
 
 def _check_rate(row: RowMapping, bucket: str) -> None:

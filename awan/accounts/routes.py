@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Request
+from pydantic import BeforeValidator
 from sqlalchemy.orm import Session
 
 from awan import events
@@ -34,7 +36,16 @@ from awan.kit.pagination import PageRequest, paged
 router = APIRouter(tags=["Account"])
 admin_router = APIRouter()
 
-KeyId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
+KEY_ID = "[0-9a-f]{16}"
+NO_KEY = "0" * 16
+
+
+def _key_id(text: str) -> str:
+    return text if re.fullmatch(KEY_ID, text) else NO_KEY
+
+
+KeyId = Annotated[str, Path(pattern=f"^{KEY_ID}$"), BeforeValidator(_key_id)]
+"""Anything else is answered as the id of a key that there is not."""
 
 KEY_CREATED = "API key successfully created"
 KEY_REVOKED = "API key successfully revoked"
@@ -133,14 +144,14 @@ def create_account(
         return call.keep(answer("Account successfully created", view, status=201), view.uuid)
 
 
-@admin_router.get("/accounts/{account_uuid}", response_model=Envelope[AccountView])
+@admin_router.get("/accounts/{account_uuid:uuid}", response_model=Envelope[AccountView])
 def get_any_account(account_uuid: UUID, caller: Caller = Depends(operator("read"))) -> Answer:
     """One account, its limits and their use."""
     with transaction() as session:
         return answer("Account detail", _account_view(session, account_uuid))
 
 
-@admin_router.patch("/accounts/{account_uuid}", response_model=Envelope[AccountView])
+@admin_router.patch("/accounts/{account_uuid:uuid}", response_model=Envelope[AccountView])
 def change_account(
     account_uuid: UUID,
     request: Request,
@@ -164,7 +175,7 @@ def change_account(
         return call.keep(answer("Account successfully changed", view), account_uuid)
 
 
-@admin_router.get("/accounts/{account_uuid}/api-keys", response_model=Envelope[list[KeyView]])
+@admin_router.get("/accounts/{account_uuid:uuid}/api-keys", response_model=Envelope[list[KeyView]])
 def list_any_api_keys(account_uuid: UUID, caller: Caller = Depends(operator("read"))) -> Answer:
     """An account's API keys that are not revoked, oldest first."""
     with transaction() as session:
@@ -174,7 +185,9 @@ def list_any_api_keys(account_uuid: UUID, caller: Caller = Depends(operator("rea
 
 
 @admin_router.post(
-    "/accounts/{account_uuid}/api-keys", status_code=201, response_model=Envelope[CreatedKeyView]
+    "/accounts/{account_uuid:uuid}/api-keys",
+    status_code=201,
+    response_model=Envelope[CreatedKeyView],
 )
 def create_any_api_key(
     account_uuid: UUID,
@@ -194,7 +207,9 @@ def create_any_api_key(
         return call.keep(created, key.key_id)
 
 
-@admin_router.delete("/accounts/{account_uuid}/api-keys/{key_id}", response_model=Envelope[KeyView])
+@admin_router.delete(
+    "/accounts/{account_uuid:uuid}/api-keys/{key_id}", response_model=Envelope[KeyView]
+)
 def revoke_any_api_key(
     account_uuid: UUID,
     key_id: KeyId,

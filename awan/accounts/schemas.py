@@ -11,16 +11,17 @@ from pydantic import AwareDatetime, BaseModel, Field, field_validator
 from awan.accounts.models import Account, AccountState, ApiKey, KeyScope
 from awan.accounts.quotas import LIMITS
 from awan.kit.clock import now
+from awan.kit.forms import Matching
 from awan.kit.http import Timestamp
 from awan.kit.money import MINOR_DIGITS
 from awan.kit.pagination import LIMIT_DEFAULT, LIMIT_MAX, PageInfo
 
-NAME_PATTERN = r"^\S(.*\S)?$"
+NAME_FORM = Matching(r"^\S(.*\S)?$", "The name must be one line, with no spaces around it.")
 QUOTA_MAX = 1_000_000_000
 RATE_MAX = 1_000_000
 CIDRS_MAX = 50
 
-Name = Annotated[str, Field(min_length=1, max_length=64, pattern=NAME_PATTERN)]
+Name = Annotated[str, NAME_FORM, Field(min_length=1, max_length=64)]
 QuotaMaximum = Annotated[int | None, Field(ge=0, le=QUOTA_MAX)]
 RateLimit = Annotated[int | None, Field(ge=1, le=RATE_MAX)]
 

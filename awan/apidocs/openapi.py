@@ -17,7 +17,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from awan import errors
 from awan.kit import forms
-from awan.kit.http import EmptyForm, ErrorAnswer, InputSpec, RouteFacts, route_facts
+from awan.kit.http import CHALLENGE, EmptyForm, ErrorAnswer, InputSpec, RouteFacts, route_facts
 
 Document = dict[str, Any]
 
@@ -54,7 +54,7 @@ REFUSALS: tuple[tuple[str, type[errors.Refused]], ...] = (
 )
 DESCRIPTIONS = {
     400: "The request cannot be parsed.",
-    401: "The API key is missing or not valid.",
+    401: "The API key is missing or not valid: it goes into the header x-apikey.",
     403: "The key's scope, the account's state or a quota does not allow it.",
     404: "Absent, or not yours.",
     409: "The present state does not allow it, or the Idempotency-Key stands for another call.",
@@ -234,6 +234,11 @@ def _add_errors(document: Document, schemas: Document) -> None:
             headers["Retry-After"] = {
                 "description": "Seconds after which a repeat may succeed.",
                 "schema": {"type": "integer"},
+            }
+        if status == 401:
+            headers["WWW-Authenticate"] = {
+                "description": f"`{CHALLENGE}`",
+                "schema": {"type": "string"},
             }
         responses[name] = {
             "description": DESCRIPTIONS[status],

@@ -8,8 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse, HTMLResponse, Response
 
 from awan.apidocs.build import ASSETS
-from awan.errors import NotFound
-from awan.kit.http import UNKNOWN_ROUTE
+from awan.kit.http import Request, no_such_route
 
 PAGE = Path(__file__).parent / "page"
 # Scripts and calls only from and to this server. The pages set styles from their script, hence the one exception.
@@ -46,9 +45,9 @@ def show_script() -> Response:
 
 
 @router.get("/docs/assets/{name}")
-def show_asset(name: str) -> Response:
+def show_asset(name: str, request: Request) -> Response:
     """One of the built files."""
     path = ASSETS.find(name)
     if path is None:
-        raise NotFound(UNKNOWN_ROUTE)
+        raise no_such_route(request)
     return FileResponse(path, headers=ASSET_HEADERS)

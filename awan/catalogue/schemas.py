@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from awan.catalogue.models import Component, EngineKind, OsFamily
+from awan.kit.forms import Matching
 from awan.kit.http import Timestamp
 
 
@@ -126,8 +127,16 @@ class LocationCreate(Form):
     """A new location."""
 
     name: str = Field(min_length=1, max_length=64)
-    code: str = Field(pattern=r"^[a-z][a-z0-9-]{1,15}$")
-    country: str = Field(pattern=r"^[A-Z]{2}$", description="ISO 3166 code.")
+    code: Annotated[
+        str,
+        Matching(
+            r"^[a-z][a-z0-9-]{1,15}$",
+            "The code must be 2 to 16 lower-case letters, digits and -, with a letter first.",
+        ),
+    ]
+    country: Annotated[
+        str, Matching(r"^[A-Z]{2}$", "The country must be two capital letters, as in ISO 3166.")
+    ] = Field(description="ISO 3166 code.")
     is_default: bool = False
 
 
@@ -196,7 +205,9 @@ class PriceSet(Form):
     """A price from now on, in minor units of the currency a month."""
 
     component: Component
-    currency: str = Field("IDR", pattern=r"^[A-Z]{3}$")
+    currency: Annotated[
+        str, Matching(r"^[A-Z]{3}$", "The currency must be three capital letters, as in ISO 4217.")
+    ] = "IDR"
     monthly_minor: int = Field(ge=0, le=10**12)
 
 

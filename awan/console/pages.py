@@ -11,8 +11,7 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse, HTMLResponse, Response
 
 from awan.console.build import ASSETS
-from awan.errors import NotFound
-from awan.kit.http import UNKNOWN_ROUTE
+from awan.kit.http import Request, no_such_route
 
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = ("page.js", "page.css")
@@ -44,17 +43,17 @@ def show_console() -> Response:
 
 
 @router.get("/console/novnc/{name:path}")
-def show_console_asset(name: str) -> Response:
+def show_console_asset(name: str, request: Request) -> Response:
     """One of noVNC's files, its licence among them."""
     path = ASSETS.find(name)
     if path is None:
-        raise NotFound(UNKNOWN_ROUTE)
+        raise no_such_route(request)
     return FileResponse(path, headers=ASSET_HEADERS)
 
 
 @router.get("/console/{name}")
-def show_console_file(name: str) -> Response:
+def show_console_file(name: str, request: Request) -> Response:
     """The page's own script or style."""
     if name not in PAGE_FILES:
-        raise NotFound(UNKNOWN_ROUTE)
+        raise no_such_route(request)
     return FileResponse(PAGE / name, headers=ASSET_HEADERS)

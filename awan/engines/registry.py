@@ -24,7 +24,6 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from awan.engines.fabric import Fabric
 from awan.engines.hypervisor import Hypervisor, NodeEndpoint
@@ -32,6 +31,7 @@ from awan.engines.nameserver import Nameserver, Zones
 from awan.engines.sim import SimStore
 from awan.engines.volumes import Volumes
 from awan.errors import EngineRejected, Invalid
+from awan.kit.forms import Matching, field_errors
 from awan.kit.inet import PRIVATE_USE
 from awan.kit.resolving import split_server
 from awan.settings import get_settings
@@ -71,8 +71,11 @@ class LocalVolumesOptions(EngineOptions):
     pool_path: str = "/var/lib/libvirt/images/awan"
 
 
-_REMOTES = r"^(tcp|unix|ssl):[^,]+(,(tcp|unix|ssl):[^,]+)*$"
-_PEM_FILE = r"^/[^\x00-\x1f]+$"
+_REMOTES = Matching(
+    r"^(tcp|unix|ssl):[^,]+(,(tcp|unix|ssl):[^,]+)*$",
+    "The endpoints must be like ssl:10.0.0.1:6641 (or tcp:, unix:), with commas between them.",
+)
+_PEM_FILE = Matching(r"^/[^\x00-\x1f]+$", "The file must be named by its whole path.")
 
 
 class OvnOptions(EngineOptions):
@@ -82,11 +85,11 @@ class OvnOptions(EngineOptions):
     the authority that signed those of the servers.
     """
 
-    northbound: str = Field(pattern=_REMOTES)
-    southbound: str = Field(pattern=_REMOTES)
-    private_key: str | None = Field(None, pattern=_PEM_FILE)
-    certificate: str | None = Field(None, pattern=_PEM_FILE)
-    ca_certificate: str | None = Field(None, pattern=_PEM_FILE)
+    northbound: Annotated[str, _REMOTES]
+    southbound: Annotated[str, _REMOTES]
+    private_key: Annotated[str, _PEM_FILE] | None = None
+    certificate: Annotated[str, _PEM_FILE] | None = None
+    ca_certificate: Annotated[str, _PEM_FILE] | None = None
 
     @model_validator(mode="after")
     def _keys_fit_the_remotes(self) -> OvnOptions:
@@ -97,16 +100,19 @@ class OvnOptions(EngineOptions):
             for one in remotes.split(",")
         )
         if is_tls and None in keys:
-            raise PydanticCustomError(
-                "tls_keys", "ssl: needs private_key, certificate and ca_certificate."
-            )
+            raise ValueError("ssl: needs private_key, certificate and ca_certificate.")
         if not is_tls and any(keys):
-            raise PydanticCustomError("tls_keys", "Keys are of use with ssl: endpoints only.")
+            raise ValueError("Keys are of use with ssl: endpoints only.")
         return self
 
 
 Zone = Annotated[
-    str, StringConstraints(to_lower=True, pattern=r"^([A-Za-z0-9_-]{1,63}\.)+[A-Za-z0-9-]{2,63}$")
+    str,
+    StringConstraints(to_lower=True),
+    Matching(
+        r"^([A-Za-z0-9_-]{1,63}\.)+[A-Za-z0-9-]{2,63}$",
+        "The zone must be a domain name of two labels or more, without a dot at its end.",
+    ),
 ]
 
 
@@ -117,19 +123,33 @@ def _checked_server(server: str) -> str:
 
 def _checked_secret(secret: str) -> str:
     """Raises: ValueError unless it is base64 of 16 bytes or more."""
-    if len(b64decode(secret, validate=True)) < 16:
+    try:
+        bits = 8 * len(b64decode(secret, validate=True))
+    except ValueError:
+        raise ValueError("The key must be base64.") from None
+    if bits < 128:
         raise ValueError("The key must have 128 bits or more.")
     return secret
 
 
 def _checked_services(cidr: str) -> str:
     """In its usual form. Raises: ValueError unless it has room, and no private network can overlap it."""
-    network = IPv4Network(cidr)
+    try:
+        network = IPv4Network(cidr)
+    except ValueError:
+        raise ValueError("The prefix must be IPv4 in CIDR form without host bits.") from None
     if not 8 <= network.prefixlen <= 30:
         raise ValueError("The prefix length is from 8 to 30.")
     if any(network.overlaps(inside) for inside in PRIVATE_USE):
         raise ValueError("Private networks may have a prefix in it; take one of 100.64.0.0/10.")
     return str(network)
+
+
+def _checked_resolver(address: str) -> str:
+    try:
+        return str(IPv4Address(address))
+    except ValueError:
+        raise ValueError("The resolver must be an IPv4 address.") from None
 
 
 class PrivateNamesOptions(EngineOptions):
@@ -140,7 +160,7 @@ class PrivateNamesOptions(EngineOptions):
     """
 
     zone: Zone
-    resolver: Annotated[str, AfterValidator(lambda text: str(IPv4Address(text)))]
+    resolver: Annotated[str, AfterValidator(_checked_resolver)]
     services_cidr: Annotated[str, AfterValidator(_checked_services)] = "100.64.0.0/16"
     physical_network: Annotated[str, StringConstraints(min_length=1, max_length=64)]
     vlan: int | None = Field(default=None, ge=1, le=4094)
@@ -150,9 +170,7 @@ class PrivateNamesOptions(EngineOptions):
         inside = IPv4Network(self.services_cidr)
         resolver = IPv4Address(self.resolver)
         if resolver not in inside or resolver in (inside[0], inside[-1]):
-            raise PydanticCustomError(
-                "resolver", "The resolver must be a host address of services_cidr."
-            )
+            raise ValueError("The resolver must be a host address of services_cidr.")
         return self
 
 
@@ -170,7 +188,7 @@ class NameserverOptions(EngineOptions):
     def _zones_differ(self) -> NameserverOptions:
         private = self.private_names
         if private is not None and private.zone in (self.forward_zone, *self.reverse_zones):
-            raise PydanticCustomError("zones", "The zone of private names must be one of its own.")
+            raise ValueError("The zone of private names must be one of its own.")
         return self
 
     @property
@@ -190,7 +208,16 @@ class Rfc2136Options(NameserverOptions):
     SECRETS: ClassVar[frozenset[str]] = frozenset({"key_secret"})
 
     server: Annotated[str, AfterValidator(_checked_server)]
-    key_name: Zone | Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,63}$")]
+    key_name: (
+        Zone
+        | Annotated[
+            str,
+            Matching(
+                r"^[A-Za-z0-9_-]{1,63}$",
+                "The name of the key must be a domain name, or one label of it.",
+            ),
+        ]
+    )
     key_algorithm: Literal["hmac-sha256", "hmac-sha384", "hmac-sha512"] = "hmac-sha256"
     key_secret: Annotated[str, AfterValidator(_checked_secret)]
 
@@ -222,11 +249,10 @@ def check_options(kind: str, driver: str, options: Mapping[str, Any]) -> dict[st
     try:
         return DRIVERS[kind][driver].model_validate(dict(options)).model_dump()
     except ValidationError as err:
-        errors: dict[str, list[str]] = {}
-        for problem in err.errors():
-            field = ".".join(["options", *(str(part) for part in problem["loc"])])
-            errors.setdefault(field, []).append(problem["msg"])
-        raise Invalid(errors) from err
+        details = err.errors(include_url=False, include_input=False)
+        for detail in details:
+            detail["loc"] = ("options", *detail["loc"])
+        raise Invalid(field_errors(details, {"options": options})) from err
 
 
 def secret_options(kind: str, driver: str) -> frozenset[str]:

@@ -7,8 +7,10 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, Field
 
 from awan.events import Position
+from awan.kit.forms import Matching
 
 WAIT_MAX_S = 86400
+FORM = Matching("^[0-9]+-[0-9]+$", "The position must be the id of an event of the stream.")
 
 
 def check_position(text: str) -> str:
@@ -20,10 +22,9 @@ def check_position(text: str) -> str:
 class StreamQuery(BaseModel):
     """Where the stream begins and when it ends."""
 
-    after: Annotated[str, AfterValidator(check_position)] | None = Field(
+    after: Annotated[str, FORM, AfterValidator(check_position)] | None = Field(
         None,
         max_length=40,
-        pattern="^[0-9]+-[0-9]+$",
         description="Begin after this event (`id` of the stream, `position` of an event); `0-0` is the very"
         " beginning. Absent: what happens from now on. The header `Last-Event-ID` goes before it.",
     )

@@ -30,6 +30,7 @@ from awan.events import Event, Position
 from awan.events.schemas import EventView
 from awan.kit import stopping
 from awan.kit.database import transaction
+from awan.kit.http import EVENT_STREAM_TYPE
 
 STREAMS_PER_KEY_MAX = 10
 STREAMS_PER_ACCOUNT_MAX = 25
@@ -56,7 +57,7 @@ _readers = ThreadPoolExecutor(max_workers=8, thread_name_prefix="event-reader")
 class EventStream(StreamingResponse):
     """An answer of server-sent events that gives up a client who takes nothing any more."""
 
-    media_type = "text/event-stream"
+    media_type = EVENT_STREAM_TYPE
 
     async def stream_response(self, send: Send) -> None:
         """Sends head, events and end. Raises: ClientDisconnect after `SEND_MAX_S` without progress."""

@@ -26,6 +26,7 @@ from awan.firewall.groups import GroupView, Member
 from awan.firewall.models import Firewall, FirewallGroup
 from awan.firewall.rules import ALL_PORTS, check_protocol, parse_ports, show_ports
 from awan.firewall.schemas import (
+    NAME,
     Action,
     AnyDirection,
     AnyProtocol,
@@ -44,7 +45,7 @@ LABELS_MAX = 8
 
 Name = Annotated[
     str,
-    StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{1,63}$"),
+    NAME,
     Field(description="Name of firewall group, of 2 to 64 characters."),
 ]
 

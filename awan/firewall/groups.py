@@ -34,6 +34,7 @@ from awan.resources import Resource, ResourceKind, create, get_owned, lock, lock
 
 GROUPS_PER_ACCOUNT_MAX = 50
 UNKNOWN = "The selected groups is invalid."
+TWICE = "A firewall group is named twice."
 TAKEN = "The name has already been taken."
 
 
@@ -272,8 +273,10 @@ def set_groups(
             )
         )
     )
-    if len(known) < len(group_ids):
+    if not known.issuperset(group_ids):
         raise Invalid.field("groups", UNKNOWN)
+    if len(known) < len(group_ids):
+        raise Invalid.field("groups", TWICE)
     present = session.scalars(
         select(FirewallAttachment.group_id)
         .where(FirewallAttachment.firewall_id == firewall.firewall_id)

@@ -29,9 +29,15 @@ from awan.firewall.rules import (
     parse_prefix,
     show_ports,
 )
-from awan.kit.forms import INTEGER_MAX
+from awan.kit.forms import INTEGER_MAX, Matching
 from awan.kit.http import Timestamp
 from awan.kit.pagination import PageInfo
+
+NAME = Matching(
+    r"^[A-Za-z][A-Za-z0-9_-]{1,63}$",
+    "The name must be 2 to 64 letters, digits, _ and -, with a letter first.",
+)
+"""What sets of addresses and groups may be called."""
 
 SyncStatus = Literal["applied", "pending"]
 
@@ -303,10 +309,7 @@ class IpsetCreate(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(
-        pattern=r"^[A-Za-z][A-Za-z0-9_-]{1,63}$",
-        description="Name of ipset, of 2 to 64 characters.",
-    )
+    name: Annotated[str, NAME] = Field(description="Name of ipset, of 2 to 64 characters.")
     description: Description = Field(description="Description of ipset; may be empty.")
 
 

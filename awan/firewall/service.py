@@ -341,7 +341,9 @@ def delete_ipset(session: Session, caller: Caller, instance_id: UUID, ipset_id: 
     _, firewall = lock_owned_firewall(session, caller, instance_id)
     row = get_ipset(session, firewall, ipset_id)
     if session.get(FirewallTrial, firewall.firewall_id) is not None:
-        raise Conflict("A trial is running, and may need the IPSet again: confirm it first.")
+        raise Conflict(
+            "A trial is running, and may need the IPSet again: confirm it or take it back first."
+        )
     if count := rules_by_ipset(session, [ipset_id]).get(ipset_id, 0):
         raise Conflict(f"The IPSet is used by {count} {'rule' if count == 1 else 'rules'}.")
     session.execute(delete(IpsetEntry).where(IpsetEntry.ipset_id == ipset_id))

@@ -57,7 +57,7 @@ def list_nodes(caller: Caller = Depends(operator("read"))) -> Answer:
     return answer("Nodes", views)
 
 
-@admin_router.get("/nodes/{node_uuid}", response_model=Envelope[NodeView])
+@admin_router.get("/nodes/{node_uuid:uuid}", response_model=Envelope[NodeView])
 def get_node(node_uuid: UUID, caller: Caller = Depends(operator("read"))) -> Answer:
     """Show a node."""
     with transaction() as session:
@@ -65,7 +65,7 @@ def get_node(node_uuid: UUID, caller: Caller = Depends(operator("read"))) -> Ans
     return answer("Node details", view)
 
 
-@admin_router.post("/nodes/{node_uuid}/probe", response_model=Envelope[NodeView])
+@admin_router.post("/nodes/{node_uuid:uuid}/probe", response_model=Envelope[NodeView])
 def probe_node(
     node_uuid: UUID,
     request: Request,
@@ -83,7 +83,7 @@ def probe_node(
     return _at_its_end(operation, node_uuid, "Node probed")
 
 
-@admin_router.post("/nodes/{node_uuid}/cordon", response_model=Envelope[NodeView])
+@admin_router.post("/nodes/{node_uuid:uuid}/cordon", response_model=Envelope[NodeView])
 def cordon_node(
     node_uuid: UUID,
     request: Request,
@@ -94,7 +94,7 @@ def cordon_node(
     return _set_cordon(request, caller, node_uuid, True)
 
 
-@admin_router.post("/nodes/{node_uuid}/uncordon", response_model=Envelope[NodeView])
+@admin_router.post("/nodes/{node_uuid:uuid}/uncordon", response_model=Envelope[NodeView])
 def uncordon_node(
     node_uuid: UUID,
     request: Request,
@@ -114,7 +114,7 @@ def _set_cordon(request: Request, caller: Caller, node_id: UUID, cordoned: bool)
         return call.keep(answer("Node cordoned" if cordoned else "Node uncordoned", view), node_id)
 
 
-@admin_router.delete("/nodes/{node_uuid}", response_model=Envelope[NodeView])
+@admin_router.delete("/nodes/{node_uuid:uuid}", response_model=Envelope[NodeView])
 def remove_node(
     node_uuid: UUID,
     request: Request,

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from awan.fleet.models import Node
 from awan.fleet.rules import check_libvirt_uri
+from awan.kit.forms import Matching
 from awan.kit.http import Timestamp
 
 
@@ -19,7 +20,13 @@ class NodeCreate(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     location_id: int = Field(ge=1)
-    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")
+    name: Annotated[
+        str,
+        Matching(
+            r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$",
+            "The name must be 1 to 63 lower-case letters, digits, dots and -, with neither of these at an end.",
+        ),
+    ]
     libvirt_uri: Annotated[str, AfterValidator(check_libvirt_uri)] = Field(max_length=255)
     ovn_system_id: str | None = Field(
         None, max_length=255, description="Else matched by host name."

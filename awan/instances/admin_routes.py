@@ -20,7 +20,7 @@ from awan.kit.http import Answer, EmptyForm, Envelope, PathId, Remains, Request,
 admin_router = APIRouter()
 
 
-@admin_router.get("/instances/{instance_uuid}/notes", response_model=Envelope[list[NoteView]])
+@admin_router.get("/instances/{instance_uuid:uuid}/notes", response_model=Envelope[list[NoteView]])
 def list_instance_notes(instance_uuid: UUID, caller: Caller = Depends(operator("read"))) -> Answer:
     """The notes about an instance, newest first; also of a deleted one. Customers never see them."""
     with transaction() as session:
@@ -29,7 +29,9 @@ def list_instance_notes(instance_uuid: UUID, caller: Caller = Depends(operator("
 
 
 @admin_router.post(
-    "/instances/{instance_uuid}/notes", status_code=201, response_model=Envelope[NoteView | Remains]
+    "/instances/{instance_uuid:uuid}/notes",
+    status_code=201,
+    response_model=Envelope[NoteView | Remains],
 )
 def add_instance_note(
     instance_uuid: UUID,
@@ -48,7 +50,7 @@ def add_instance_note(
 
 
 @admin_router.delete(
-    "/instances/{instance_uuid}/notes/{note_id}", response_model=Envelope[NoteView | Remains]
+    "/instances/{instance_uuid:uuid}/notes/{note_id}", response_model=Envelope[NoteView | Remains]
 )
 def remove_instance_note(
     instance_uuid: UUID,
@@ -66,7 +68,7 @@ def remove_instance_note(
         return call.keep(answer("Note removed", _view(note)), note_id)
 
 
-@admin_router.post("/nodes/{node_uuid}/abandon", response_model=Envelope[NodeView])
+@admin_router.post("/nodes/{node_uuid:uuid}/abandon", response_model=Envelope[NodeView])
 def abandon_node(
     node_uuid: UUID,
     request: Request,

@@ -25,7 +25,7 @@ from awan.errors import Invalid
 from awan.firewall import create_firewall
 from awan.fleet import Demand, Node, place
 from awan.instances.models import CpuMode, DesiredState, Instance, InstanceSshKey, ObservedState
-from awan.instances.rules import check_password
+from awan.instances.rules import MEMORY_GIB_PLAUSIBLE, check_password
 from awan.instances.schemas import InstanceCreate
 from awan.instances.service import Belongings, InstanceView, is_hostname_taken
 from awan.instances.situation import PASSWORD_PURPOSE, USER_DATA_PURPOSE
@@ -38,7 +38,7 @@ from awan.networks.addresses import take_address
 from awan.networks.cards import create_public_nic, give_first_addresses
 from awan.networks.models import PrivateNetwork, PrivateNetworkState
 from awan.networks.private_networks import INVALID as INVALID_VSWITCH
-from awan.networks.private_networks import create_private_nic, find_network, members_of
+from awan.networks.private_networks import NOT_USABLE, create_private_nic, find_network, members_of
 from awan.operations import begin
 from awan.resources import Resource, ResourceKind, create
 from awan.volumes import create_root_volume
@@ -221,7 +221,11 @@ def _check_size(
     memory_min = -(-max(tier.memory_mib_min, template.memory_mib_min) // 1024)
     memory_max = tier.memory_mib_max // 1024
     if not memory_min <= request.memory <= memory_max:
-        problems.add("memory", f"The memory must be between {memory_min} and {memory_max} GiB.")
+        # Who means MiB is off by a factor of a thousand.
+        unit = ": 1 means 1 GiB" if request.memory > MEMORY_GIB_PLAUSIBLE else ""
+        problems.add(
+            "memory", f"The memory must be between {memory_min} and {memory_max} GiB{unit}."
+        )
     image_gib = -(-(image.virtual_size_bytes or 0) // 1024**3)
     storage_min = max(tier.storage_gib_min, template.storage_gib_min, image_gib)
     if not storage_min <= request.storage <= tier.storage_gib_max:
@@ -303,8 +307,11 @@ def _check_vswitch(
     network = find_network(
         session, caller.account_id, request.vswitch, location_id=request.location_id
     )
-    if network is None or network.state != PrivateNetworkState.ACTIVE:
+    if network is None:
         problems.add("vswitch", INVALID_VSWITCH)
+        return None
+    if network.state != PrivateNetworkState.ACTIVE:
+        problems.add("vswitch", NOT_USABLE[PrivateNetworkState(network.state)])
         return None
     return network
 

@@ -86,7 +86,8 @@ def detach(session: Session, caller: Caller, instance_id: UUID, reference: str |
         query = query.where(Nic.network_id == network.network_id)
     found = session.execute(query).all()
     if not found:
-        raise Conflict("The instance is not attached to a private network.")
+        which = "a" if network is None else "this"
+        raise Conflict(f"The instance is not attached to {which} private network.")
     for nic, _ in found:
         nic.is_leaving = True
     data: dict[str, object] = {"vswitches": [str(resource_id) for _, resource_id in found]}

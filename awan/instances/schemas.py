@@ -9,7 +9,6 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from awan.instances.rules import (
-    MEMORY_GIB_PLAUSIBLE,
     SERIAL_LOG_KIB,
     SERIAL_LOG_KIB_MAX,
     SSH_KEYS_MAX,
@@ -19,6 +18,7 @@ from awan.instances.rules import (
     check_username,
     parse_label_filter,
 )
+from awan.kit.forms import CommaList
 from awan.kit.http import OperationView, Timestamp
 from awan.kit.pagination import LIMIT_DEFAULT, LIMIT_MAX, PageInfo
 
@@ -28,12 +28,6 @@ BULK_MAX = 100
 
 Hostname = Annotated[str, AfterValidator(check_hostname), Field(min_length=1, max_length=64)]
 Username = Annotated[str, AfterValidator(check_username), Field(min_length=1, max_length=30)]
-
-
-def _check_memory(memory: int) -> int:
-    if memory > MEMORY_GIB_PLAUSIBLE:
-        raise ValueError("The memory is in GiB: 1 means 1 GiB.")
-    return memory
 
 
 def _no_backup(include_backup: bool | None) -> bool | None:
@@ -47,7 +41,9 @@ def _check_label_filter(text: str) -> str:
     return text
 
 
-LabelFilter = Annotated[str, AfterValidator(_check_label_filter), Field(max_length=1024)]
+LabelFilter = Annotated[
+    str, AfterValidator(_check_label_filter), Field(max_length=1024), CommaList()
+]
 LABEL_FILTER = (
     "Only instances with this label, `key:value`, or with this key, `key`; several, joined by commas: with all of"
     " them."
@@ -64,9 +60,7 @@ class InstanceCreate(BaseModel):
     template_id: int = Field(ge=1, description="Id of template.")
     hostname: Hostname = Field(description="Hostname of instance: RFC 1123, unique in the account.")
     cpu: int = Field(ge=1, description="vCPUs, within the tier's limits.")
-    memory: Annotated[int, AfterValidator(_check_memory)] = Field(
-        ge=1, description="Memory in GiB, within the tier's limits."
-    )
+    memory: int = Field(ge=1, description="Memory in GiB, within the tier's limits.")
     storage: int = Field(ge=1, description="Root disk in GiB, within the tier's limits and step.")
     username: Username = Field(description="Login name of the first user; root is allowed.")
     password: str = Field(
@@ -174,7 +168,7 @@ class PublicNetworkAssignment(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     public_network: UUID | None = Field(
-        None, description="A free public network of the account; blank: the instance's is removed."
+        description="A free public network of the account; blank: the instance's is removed."
     )
 
 
@@ -321,7 +315,7 @@ class ListQuery(BaseModel):
     sort: Literal["created_at", "-created_at", "cost", "-cost"] = Field(
         "-created_at", description="Order; a minus means descending."
     )
-    statuses: str | None = Field(
+    statuses: Annotated[str, CommaList()] | None = Field(
         None, max_length=255, description="Comma list of statuses: " + ", ".join(STATUSES) + "."
     )
     label: LabelFilter | None = Field(None, description=LABEL_FILTER, examples=["env:prod"])

@@ -4,10 +4,11 @@ What clients may write:
 
 - Arrays in forms: `k[]=a&k[]=b`, `k[0]=a&k[1]=b` or a repeated `k`. Objects: `k[name]=value`. A field that is no array
   may come once.
-- Integers: a JSON integer or ASCII digits, without sign, exponent, space or other scripts' digits.
+- Integers: a JSON integer or ASCII digits, without plus, exponent, space or other scripts' digits. A minus is read, so
+  that a negative number is refused in the same words in both.
 - Booleans: a JSON boolean, or true/false/1/0/on/off in any case.
 - An empty string is null for a field that may be null, and "not given" for one with another default.
-- Unknown fields are refused by name, at every depth, except `_method` and `_token` at the top.
+- Unknown fields are refused by name, with the known ones, at every depth, except `_method` and `_token` at the top.
 - NUL and half surrogates are refused everywhere: no store of ours can hold them.
 
 `parse_body` and `parse_query` give plain values, `build` makes the model of them.
@@ -19,7 +20,7 @@ import json
 import re
 import types
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -31,12 +32,16 @@ from pydantic import (
     BaseModel,
     FutureDate,
     FutureDatetime,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     NaiveDatetime,
     PastDate,
     PastDatetime,
     ValidationError,
 )
-from pydantic_core import ErrorDetails
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails
+from pydantic_core.core_schema import no_info_after_validator_function
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, MultipartState
 
@@ -54,9 +59,14 @@ DEPTH_MAX = 16
 INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1
 BOOLEANS = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
 UNKNOWN_NAMED_MAX = 20
-NAME_SHOWN_MAX = 64
+KNOWN_NAMED_MAX = 40
+# Long enough for every field there is; what a client took for a name may be its whole body, passwords included.
+NAME_SHOWN_MAX = 40
 
 _DIGITS = re.compile(r"[0-9]+")
+_INTEGER = re.compile(r"[0-9]+|-[1-9][0-9]*")
+# No field's name begins like this, as it stands or percent-encoded.
+_LOOKS_LIKE_JSON = re.compile(rb"\s*(?:[{\[]|%7b|%5b)", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+")
 _FORM_NAME = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
 _BRACKET = re.compile(r"\[([^\[\]]*)\]")
@@ -64,6 +74,36 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Errors = defaultdict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Metadata of a text field: the pattern it must match as a whole, and the sentence that says so in words."""
+
+    pattern: str
+    sentence: str
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """The field's own schema and then the check."""
+        return no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """As any field with a pattern."""
+        return {**handler(schema), "pattern": self.pattern}
+
+    def _check(self, text: str) -> str:
+        if not re.fullmatch(self.pattern, text):
+            raise ValueError(self.sentence)
+        return text
+
+
+@dataclass(frozen=True)
+class CommaList:
+    """Metadata of a text that lists things with commas: who gives the field several times is told so."""
 
 
 @dataclass
@@ -98,6 +138,10 @@ def parse_body(content_type: str, raw: bytes) -> Values:
         return _parse_json(raw)
     if media_type == MULTIPART_TYPE:
         return form_tree(_parse_multipart(content_type, raw))
+    if _LOOKS_LIKE_JSON.match(raw):
+        raise UnsupportedMediaType(
+            f"The body looks like JSON but was sent as a form: send the header Content-Type: {JSON_TYPE}."
+        )
     return form_tree(_parse_urlencoded(raw))
 
 
@@ -122,24 +166,99 @@ def build(model: type[ModelT], given: Values) -> tuple[ModelT, dict[str, Any]]:
     try:
         return model.model_validate(values), values
     except ValidationError as err:
-        raise Invalid(field_errors(err.errors(include_url=False, include_input=False))) from err
+        details = err.errors(include_url=False, include_input=False)
+        raise Invalid(field_errors(details, values)) from err
 
 
-def field_errors(details: list[ErrorDetails]) -> dict[str, list[str]]:
-    """Pydantic's errors as sentences per field. Repeats no input: it may be a password."""
+def field_errors(details: list[ErrorDetails], values: Any = None) -> dict[str, list[str]]:
+    """Pydantic's errors as sentences per field. Repeats no input: it may be a password.
+
+    `values` is what was judged: where a union failed, pydantic names its members after the field, and they are not in
+    there.
+    """
     errors: Errors = defaultdict(list)
+    choices: Errors = defaultdict(list)
     for detail in details:
-        name = ".".join(str(part) for part in detail["loc"]) or "request"
-        errors[name].append(_sentence(name, detail))
+        path, is_choice = _place(detail, values)
+        name = ".".join(shown(str(part)) for part in path) or "request"
+        (choices if is_choice else errors)[name].append(_sentence(name, detail))
+    for name, sentences in choices.items():
+        first, *others = [sentence.removesuffix(".") for sentence in dict.fromkeys(sentences)]
+        rest = [other.removeprefix(f"The {name} must be ") for other in others]
+        errors[name].append(f"{' or '.join([first, *rest])}.")
     return dict(errors)
 
 
+def _place(detail: ErrorDetails, values: Any) -> tuple[list[int | str], bool]:
+    """Where in the values the error is, and whether it is about one of several types there."""
+    *parents, last = detail["loc"] or ("request",)
+    if values is None:
+        return [*parents, last], False
+    path: list[int | str] = []
+    inside = values
+    for part in [*parents, last]:
+        is_there = (isinstance(inside, dict) and part in inside) or (
+            isinstance(inside, list) and isinstance(part, int) and part < len(inside)
+        )
+        if is_there:
+            inside = inside[part]
+        if is_there or (part == last and detail["type"] == "missing"):
+            path.append(part)
+    return path, len(path) < len(detail["loc"])
+
+
+def unknown_field(name: str, known: Iterable[str], kind: str = "field") -> str:
+    """The sentence on a `kind` that there is not: it names those that there are."""
+    names = list(known)
+    named = ", ".join(names[:KNOWN_NAMED_MAX]) + (", ..." if len(names) > KNOWN_NAMED_MAX else "")
+    return f"The {kind} {shown(name)} is not known; known are: {named or 'none'}."
+
+
+_UUID = "must be a UUID."
+_MOMENT = "must be an ISO 8601 date or time."
+_OBJECT = "must be an object."
+_LIST = "must be a list."
+_SENTENCES = {
+    "missing": "field is required.",
+    "extra_forbidden": "is not known.",
+    "string_pattern_mismatch": "does not have the form that it must have.",
+    "string_type": "must be a text.",
+    "string_too_short": "must have {min_length} characters or more.",
+    "string_too_long": "must have {max_length} characters or fewer.",
+    "too_short": "must have {min_length} entries or more.",
+    "too_long": "must have {max_length} entries or fewer.",
+    "greater_than_equal": "must be at least {ge}.",
+    "greater_than": "must be greater than {gt}.",
+    "less_than_equal": "must be at most {le}.",
+    "less_than": "must be less than {lt}.",
+    "literal_error": "must be {expected}.",
+    "enum": "must be {expected}.",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be an integer."),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false."),
+    **dict.fromkeys(("uuid_parsing", "uuid_type", "uuid_version"), _UUID),
+    **dict.fromkeys(("datetime_parsing", "datetime_from_date_parsing", "datetime_type"), _MOMENT),
+    **dict.fromkeys(("date_parsing", "date_from_datetime_parsing", "date_type"), _MOMENT),
+    "datetime_object_invalid": _MOMENT,
+    "timezone_aware": "must have a time zone, as in 2026-11-24T10:00:00Z.",
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), _OBJECT),
+    **dict.fromkeys(("list_type", "set_type", "tuple_type"), _LIST),
+    "ip_v4_address": "must be an IPv4 address.",
+    "ip_v6_address": "must be an IPv6 address.",
+    "ip_v4_network": "must be an IPv4 network without host bits.",
+    "ip_v6_network": "must be an IPv6 network without host bits.",
+}
+"""Pydantic's types of errors in our words: its own speak to who writes the model, and change with it."""
+
+
 def _sentence(name: str, detail: ErrorDetails) -> str:
-    if detail["type"] == "missing":
-        return f"The {name} field is required."
-    text = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    text = re.sub(r"^(Input|Value|String|List|UUID input) should", f"The {name} should", text)
-    return text if text.endswith((".", "!")) else f"{text}."
+    context = detail.get("ctx", {})
+    if detail["type"] in {"value_error", "assertion_error"}:
+        text = str(context["error"])  # raised by a check of ours, in its own sentence
+        return text if text.endswith((".", "!")) else f"{text}."
+    words = _SENTENCES.get(detail["type"], "is not valid.").format_map(context)
+    return f"The {name} {words}".replace(" 1 characters or", " 1 character or").replace(
+        " 1 entries or", " 1 entry or"
+    )
 
 
 def _wire_name(name: str, alias: str | None) -> str:
@@ -171,7 +290,7 @@ def _parse_json(raw: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Invalid.field("body", "The body must be a JSON object.")
     if repeated:
-        raise Invalid({_shown(name): [f"The {_shown(name)} is given twice."] for name in repeated})
+        raise Invalid({shown(name): [f"The {shown(name)} is given twice."] for name in repeated})
     return value
 
 
@@ -217,7 +336,7 @@ def _parse_multipart(content_type: str, raw: bytes) -> list[tuple[str, str]]:
         raise BadRequest("The multipart body is cut off, has a nameless part or too many of them.")
     if file_names:
         raise Invalid(
-            {_shown(name): [f"The {_shown(name)} must not be a file."] for name in file_names}
+            {shown(name): [f"The {shown(name)} must not be a file."] for name in file_names}
         )
     return pairs
 
@@ -229,7 +348,7 @@ def form_tree(pairs: list[tuple[str, str]]) -> dict[str, Any]:
         match = _FORM_NAME.fullmatch(name)
         keys = [match[1], *_BRACKET.findall(match[2])] if match else [name]
         if len(keys) > DEPTH_MAX:
-            raise Invalid.field(_shown(name), "The field is nested too deeply.")
+            raise Invalid.field(shown(name), "The field is nested too deeply.")
         node = root
         for position, key in enumerate(keys):
             if key == "" and position:
@@ -250,7 +369,7 @@ def _object(
     fields = {_wire_name(name, info.alias): info for name, info in model.model_fields.items()}
     unknown = [name for name in given if name not in fields]
     for name in unknown[:UNKNOWN_NAMED_MAX]:
-        errors[_join(path, _shown(name))].append(f"The field {_shown(name)} is not known.")
+        errors[_join(path, shown(name))].append(unknown_field(name, fields))
     for name, info in fields.items():
         if name not in given:
             continue
@@ -290,7 +409,8 @@ def _form_value(node: FormNode, annotation: Any, path: str, errors: Errors) -> A
         errors[path].append(f"The {path} must be a single value.")
         return None
     if len(node.texts) > 1:
-        errors[path].append(f"The {path} must be given only once.")
+        how = ", with commas between what it lists" if _is_comma_list(annotation) else ""
+        errors[path].append(f"The {path} must be given only once{how}.")
         return None
     return node.texts[0]
 
@@ -326,7 +446,7 @@ def _typed(value: Any, annotation: Any, path: str, errors: Errors, depth: int = 
             return _object(inner, value, path, errors)
         return {
             _typed(key, str, path, errors): _typed(
-                item, inner, _join(path, _shown(key)), errors, depth + 1
+                item, inner, _join(path, shown(key)), errors, depth + 1
             )
             for key, item in value.items()
         }
@@ -354,7 +474,7 @@ def _untyped(value: Any, path: str, errors: Errors, depth: int) -> Any:
 
 def integer(value: Any) -> int:
     """An integer as clients may write it. Raises: ValueError, the rest of a sentence about the field."""
-    if isinstance(value, str) and _DIGITS.fullmatch(value):
+    if isinstance(value, str) and _INTEGER.fullmatch(value):
         # Far more digits than fit would cost time to read.
         value = int(value) if len(value) <= 40 else INTEGER_MAX + 1
     if not isinstance(value, int) or isinstance(value, bool):
@@ -431,6 +551,11 @@ def _is_nullable(annotation: Any) -> bool:
     return type(None) in _alternatives(annotation)
 
 
+def _is_comma_list(annotation: Any) -> bool:
+    members = [annotation, *get_args(annotation)]
+    return any(isinstance(mark, CommaList) for member in members for mark in get_args(member))
+
+
 def _admits(annotation: Any, kind: type) -> bool:
     return kind in _alternatives(annotation) and not _is_nullable(annotation)
 
@@ -462,6 +587,6 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """A client's field name as it may be repeated in an answer."""
     return _UNSTORABLE.sub("?", name)[:NAME_SHOWN_MAX]

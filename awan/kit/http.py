@@ -16,6 +16,7 @@ moments in answers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -28,13 +29,14 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
 from pydantic_core import to_json
+from starlette.convertors import CONVERTOR_TYPES
+from starlette.types import Scope
 
 from awan.errors import Invalid, NotFound, Refused, UnsupportedMediaType
 from awan.kit import forms
 from awan.kit.clock import iso
 
 __all__ = [
-    "UNKNOWN_ROUTE",
     "Answer",
     "EmptyForm",
     "Envelope",
@@ -45,12 +47,21 @@ __all__ = [
     "answer",
     "error_answer",
     "form_body",
+    "no_such_route",
     "query_of",
     "refuse_unknown_query",
     "route_facts",
 ]
 
-UNKNOWN_ROUTE = "Not found."
+API_KEY_HEADER = "x-apikey"
+CHALLENGE = f'ApiKey realm="awan", header="{API_KEY_HEADER}"'
+"""What goes with every 401, as RFC 9110 11.6.1 wants it. There is no registered scheme for a key in a header."""
+EVENT_STREAM_TYPE = "text/event-stream"
+ASKED_PATH = "awan.asked_path"
+"""Key in the ASGI scope: the path as the client wrote it, where another is served for it."""
+PATH_SHOWN_MAX = 100
+NAMES_NOTHING = {"uuid": str(UUID(int=0)), "int": str(forms.INTEGER_MAX)}
+"""Convertor of a path -> an id that nothing has."""
 BODY_REFUSED = "awan.body_refused"
 """Key in the ASGI scope: why the body could not be read, raised by the route that wants it (after its caller)."""
 STREAM_TYPE = "application/octet-stream"
@@ -67,8 +78,17 @@ Timestamp = Annotated[
 ]
 """A moment in an answer: ISO 8601, UTC, whole seconds."""
 
-PathId = Annotated[int, BeforeValidator(forms.integer), Path(ge=1, le=forms.INTEGER_MAX)]
-"""An integer id in a path; anything else there is 404."""
+
+def _path_id(given: Any) -> int:
+    try:
+        number = forms.integer(given)
+    except ValueError:
+        return forms.INTEGER_MAX
+    return number if number >= 1 else forms.INTEGER_MAX
+
+
+PathId = Annotated[int, BeforeValidator(_path_id), Path(ge=1, le=forms.INTEGER_MAX)]
+"""An integer id in a path; anything else there is an id that nothing has, so that it is answered as an unknown one."""
 
 
 class OperationView(BaseModel):
@@ -166,7 +186,21 @@ def error_answer(refused: Refused) -> Response:
     response = Response(to_json(content), refused.status, media_type="application/json")
     if refused.retry_after_s is not None:
         response.headers["retry-after"] = str(refused.retry_after_s)
+    if refused.status == 401:
+        response.headers["www-authenticate"] = CHALLENGE
     return response
+
+
+def asked_path(scope: Scope) -> str:
+    """The path as the client wrote it."""
+    return str(scope.get(ASKED_PATH, scope["path"]))
+
+
+def no_such_route(request: Request) -> NotFound:
+    """The refusal of a call to what is no route, or none for this caller: the two must not differ."""
+    path = asked_path(request.scope)
+    shown = re.sub(r"[^A-Za-z0-9/_.~:-]", "?", path[:PATH_SHOWN_MAX])
+    return NotFound(f"There is no such route: {request.method} {shown}")
 
 
 @dataclass(frozen=True)
@@ -239,10 +273,14 @@ def refuse_unknown_query(request: Request) -> None:
     facts = route_facts(request.app).get(request.scope["endpoint"])
     if facts is None or facts.reads_query:
         return
-    unknown = {name[: forms.NAME_SHOWN_MAX] for name in request.query_params} - facts.query_names
+    unknown = sorted(set(request.query_params) - facts.query_names)
     if unknown:
+        known = sorted(facts.query_names)
         raise Invalid(
-            {name: [f"The query parameter {name} is not known."] for name in sorted(unknown)}
+            {
+                forms.shown(name): [forms.unknown_field(name, known, "query parameter")]
+                for name in unknown[: forms.UNKNOWN_NAMED_MAX]
+            }
         )
 
 
@@ -286,13 +324,49 @@ def api_routes(app: FastAPI) -> Iterator[RouteContext]:
 
 
 def allowed_methods(app: FastAPI, path: str) -> list[str]:
-    """The methods that some route has for this path, sorted."""
-    methods: set[str] = set()
+    """The methods that some route has for this path, sorted. Where GET is, HEAD is too, except for streams."""
+    methods = {method for context in _routes_at(app, path) for method in context.methods or ()}
+    if "GET" in methods and not is_stream(app, path):
+        methods.add("HEAD")
+    return sorted(methods)
+
+
+def is_stream(app: FastAPI, path: str) -> bool:
+    """Whether the answer at this path has no end of its own."""
+    return any(
+        getattr(context.response_class, "media_type", None) == EVENT_STREAM_TYPE
+        for context in _routes_at(app, path)
+        if isinstance(context.original_route, APIRoute)
+    )
+
+
+def _routes_at(app: FastAPI, path: str) -> Iterator[RouteContext]:
     for context in iter_route_contexts(app.routes):
         pattern = getattr(context, "path_regex", None)
-        if pattern is not None and pattern.match(path) and context.methods:
-            methods |= context.methods
-    return sorted(methods)
+        if pattern is not None and pattern.match(path):
+            yield context
+
+
+def path_naming_nothing(app: FastAPI, path: str) -> str | None:
+    """The path of a route, with an id that nothing has for each that cannot be read; None when it fits no route."""
+    parts = path.split("/")
+    for context in iter_route_contexts(app.routes):
+        template = (context.path or "").split("/")
+        if len(template) == len(parts):
+            filled = [_filled(*both) for both in zip(template, parts, strict=True)]
+            if filled != parts and None not in filled:
+                return "/".join(map(str, filled))
+    return None
+
+
+def _filled(template: str, part: str) -> str | None:
+    parameter = re.fullmatch(r"\{\w+(?::(\w+))?\}", template)
+    if parameter is None or not part:
+        return part if part == template else None
+    kind = parameter[1]
+    if kind not in NAMES_NOTHING or re.fullmatch(CONVERTOR_TYPES[kind].regex, part):
+        return part
+    return NAMES_NOTHING[kind]
 
 
 def _facts_of(context: RouteContext) -> RouteFacts:
@@ -343,4 +417,4 @@ async def _check_path(request: Request, check: PathCheck | None) -> None:
     try:
         await run_in_threadpool(check, request)
     except ValueError as err:  # an id that cannot be read names nothing
-        raise NotFound(UNKNOWN_ROUTE) from err
+        raise no_such_route(request) from err

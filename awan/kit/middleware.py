@@ -1,7 +1,7 @@
 """What surrounds every call: request id, access log, headers, the body's limits, and the answer to every error.
 
 `install(app)` puts it all in place. Order, from outside: `RequestContextMiddleware` (id, log, headers, 500),
-`BodyMiddleware` (reads the body, `_method`), then the error handlers and the routes.
+`HeadMiddleware`, `BodyMiddleware` (reads the body, `_method`), then the error handlers and the routes.
 """
 
 from __future__ import annotations
@@ -39,11 +39,15 @@ from awan.errors import (
 from awan.kit import forms
 from awan.kit.database import LOST_STATES, is_connection_error, is_deadlock, sqlstate_of
 from awan.kit.http import (
+    ASKED_PATH,
     BODY_REFUSED,
     STREAM_TYPE,
-    UNKNOWN_ROUTE,
     allowed_methods,
+    asked_path,
     error_answer,
+    is_stream,
+    no_such_route,
+    path_naming_nothing,
     route_facts,
 )
 from awan.settings import get_settings
@@ -79,9 +83,27 @@ def install(app: FastAPI) -> None:
     """Adds error handlers and middleware to the application. Call it once, before the first request."""
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
+    app.router.default = _unmatched(app)
     # Starlette runs the last one added first.
     app.add_middleware(BodyMiddleware)
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(RequestContextMiddleware)
+
+
+def _unmatched(app: FastAPI) -> ASGIApp:
+    """What serves the calls that no route takes. An id that cannot be read is answered as one that nothing has."""
+    not_found = app.router.default
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and ASKED_PATH not in scope:
+            path = path_naming_nothing(app, scope["path"])
+            if path is not None:
+                scope[ASKED_PATH], scope["path"] = scope["path"], path
+                await app.router(scope, receive, send)
+                return
+        await not_found(scope, receive, send)
+
+    return serve
 
 
 class RequestContextMiddleware:
@@ -154,7 +176,7 @@ class _Call:
             "request",
             method=self._method,
             route=route,
-            path=self.scope["path"],
+            path=asked_path(self.scope),
             status=self.status,
             duration_ms=round(duration_s * 1000, 1),
         )
@@ -169,6 +191,34 @@ def _route(scope: Scope) -> str | None:
         return None
     facts = route_facts(scope["app"]).get(scope["endpoint"])
     return facts.path if facts else None
+
+
+class HeadMiddleware:
+    """Serves HEAD as GET without the body (RFC 9110 9.1, 9.3.2). A stream has no HEAD: its head would never end."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one call."""
+        is_head = scope["type"] == "http" and scope["method"] == "HEAD"
+        if not is_head or is_stream(scope["app"], scope["path"]):
+            await self.app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            # The server writes by the method, and shares the scope.
+            scope["method"] = "HEAD"
+            if message["type"] == "http.response.start":
+                await send(message)
+            elif not message.get("more_body", False):
+                await send({"type": "http.response.body", "body": b""})
+
+        scope["method"] = "GET"
+        try:
+            await self.app(scope, receive, send_head)
+        finally:
+            scope["method"] = "HEAD"
 
 
 class BodyMiddleware:
@@ -275,14 +325,22 @@ def _on_validation_error(request: Request, err: RequestValidationError) -> Respo
     """FastAPI's own parameters. A malformed id in the path names nothing: 404."""
     details = [{**detail, "loc": detail["loc"][1:]} for detail in err.errors()]
     if any(detail["loc"][:1] == ("path",) for detail in err.errors()):
-        return error_answer(NotFound(UNKNOWN_ROUTE))
+        return error_answer(no_such_route(request))
     return error_answer(Invalid(forms.field_errors(cast(Any, details))))
+
+
+def _no_route(request: Request) -> NotFound:
+    path = request.url.path
+    refused = no_such_route(request)
+    if path.endswith("/") and allowed_methods(request.app, path.rstrip("/")):
+        return NotFound(f"{refused.message} (there is one without the slash at its end)")
+    return refused
 
 
 def _on_http_exception(request: Request, err: HTTPException) -> Response:
     """What Starlette raises itself: no such route, no such method, unreadable requests."""
     if err.status_code == 404:
-        return error_answer(NotFound(UNKNOWN_ROUTE))
+        return error_answer(_no_route(request))
     if err.status_code == 405:
         methods = allowed_methods(request.app, request.url.path)
         response = error_answer(

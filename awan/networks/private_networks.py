@@ -47,6 +47,13 @@ from awan.resources import Resource, ResourceKind, create, get_owned, lock_owned
 CARDS_MAX = 8
 """Private networks of one instance."""
 INVALID = "The selected vswitch is invalid."
+NOT_USABLE = {
+    PrivateNetworkState.CREATING: "The vswitch is still being created. Please try again in a moment.",
+    PrivateNetworkState.UPDATING: "The vswitch is being changed. Please try again in a moment.",
+    PrivateNetworkState.DELETING: "The vswitch is being deleted.",
+    PrivateNetworkState.ERROR: "The vswitch has an error, which its status_reason tells.",
+}
+"""Why an own network that was named cannot be used now; for a field, where a foreign one is `INVALID`."""
 NOT_ACTIVE = "The private network is not active: it is {state}."
 RETRY_AFTER_S = 5
 

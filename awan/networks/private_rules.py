@@ -19,7 +19,7 @@ def parse_private_prefix(cidr: str) -> IPv4Network:
         network = IPv4Network(cidr)
     except ValueError:
         raise ValueError(
-            "The prefix must be in CIDR form without host bits, such as 10.20.3.0/24."
+            "The prefix must be IPv4, in CIDR form without host bits, such as 10.20.3.0/24."
         ) from None
     if not PREFIX_MIN <= network.prefixlen <= PREFIX_MAX:
         raise ValueError(f"The prefix length is from {PREFIX_MIN} to {PREFIX_MAX}.")

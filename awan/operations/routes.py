@@ -29,7 +29,7 @@ def list_operations(
     return answer("Operations", paged([OperationDetail.of(row) for row in rows], page, total))
 
 
-@router.get("/operations/{uuid}", response_model=Envelope[OperationDetail])
+@router.get("/operations/{uuid:uuid}", response_model=Envelope[OperationDetail])
 def get_operation(uuid: UUID, caller: Caller = Depends(authenticated("read"))) -> Answer:
     """One operation: poll it until its status is `succeeded`, `failed` or `cancelled`."""
     with transaction() as session:

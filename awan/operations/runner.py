@@ -421,7 +421,10 @@ def _failure_of(step: Step, err: Exception) -> StoredFailure:
         message = "The infrastructure did not answer in time. Please try again later."
     elif isinstance(err, EngineError):
         type_ = "ENGINE_ERROR"
-        message = "The infrastructure refused a part of the operation."
+        message = (
+            "The infrastructure refused a part of the operation. Please try again later; if it fails again, tell"
+            " the operator the uuid of the operation."
+        )
     else:
         type_ = "INTERNAL"
         message = "An internal error ended the operation. The operator has been informed."

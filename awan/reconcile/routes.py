@@ -52,7 +52,7 @@ def begin_audit(
     )
 
 
-@admin_router.get("/audit/{uuid}", response_model=Envelope[AuditView])
+@admin_router.get("/audit/{uuid:uuid}", response_model=Envelope[AuditView])
 def get_audit(uuid: UUID, caller: Caller = Depends(operator("read"))) -> Answer:
     """An audit and its findings; none means that all is well."""
     with transaction() as session:
@@ -68,7 +68,7 @@ def get_quarantine(caller: Caller = Depends(operator("read"))) -> Answer:
     return answer("Quarantine", views)
 
 
-@admin_router.get("/trace/{uuid}", response_model=Envelope[TraceView])
+@admin_router.get("/trace/{uuid:uuid}", response_model=Envelope[TraceView])
 def get_trace(uuid: UUID, caller: Caller = Depends(operator("read"))) -> Answer:
     """Rows, events, operations and their steps of any one thing: instance, address, operation, node, disk, card."""
     with transaction() as session:

@@ -33,7 +33,7 @@ from awan.volumes.image_removal import begin_image_removal, begin_template_remov
 admin_router = APIRouter()
 
 
-@admin_router.delete("/images/{image_uuid}", response_model=Envelope[ImageView])
+@admin_router.delete("/images/{image_uuid:uuid}", response_model=Envelope[ImageView])
 def remove_image(
     image_uuid: UUID,
     request: Request,

@@ -73,7 +73,7 @@ def create_webhook(
     return once(request, caller, create, _without_secret)
 
 
-@router.get("/{webhook_uuid}", response_model=Envelope[WebhookView])
+@router.get("/{webhook_uuid:uuid}", response_model=Envelope[WebhookView])
 def get_webhook(webhook_uuid: UUID, caller: Caller = Depends(authenticated("read"))) -> Answer:
     """One webhook."""
     with transaction() as session:
@@ -81,7 +81,7 @@ def get_webhook(webhook_uuid: UUID, caller: Caller = Depends(authenticated("read
         return answer("Webhook detail", WebhookView.of(row))
 
 
-@router.patch("/{webhook_uuid}", response_model=Envelope[WebhookView])
+@router.patch("/{webhook_uuid:uuid}", response_model=Envelope[WebhookView])
 def change_webhook(
     webhook_uuid: UUID,
     request: Request,
@@ -98,7 +98,7 @@ def change_webhook(
     return once(request, caller, change, _again)
 
 
-@router.delete("/{webhook_uuid}", response_model=Envelope[WebhookView])
+@router.delete("/{webhook_uuid:uuid}", response_model=Envelope[WebhookView])
 def delete_webhook(
     webhook_uuid: UUID,
     request: Request,
@@ -114,7 +114,7 @@ def delete_webhook(
     return once(request, caller, end, _again)
 
 
-@router.post("/{webhook_uuid}/rotate-secret", response_model=Envelope[SecretWebhookView])
+@router.post("/{webhook_uuid:uuid}/rotate-secret", response_model=Envelope[SecretWebhookView])
 def rotate_webhook_secret(
     webhook_uuid: UUID,
     request: Request,
@@ -131,7 +131,7 @@ def rotate_webhook_secret(
     return once(request, caller, rotate, _without_secret)
 
 
-@router.post("/{webhook_uuid}/test", response_model=Envelope[DeliveryView])
+@router.post("/{webhook_uuid:uuid}/test", response_model=Envelope[DeliveryView | Remains])
 def send_webhook_test(
     webhook_uuid: UUID,
     request: Request,
@@ -151,7 +151,7 @@ def send_webhook_test(
     return once(request, caller, send, _delivery_again)
 
 
-@router.get("/{webhook_uuid}/deliveries", response_model=Envelope[DeliveryList])
+@router.get("/{webhook_uuid:uuid}/deliveries", response_model=Envelope[DeliveryList])
 def list_webhook_deliveries(
     webhook_uuid: UUID,
     caller: Caller = Depends(authenticated("read")),
@@ -166,7 +166,9 @@ def list_webhook_deliveries(
         )
 
 
-@router.get("/{webhook_uuid}/deliveries/{delivery_uuid}", response_model=Envelope[DeliveryDetail])
+@router.get(
+    "/{webhook_uuid:uuid}/deliveries/{delivery_uuid:uuid}", response_model=Envelope[DeliveryDetail]
+)
 def get_webhook_delivery(
     webhook_uuid: UUID,
     delivery_uuid: UUID,
@@ -182,7 +184,7 @@ def get_webhook_delivery(
 
 
 @router.post(
-    "/{webhook_uuid}/deliveries/{delivery_uuid}/replay",
+    "/{webhook_uuid:uuid}/deliveries/{delivery_uuid:uuid}/replay",
     response_model=Envelope[DeliveryView | Remains],
 )
 def replay_webhook_delivery(

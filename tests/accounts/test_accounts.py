@@ -15,6 +15,7 @@ from awan.accounts.models import AccountState
 from awan.accounts.service import change_account
 from awan.errors import AccountSuspended, QuotaExceeded
 from awan.kit.database import transaction
+from awan.kit.http import PATH_SHOWN_MAX
 from tests.support.lock_waits import wait_for_waiters
 from tests.support.tenants import make_tenant
 
@@ -120,7 +121,8 @@ def test_customers_see_no_operator_route(api: TestClient, method: str, path: str
     tenant = make_tenant()
     path = path.format(uuid=tenant.account_id)
     answer = api.request(method, path, headers=tenant.headers)
-    assert (answer.status_code, answer.json()["message"]) == (404, "Not found.")
+    words = f"There is no such route: {method} {f'/api/v1{path}'[:PATH_SHOWN_MAX]}"
+    assert (answer.status_code, answer.json()["message"]) == (404, words)
     assert api.request(method, path).status_code == 401
 
 

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from awan.api import PREFIX, create_app
+from awan.kit.http import PATH_SHOWN_MAX
 from tests.support.database_state import changed, contents
 from tests.support.simulated_cloud import Customer, SimulatedCloud
 from tests.support.ssh_keys import ED25519_KEYS
@@ -38,6 +39,10 @@ OWNED_IN_PATH = {
     "/operations/{uuid}": ("operation", UNKNOWN_UUID),
 }
 SHARED_IN_PATH = {"tier_id"}
+INTEGER_IDS = {
+    *("ssh_id", "tier_id", "location_id", "size_id", "template_id", "pool_id", "prefix_pool_id"),
+    *("note_id", "ipset_id"),
+}
 # Fields of bodies and queries that name something of an account; a foreign one is refused like an unknown one.
 OWNED_IN_FIELDS = {
     "ssh_keys": ("ssh_key", UNKNOWN_ID),
@@ -158,18 +163,7 @@ def path_names(path: str) -> list[str]:
 def filled(path: str) -> str:
     """The path with ids that nobody has."""
     values = {"ssh_id": "1", "tier_id": "1", "key_id": UNKNOWN_KEY, "kind": "fabric"}
-    values |= dict.fromkeys(
-        (
-            "location_id",
-            "size_id",
-            "template_id",
-            "pool_id",
-            "prefix_pool_id",
-            "note_id",
-            "ipset_id",
-        ),
-        "1",
-    )
+    values |= dict.fromkeys(INTEGER_IDS, "1")
     return re.sub(r"{(\w+)}", lambda match: values.get(match[1], UNKNOWN_UUID), path)
 
 
@@ -207,15 +201,50 @@ def test_without_a_key_every_route_is_401(cloud: SimulatedCloud, document: dict[
 def test_customers_find_nothing_below_admin(tenants: Tenants, document: dict[str, Any]) -> None:
     before, http = contents(), tenants.intruder.http
     unknown = http.get("/admin/no-such-thing")
+    words = "There is no such route: {} {}"
     assert unknown.status_code == 404
+    assert unknown.json()["message"] == words.format("GET", f"{PREFIX}/admin/no-such-thing")
     walked = 0
     for method, path, _ in routes(document):
         if path.startswith(f"{PREFIX}/admin/"):
-            answer = http.request(method, filled(path).removeprefix(PREFIX), json={})
-            assert (answer.status_code, answer.content) == (404, unknown.content), (method, path)
+            for there in (filled(path), re.sub(r"{\w+}", "no-id", path)):
+                answer = http.request(method, there.removeprefix(PREFIX), json={})
+                message = words.format(method, there[:PATH_SHOWN_MAX])
+                assert answer.json() == {"type": "NOT_FOUND", "message": message}, (method, path)
+                assert answer.status_code == 404
             walked += 1
     assert walked > 20
     assert changed(before) == {}
+
+
+@pytest.mark.parametrize("malformed", ["no-id", "0", "9" * 40, "%00"])
+def test_an_id_that_cannot_be_read_is_as_unknown_as_any(
+    cloud: SimulatedCloud, document: dict[str, Any], malformed: str
+) -> None:
+    """Of customers and operator: in words that name the thing, and only for who has a key."""
+    walked = 0
+    for method, path, operation in routes(document):
+        body = dict.fromkeys(fields_of(document, operation), True) if method == "DELETE" else {}
+        for name in path_names(path):
+            if name == "kind":
+                continue
+            unknown = UNKNOWN_KEY if name == "key_id" else UNKNOWN_UUID
+            if name in INTEGER_IDS:
+                unknown = UNKNOWN_ID
+            others = re.sub(rf"{{(?!{name}}})\w+}}", lambda match: filled(match[0]), path)
+            answers = [
+                cloud.admin.request(
+                    method, f"http://testserver{others.replace(f'{{{name}}}', value)}", json=body
+                )
+                for value in (unknown, malformed)
+            ]
+            assert answers[1].json() == answers[0].json(), f"{method} {path} {name}"
+            assert answers[1].status_code == answers[0].status_code
+            bare = f"http://testserver{others.replace(f'{{{name}}}', malformed)}"
+            anonymous = cloud.admin.request(method, bare, headers={"x-apikey": ""})
+            assert anonymous.status_code == 401, f"{method} {path}"
+            walked += 1
+    assert walked > 80
 
 
 def test_a_foreign_id_in_the_path_is_as_unknown_as_any(

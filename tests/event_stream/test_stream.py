@@ -79,6 +79,17 @@ def test_an_event_arrives_as_the_list_shows_it(live: LiveApi, tenant: Tenant) ->
     assert message.id == message.data["position"]
 
 
+def test_head_is_not_for_what_has_no_end(live: LiveApi, tenant: Tenant) -> None:
+    with httpx.Client(headers=tenant.headers, timeout=10) as client:
+        answer = client.head(f"{live.url}/events")
+        assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+        # On the same connection: nothing of a body may be left in it.
+        shown = [client.request(way, f"{live.url}/account") for way in ("HEAD", "GET", "HEAD")]
+    assert [it.status_code for it in shown] == [200, 200, 200]
+    assert shown[0].content == shown[2].content == b""
+    assert shown[0].headers["content-length"] == str(len(shown[1].content))
+
+
 def test_only_the_accounts_own_events(live: LiveApi, tenant: Tenant) -> None:
     other = make_settled_tenant("Other")
     with SseClient(live.url, tenant.key) as client, SseClient(live.url, other.key) as others:

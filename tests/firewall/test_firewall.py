@@ -405,7 +405,9 @@ def test_a_trial_goes_back_by_itself(guarded: Guarded) -> None:
     assert begun.json()["data"]["trial_ends_at"] is not None
     assert guarded.send("POST", "/trial").status_code == 409
     change_all(guarded, rule, ipset, entry)
-    assert guarded.send("DELETE", f"/ipsets/{ipset}").status_code == 409
+    kept = guarded.send("DELETE", f"/ipsets/{ipset}")
+    assert kept.status_code == 409
+    assert kept.json()["message"].endswith("confirm it or take it back first.")
     changed = guarded.in_fabric()
     assert before is not None
     assert changed is not None

@@ -222,9 +222,12 @@ def test_what_is_refused(shared: Groups, monkeypatch: pytest.MonkeyPatch) -> Non
     two = shared.make("two")
     taken = shared.send("PUT", f"/{two['uuid']}", name="web")
     assert list(taken.json()["errors"]) == ["name"]
-    for wrong in ({"uuid": str(uuid4())}, made):
+    for wrong, words in (
+        ({"uuid": str(uuid4())}, "The selected groups is invalid."),
+        (made, "A firewall group is named twice."),
+    ):
         answer = shared.attach(made, wrong)
-        assert (answer.status_code, list(answer.json()["errors"])) == (422, ["groups"])
+        assert (answer.status_code, answer.json()["errors"]) == (422, {"groups": [words]})
     stranger = shared.cloud.new_customer()
     assert stranger.http.get(f"/firewall-groups/{made['uuid']}").status_code == 404
     assert stranger.http.get("/firewall-groups").json()["data"]["data"] == []

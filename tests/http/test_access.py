@@ -67,7 +67,13 @@ def test_every_bad_key_gets_the_same_words(probe: TestClient, session: Session) 
     answers.append(probe.get("/who"))
     assert {answer.status_code for answer in answers} == {401}
     assert len({answer.text for answer in answers}) == 1
-    assert answers[0].json()["type"] == "UNAUTHENTICATED"
+    assert answers[0].json() == {
+        "type": "UNAUTHENTICATED",
+        "message": "The API key is missing or not valid: it goes into the header x-apikey.",
+    }
+    assert {answer.headers["www-authenticate"] for answer in answers} == {
+        'ApiKey realm="awan", header="x-apikey"'
+    }
 
 
 def test_only_a_hash_is_stored(session: Session, settings: Settings) -> None:
@@ -115,9 +121,10 @@ def test_suspended_accounts_read_pay_and_delete(probe: TestClient, session: Sess
 
 def test_operator_routes_do_not_exist_for_customers(probe: TestClient) -> None:
     customer = make_tenant("c").headers
-    unknown = probe.post("/admin/nothing", headers=customer, data=FLAGS)
-    answer = probe.post("/admin/things", headers=customer, data=FLAGS)
-    assert (answer.status_code, answer.json()) == (404, unknown.json())
+    for path in ("/admin/nothing", "/admin/things"):
+        answer = probe.post(path, headers=customer, data=FLAGS)
+        words = f"There is no such route: POST /api/v1{path}"
+        assert (answer.status_code, answer.json()["message"]) == (404, words)
     assert probe.post("/admin/things", headers=customer, content=b"{").status_code == 404
     assert probe.post("/admin/things", data=FLAGS).status_code == 401
     reader = make_tenant("r", is_operator=True, scope=KeyScope.READ).headers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import structlog
@@ -47,16 +48,62 @@ def test_security_headers(probe: TestClient) -> None:
 
 def test_unknown_routes_and_methods(probe: TestClient) -> None:
     assert shape(probe.get("/nowhere")) == (404, "NOT_FOUND")
-    assert shape(probe.get("/search/")) == (404, "NOT_FOUND")
+    unknown = probe.get("/nowhere").json()["message"]
+    assert unknown == "There is no such route: GET /api/v1/nowhere"
+    answer = probe.get("/search/")
+    assert shape(answer) == (404, "NOT_FOUND")
+    assert "without the slash" in answer.json()["message"]
+    assert "without" not in probe.get("/nowhere/").json()["message"]
+    answer = probe.get("/%3Cscript%3E%0A%C3%A9" + "x" * 200)
+    assert answer.json()["message"] == f"There is no such route: GET /api/v1/?script???{'x' * 82}"
     answer = probe.get("/everything")
     assert shape(answer) == (405, "METHOD_NOT_ALLOWED")
     assert answer.headers["allow"] == "POST, PUT"
 
 
+def test_head_is_get_without_the_body(probe: TestClient) -> None:
+    tenant = make_tenant()
+    for path, status in (("/who", 200), ("/who?x=1", 422), ("/nowhere", 404), ("/fail/bug", 500)):
+        answers = [
+            probe.request(method, path, headers=tenant.headers) for method in ("GET", "HEAD")
+        ]
+        assert [answer.status_code for answer in answers] == [status, status]
+        assert answers[1].content == b""
+        lengths = [answer.headers["content-length"] for answer in answers]
+        assert path == "/nowhere" or lengths[0] == lengths[1], "its words name the method"
+    assert probe.head("/who").status_code == 401
+    answer = probe.head("/everything")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST, PUT")
+    assert probe.post("/who").headers["allow"] == "GET, HEAD"
+    with capture_logs() as entries:
+        probe.head("/who", headers=tenant.headers)
+    assert entries[0]["method"] == "HEAD"
+
+
 def test_path_ids(probe: TestClient) -> None:
     assert probe.get("/things/12").json()["data"] == 12
     for bad in ("0", "-1", "+1", "1.0", "x", "٣", str(2**63), "9" * 100, "1_0"):
-        assert shape(probe.get(f"/things/{bad}")) == (404, "NOT_FOUND")
+        answer = probe.get(f"/things/{bad}")
+        assert shape(answer) == (404, "NOT_FOUND")
+        assert answer.json()["message"] == "Thing not found."
+
+
+def test_ids_that_cannot_be_read_are_answered_as_unknown_ones(probe: TestClient) -> None:
+    headers = make_tenant().headers
+    flags = {"remove_ip": "1", "remove_block_storage": "1"}
+    for flags_given in (flags, {}):
+        for key in (headers, {}):
+            answers = [
+                probe.request("DELETE", f"/instances/{bad}", headers=key, data=flags_given)
+                for bad in (str(uuid4()), "no-uuid", "%00", "x" * 500)
+            ]
+            expected = (404, "Instance not found.") if key else (401, answers[0].json()["message"])
+            for answer in answers:
+                assert (answer.status_code, answer.json()["message"]) == expected
+    with capture_logs() as entries:
+        probe.delete("/instances/no-uuid", headers=headers)
+    assert entries[-1]["path"] == "/api/v1/instances/no-uuid"
+    assert entries[-1]["route"] == "/api/v1/instances/{uuid}"
 
 
 def test_operation_in_body_and_header(probe: TestClient) -> None:

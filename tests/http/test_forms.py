@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated, Any
 
 import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, Field
 
 from awan.errors import BadRequest, Invalid
 from awan.kit import forms
 from tests.support.probe_app import Everything
+from tests.support.tenants import make_tenant
 
 FORM = "application/x-www-form-urlencoded"
 
@@ -269,6 +272,114 @@ values = st.recursive(
         st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
     ),
 )
+
+
+def sentences(
+    content: str | bytes, content_type: str = "application/json", model: Any = Everything
+) -> dict[str, list[str]]:
+    """The refused fields with their sentences."""
+    raw = content.encode() if isinstance(content, str) else content
+    with pytest.raises(Invalid) as caught:
+        forms.build(model, forms.parse_body(content_type, raw))
+    return {name: list(texts) for name, texts in (caught.value.errors or {}).items()}
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['{"title":"x","password":"marker-x"}', ' \n{"a":"b&c=d%ff"}', "[1]", "%7B%22a%22%3A1%7D"],
+)
+def test_json_sent_as_a_form_is_told_its_type(probe: TestClient, body: str) -> None:
+    answer = probe.post("/everything", content=body, headers={"content-type": FORM})
+    assert answer.status_code == 415
+    assert "send the header Content-Type: application/json" in answer.json()["message"]
+    assert "marker" not in answer.text
+
+
+@pytest.mark.parametrize("content_type", [FORM, "application/json"])
+def test_unknown_names_are_not_repeated_whole(content_type: str) -> None:
+    name = "x" * 39 + "marker"
+    body = f"name=n&count=1&{name}=1"
+    if content_type != FORM:
+        body = json.dumps({"name": "n", "count": 1, name: 1})
+    assert "marker" not in str(sentences(body, content_type))
+
+
+def test_unknown_fields_are_answered_with_the_known_ones(probe: TestClient) -> None:
+    known = "known are: page, search, flag."
+    errors = probe.get("/search?per_page=5").json()["errors"]
+    assert errors == {"per_page": [f"The field per_page is not known; {known}"]}
+    tenant = make_tenant()
+    errors = probe.get("/who?x=1", headers=tenant.headers).json()["errors"]
+    assert errors == {"x": ["The query parameter x is not known; known are: none."]}
+    errors = probe.post("/start", json={"x": 1}).json()["errors"]
+    assert errors == {"x": ["The field x is not known; known are: none."]}
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "sentence"),
+    [
+        ({"count": -1}, "count", "The count must be at least 1."),
+        ({"count": 65}, "count", "The count must be at most 64."),
+        ({"uuid": "nope"}, "uuid", "The uuid must be a UUID."),
+        ({"at": "x"}, "at", "The at must be an ISO 8601 date or time."),
+        (
+            {"at": "2026-11-24T10:00:00"},
+            "at",
+            "The at must have a time zone, as in 2026-11-24T10:00:00Z.",
+        ),
+        ({"labels": 5}, "labels", "The labels must be an object."),
+        ({"inner": [1]}, "inner", "The inner must be an object."),
+        ({"ids": 1}, "ids", "The ids must be a list."),
+        ({"name": ""}, "name", "The name must have 1 character or more."),
+        ({"name": "n" * 21}, "name", "The name must have 20 characters or fewer."),
+        ({"title": 1}, "title", "The title must be a text."),
+        ({"colour": "x"}, "colour", "The colour must be 'red' or 'blue'."),
+        ({"size": 3}, "size", "The size must be 1, 2 or 4."),
+        ({"either": "x"}, "either", "The either must be an integer or a UUID."),
+        ({"inner": {"note": "x"}}, "inner.port", "The inner.port field is required."),
+    ],
+)
+def test_what_is_wrong_is_said_plainly(given: dict[str, Any], name: str, sentence: str) -> None:
+    body = {"name": "n", "count": 1, **given}
+    assert sentences(json.dumps(body)) == {name: [sentence]}
+
+
+def test_negative_numbers_are_refused_in_the_same_words() -> None:
+    assert sentences("name=n&count=-1", FORM) == sentences('{"name": "n", "count": -1}')
+    for text in ("-0", "-01", "--1", "- 1"):
+        assert sentences(f"name=n&count={text}", FORM) == {
+            "count": ["The count must be an integer."]
+        }
+
+
+class Worded(BaseModel):
+    """Fields that say themselves what they take."""
+
+    code: Annotated[str, forms.Matching("^[a-z]+$", "The code must be small letters.")] | None = (
+        None
+    )
+    several: Annotated[str, forms.CommaList()] | None = None
+    texts: Annotated[list[str], Field(min_length=1)] | None = None
+    networks: list[IPv4Network | IPv6Network] | None = None
+
+
+def test_fields_say_themselves_what_they_take() -> None:
+    assert sentences('{"code": "a\\n"}', model=Worded) == {
+        "code": ["The code must be small letters."]
+    }
+    assert forms.build(Worded, {"code": "abc"})[0].code == "abc"
+    assert "'pattern': '^[a-z]+$'" in str(Worded.model_json_schema())
+    assert sentences("several[]=a&several[]=b", FORM, Worded) == {
+        "several": ["The several must be given only once, with commas between what it lists."]
+    }
+    assert sentences('{"texts": []}', model=Worded) == {
+        "texts": ["The texts must have 1 entry or more."]
+    }
+    found = sentences('{"networks": ["10.0.0.1/8"]}', model=Worded)
+    network = "network without host bits"
+    assert found == {
+        "networks.0": [f"The networks.0 must be an IPv4 {network} or an IPv6 {network}."]
+    }
 
 
 @given(

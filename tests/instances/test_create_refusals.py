@@ -322,8 +322,11 @@ def test_everything_wrong_is_named_at_once(shop: Shop) -> None:
 
 
 def test_memory_in_mib_gets_a_hint(shop: Shop) -> None:
-    answer = shop.cloud.customer.http.post("/instances", json=shop.order({"memory": 2048}))
-    assert "GiB" in answer.json()["errors"]["memory"][0]
+    for given, hint in ((2048, ": 1 means 1 GiB"), (99999999999, ": 1 means 1 GiB"), (65, "")):
+        answer = shop.cloud.customer.http.post("/instances", json=shop.order({"memory": given}))
+        assert answer.json()["errors"]["memory"] == [
+            f"The memory must be between 1 and 64 GiB{hint}."
+        ]
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,12 @@ def test_a_deaf_guest_is_cut_off(cloud: SimulatedCloud, force: str, most_s: floa
     assert cloud.customer.http.get(f"/instances/{uuid}").json()["data"]["status"] == "Stopped"
 
 
+REFUSED = (
+    "The infrastructure refused a part of the operation. Please try again later; if it fails again, tell the operator"
+    " the uuid of the operation."
+)
+
+
 @pytest.mark.usefixtures("worker")
 def test_a_change_that_fails_says_why_and_shows_the_truth(cloud: SimulatedCloud) -> None:
     http, uuid = cloud.customer.http, cloud.create_running()["uuid"]
@@ -79,7 +85,7 @@ def test_a_change_that_fails_says_why_and_shows_the_truth(cloud: SimulatedCloud)
     assert ended["status"] == "failed"
     assert ended["error"] == {
         "type": "ENGINE_ERROR",
-        "message": "The infrastructure refused a part of the operation.",
+        "message": REFUSED,
     }
     shown = http.get(f"/instances/{uuid}").json()["data"]
     assert (shown["status"], shown["status_reason"]) == ("Stopped", ended["error"]["message"])

@@ -158,7 +158,8 @@ def test_customers_see_nothing_of_each_other(meter: Meter) -> None:
 
 def test_customers_find_no_control_plane(cloud: SimulatedCloud) -> None:
     refused = cloud.customer.http.get(ROOT)
-    assert (refused.status_code, refused.json()["message"]) == (404, "Not found.")
+    words = "There is no such route: GET /metrics"
+    assert (refused.status_code, refused.json()["message"]) == (404, words)
 
 
 @pytest.mark.usefixtures("partitions")

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from awan.catalogue import engines
 from awan.engines.hypervisor.fake import FakeHypervisor
@@ -17,7 +17,7 @@ from awan.errors import EngineRejected
 from awan.fleet import Node, endpoint
 from awan.instances.models import Instance
 from awan.kit.database import transaction
-from awan.networks.models import Nic
+from awan.networks.models import Nic, PrivateNetwork
 from awan.networks.private_rules import private_spec
 from awan.reconcile.audit import run_audit
 from awan.reconcile.locations import check_location
@@ -148,6 +148,30 @@ def test_refusals_of_create(
     body = {"name": "x", "location_id": cloud.location_id, **change}
     answer = cloud.customer.http.post("/networks/private", json=body)
     assert (answer.status_code, list(answer.json()["errors"])) == (422, [field])
+    if change.get("cidr") == "fd00::/64":
+        assert "must be IPv4" in answer.json()["errors"]["cidr"][0]
+
+
+def test_an_own_network_that_is_not_active_is_named_as_such(cloud: SimulatedCloud) -> None:
+    """Without a worker: it stays what its row says."""
+    body = {"name": "x", "location_id": cloud.location_id}
+    uuid = cloud.customer.http.post("/networks/private", json=body).json()["data"]["uuid"]
+
+    def order(customer: Customer) -> str:
+        answer = customer.http.post("/instances", json=cloud.order(vswitch=uuid))
+        assert (answer.status_code, list(answer.json()["errors"])) == (422, ["vswitch"])
+        return str(answer.json()["errors"]["vswitch"][0])
+
+    assert "still being created" in order(cloud.customer)
+    assert order(cloud.new_customer()) == "The selected vswitch is invalid."
+    for state, words in (
+        ("updating", "being changed"),
+        ("deleting", "being deleted"),
+        ("error", "status_reason"),
+    ):
+        with transaction() as session:
+            session.execute(update(PrivateNetwork).values(state=state))
+        assert words in order(cloud.customer)
 
 
 def test_ten_networks_and_not_one_more(cloud: SimulatedCloud, worker: InProcessWorker) -> None:
@@ -193,6 +217,11 @@ def test_attach_and_detach(cloud: SimulatedCloud, worker: InProcessWorker, power
     assert one_gone.status_code == 200, one_gone.text
     assert one_gone.json()["message"] == "Instance successfully detached from Private Network"
     assert [card["name"] for card in cards(cloud, instance)] == ["two"]
+    again = http.delete(f"/instances/{instance}/private-network/{one['uuid']}")
+    assert (again.status_code, again.json()["message"]) == (
+        409,
+        "The instance is not attached to this private network.",
+    )
     assert len(ports(cloud, instance)) == 2
     assert attach(cloud, instance, vswitch="").status_code == 200
     assert cards(cloud, instance) == []

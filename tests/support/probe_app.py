@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from awan import resources
 from awan.accounts import Caller, authenticated, idempotent, operator, quotas, replay
-from awan.errors import EngineUnavailable, NoCapacity
+from awan.errors import EngineUnavailable, NoCapacity, NotFound
 from awan.kit import middleware
 from awan.kit.database import transaction
 from awan.kit.http import (
@@ -116,11 +116,13 @@ def start(_: EmptyForm = Depends(form_body(EmptyForm))) -> Answer:
 
 @router.get("/things/{thing_id}", response_model=Envelope[int])
 def get_thing(thing_id: PathId) -> Answer:
-    """An integer in the path."""
+    """An integer in the path; there are a thousand."""
+    if thing_id > 1000:
+        raise NotFound("Thing not found.")
     return answer("Thing", thing_id)
 
 
-@router.delete("/instances/{uuid}", response_model=Envelope[Any])
+@router.delete("/instances/{uuid:uuid}", response_model=Envelope[Any])
 def delete_instance(
     uuid: UUID,
     caller: Caller = Depends(authenticated("delete")),
