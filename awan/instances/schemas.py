@@ -168,7 +168,7 @@ class PublicNetworkAssignment(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     public_network: UUID | None = Field(
-        description="A free public network of the account; blank: the instance's is removed."
+        None, description="A free public network of the account; blank: the instance's is removed."
     )
 
 

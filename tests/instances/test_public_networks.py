@@ -563,19 +563,6 @@ def test_the_change_is_durable(
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_lost_body_removes_nothing(owner: Owner) -> None:
-    instance = owner.create()
-    path = f"/instances/{instance['uuid']}/public-network"
-    for body in ({}, {"json": {}}, {"data": {"_method": "PUT"}}):
-        answer = owner.http.put(path, **body)
-        assert (answer.status_code, list(answer.json()["errors"])) == (422, ["public_network"])
-    assert owner.show(instance["uuid"])["public_network"] == instance["public_network"]
-    wait_until_booted(instance["uuid"])
-    assert owner.http.put(path, data={"public_network": ""}).status_code == 200
-    assert owner.show(instance["uuid"])["public_network"] is None
-
-
-@pytest.mark.usefixtures("worker")
 def test_an_operator_acts_for_the_owner(cloud: SimulatedCloud) -> None:
     owner = Owner(cloud)
     instance, address = owner.create(public=False)["uuid"], owner.take()
