@@ -168,7 +168,8 @@ class PublicNetworkAssignment(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     public_network: UUID | None = Field(
-        None, description="A free public network of the account; blank: the instance's is removed."
+        None,
+        description="A free public network of the account; blank or left out: the instance's is removed.",
     )
 
 
