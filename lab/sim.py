@@ -17,9 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from awan.cli.runtime_commands import print_line
+from awan.cli.screen import Screen
 from awan.runtime.control_plane import ControlPlane, ControlPlaneError, free_port
 from awan.runtime.environment import read_env_file, state_dir, write_env_file
 from awan.runtime.log_reader import follow_lines
@@ -81,7 +80,7 @@ LOCATION = SeedLocation(
 
 def up(*, detach: bool) -> None:
     """Starts the simulation, fills it once, prints how to use it."""
-    console = Console(highlight=False)
+    console = Screen()
     clock = Clock(console)
     plane = ControlPlane(state_dir() / "sim")
     port = plane.environment().get("AWAN_LISTEN_PORT") or str(free_port("127.0.0.1", FIRST_PORT))
@@ -110,7 +109,6 @@ def up(*, detach: bool) -> None:
         f"  operator    curl -H 'x-apikey: {keys['AWAN_ADMIN_KEY']}' {plane.api_url}/admin/nodes\n"
         f"  keys in     {plane.keys_file}",
         soft_wrap=True,
-        markup=False,
     )
     if detach:
         console.print("`make sim-down` ends it.")
@@ -130,7 +128,7 @@ def up(*, detach: bool) -> None:
 
 def down() -> None:
     """Ends the simulation, data kept."""
-    Console(highlight=False).print(
+    Screen().print(
         "Down." if ControlPlane(state_dir() / "sim").down() else "Nothing is running here."
     )
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from awan.cli.http_client import OperatorClient, errors
+from awan.cli.http_client import OperatorClient
+from awan.cli.screen import console, say_error
 
-console = Console(highlight=False)
 customers = typer.Typer(help="Customers and their API keys.", no_args_is_help=True)
 
 AccountId = Annotated[str, typer.Argument(help="Uuid of the account.")]
@@ -67,7 +66,7 @@ def change_customer(
     for text in quota or []:
         limit, _, most = text.partition("=")
         if not most.isdecimal():
-            errors.print(f"[red]awan:[/] {text!r} is not LIMIT=NUMBER.")
+            say_error(f"{text!r} is not LIMIT=NUMBER.")
             raise typer.Exit(1)
         body[f"{limit}_max"] = int(most)
     OperatorClient().call("PATCH", f"/admin/accounts/{account}", body)

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from awan.cli.http_client import OperatorClient, errors
+from awan.cli.http_client import OperatorClient
+from awan.cli.screen import console, say_error
 
-console = Console(highlight=False)
 locations = typer.Typer(help="Locations and their engines.", no_args_is_help=True)
 tiers = typer.Typer(help="Tiers and their prices.", no_args_is_help=True)
 pools = typer.Typer(help="Public prefixes.", no_args_is_help=True)
@@ -60,7 +59,7 @@ def set_engine(
     try:
         given = json.loads(options)
     except json.JSONDecodeError as err:
-        errors.print(f"[red]awan:[/] --options is not JSON: {err}")
+        say_error(f"--options is not JSON: {err}")
         raise typer.Exit(1) from err
     body = {"driver": driver, "options": given}
     path = f"/admin/locations/{location}/engines/{kind}"
@@ -212,7 +211,7 @@ def import_image(
     client = OperatorClient()
     if template is None:
         if not (name and version):
-            errors.print("[red]awan:[/] give --template, or --name and --version of a new one.")
+            say_error("give --template, or --name and --version of a new one.")
             raise typer.Exit(1)
         body = {"name": name, "version": version, "default_username": username}
         template = client.call("POST", "/admin/templates", body)["data"]["id"]
@@ -257,12 +256,12 @@ def build_image(
 
     builders = {"debian-12": build_debian12, "tiny-1": build_tiny}
     if kind not in builders:
-        errors.print(f"[red]awan:[/] there are {' and '.join(builders)}.")
+        say_error(f"there are {' and '.join(builders)}.")
         raise typer.Exit(1)
     try:
         built = builders[kind](out, lambda step: console.print(f"  {step}"))
     except TemplateBuildError as err:
-        errors.print(f"[red]awan:[/] {err}")
+        say_error(str(err))
         raise typer.Exit(1) from err
     console.print(f"{built.path}: {built.sha256}")
 

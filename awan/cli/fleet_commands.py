@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from awan.cli.http_client import OperatorClient
+from awan.cli.screen import console, styled
 
-console = Console(highlight=False)
 nodes = typer.Typer(help="Hypervisors.", no_args_is_help=True)
 
 NodeName = Annotated[str, typer.Argument(help="Name or uuid of the node.")]
@@ -126,11 +126,11 @@ def abandon(node: NodeName) -> None:
     console.print(answer["message"])
 
 
-def _health(row: dict[str, Any]) -> str:
+def _health(row: dict[str, Any]) -> str | Text:
     """`reachable`, or since when a node is not."""
     if row["health"] == "reachable":
         return "reachable"
-    return f"[red]{row['health']} since {row['health_since']}[/red]"
+    return styled(f"{row['health']} since {row['health_since']}", "red")
 
 
 def _act(node: str, verb: str) -> None:

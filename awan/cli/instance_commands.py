@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from awan.cli.http_client import OperatorClient, errors
+from awan.cli.http_client import OperatorClient
+from awan.cli.screen import console, say_error, styled
 
-console = Console(highlight=False)
 instances = typer.Typer(help="Instances of all customers.", no_args_is_help=True)
 notes = typer.Typer(help="Operators' notes; customers never see them.", no_args_is_help=True)
 
@@ -26,7 +24,7 @@ def show(instance: InstanceId) -> None:
     table = Table(show_header=False, box=None)
     for name in ("uuid", "hostname", "status", "status_reason", "ip_address", "cpu", "memory", "storage",
                  "location", "tier", "username", "created_at_iso", "ready_at"):  # fmt: skip
-        table.add_row(name.replace("_", " "), escape(str(row[name])))
+        table.add_row(name.replace("_", " "), str(row[name]))
     table.add_row("labels", _labels(row))
     table.add_row("protected", "yes" if row["is_protected"] else "no")
     console.print(table)
@@ -97,7 +95,7 @@ def act(
         table.add_row(
             row["uuid"],
             operation["uuid"] if operation else "",
-            escape(error["message"]) if error else "",
+            error["message"] if error else "",
         )
     console.print(table)
     if any(row["error"] for row in results):
@@ -129,7 +127,7 @@ def list_notes(instance: InstanceId) -> None:
     """List the notes about an instance."""
     table = Table("id", "when", "who", "note", box=None)
     for row in OperatorClient().get(f"/admin/instances/{instance}/notes"):
-        table.add_row(str(row["id"]), row["created_at"], row["actor"], escape(row["text"]))
+        table.add_row(str(row["id"]), row["created_at"], row["actor"], row["text"])
     console.print(table)
 
 
@@ -160,7 +158,7 @@ def _finish(client: OperatorClient, method: str, path: str, body: dict[str, Any]
     if applied == "next_boot":
         console.print("The guest has the name at its next boot.")
     for warning in answer.get("warnings") or []:
-        console.print(f"[yellow]{escape(warning)}[/]")
+        console.print(styled(warning, "yellow"))
 
 
 def _protect(instance: str, is_protected: bool) -> None:
@@ -172,14 +170,14 @@ def _protect(instance: str, is_protected: bool) -> None:
 def _pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
-        errors.print(f"[red]awan:[/] {escape(repr(text))} is not KEY=VALUE.")
+        say_error(f"{text!r} is not KEY=VALUE.")
         raise typer.Exit(1)
     return key, value
 
 
 def _labels(row: dict[str, Any]) -> str:
     pairs = sorted(row["labels"].items())
-    return escape(", ".join(f"{key}={value}" for key, value in pairs)) or "none"
+    return ", ".join(f"{key}={value}" for key, value in pairs) or "none"
 
 
 def register(app: typer.Typer) -> None:

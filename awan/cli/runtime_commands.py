@@ -7,18 +7,16 @@ import time
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from awan.cli.screen import console, printable, styled
 from awan.runtime.control_plane import ControlPlane
 from awan.runtime.environment import state_dir
 from awan.runtime.log_reader import LogLine, follow_lines, read_lines
 from awan.runtime.process import PROCESSES
 
 LEVEL_STYLES = {"warning": "yellow", "error": "red", "critical": "bold red", "debug": "dim"}
-
-console = Console(highlight=False)
 
 
 def report_step(name: str, elapsed_s: float) -> None:
@@ -130,12 +128,12 @@ def print_line(line: LogLine, *, as_json: bool) -> None:
     text = Text.assemble(
         (line.at[:23].replace("T", " "), "dim"),
         (f" {line.process:<11} ", "cyan"),
-        (line.message, LEVEL_STYLES.get(line.level, "")),
-        (f"  {fields}" if fields else "", "dim"),
+        (printable(line.message), LEVEL_STYLES.get(line.level, "")),
+        (f"  {printable(fields)}" if fields else "", "dim"),
     )
     console.print(text, soft_wrap=True)
     if exception:
-        console.print(Text(str(exception), "red"), soft_wrap=True)
+        console.print(styled(str(exception), "red"), soft_wrap=True)
 
 
 def api() -> None:
