@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from awan.cli.fleet_commands import find_node
 from awan.cli.http_client import OperatorClient
 from awan.cli.screen import console, say_error, styled
 
@@ -15,6 +16,54 @@ instances = typer.Typer(help="Instances of all customers.", no_args_is_help=True
 notes = typer.Typer(help="Operators' notes; customers never see them.", no_args_is_help=True)
 
 InstanceId = Annotated[str, typer.Argument(help="Uuid of the instance.")]
+
+
+@instances.command("list")
+def list_instances(
+    customer: Annotated[str | None, typer.Option(help="Uuid of the account.")] = None,
+    node: Annotated[str | None, typer.Option(help="Name or uuid of the node.")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="Statuses joined by commas, such as running,error.")
+    ] = None,
+    search: Annotated[str | None, typer.Option(help="Part of the hostname.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Labels such as env:prod, or keys, joined by commas.")
+    ] = None,
+    page: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """List the instances of all customers, newest first."""
+    client = OperatorClient()
+    found = client.get(
+        "/admin/instances",
+        account_uuid=customer,
+        node_uuid=find_node(client, node) if node is not None else None,
+        statuses=status,
+        search=search,
+        label=label,
+        page=page,
+        limit=100,
+    )
+    table = Table(
+        "hostname", "status", "address", "customer", "node", "location", "tier", "created", "uuid",
+        box=None,
+    )  # fmt: skip
+    for row in found["data"]:
+        table.add_row(
+            row["hostname"],
+            row["status"],
+            row["ip_address"] or "none",
+            row["account"],
+            row["node"] or "none",
+            row["location"],
+            row["tier"],
+            row["created_at_iso"],
+            row["uuid"],
+        )
+    console.print(table)
+    where = found["page"]
+    console.print(
+        f"page {where['current_page']} of {where['total_pages']}, {where['total']} instances"
+    )
 
 
 @instances.command("show")
