@@ -69,7 +69,9 @@ def set_engine(
 @tiers.command("list")
 def list_tiers() -> None:
     """List tiers and their limits."""
-    table = Table("id", "name", "CPUs", "vCPU", "memory GiB", "storage GiB", "locations", box=None)
+    table = Table(
+        "id", "name", "CPUs", "vCPU", "memory GiB", "storage GiB", "locations", "prices", box=None
+    )
     for row in OperatorClient().get("/admin/tiers"):
         limits = row["limits"]
         offers = [name for name in ("shared", "dedicated") if row[f"offers_{name}"]]
@@ -79,6 +81,11 @@ def list_tiers() -> None:
             ", ".join(offers),
             *(f"{limits[key]['min']}-{limits[key]['max']}" for key in ("cpu", "memory", "storage")),
             ", ".join(map(str, row["location_ids"])) or "none",
+            "; ".join(
+                f"{currency} without {', '.join(lacking)}" if lacking else currency
+                for currency, lacking in row["unpriced"].items()
+            )
+            or "none",
         )
     console.print(table)
 
@@ -118,13 +125,17 @@ def set_price(
     monthly: Annotated[int, typer.Argument(help="Minor units of the currency a month.")],
     currency: Annotated[str, typer.Option(help="ISO 4217 code.")] = "IDR",
 ) -> None:
-    """Set a price from now on; what was sold keeps its price."""
+    """Set a price from now on, and say what has none yet; what was sold keeps its price."""
     body = {"component": component, "currency": currency, "monthly_minor": monthly}
-    row = OperatorClient().call("POST", f"/admin/tiers/{tier}/prices", body)["data"]
+    client = OperatorClient()
+    row = client.call("POST", f"/admin/tiers/{tier}/prices", body)["data"]
     console.print(
         f"{row['component']}: {row['price_per_month']} {row['currency']} a month per {row['unit']},"
         f" {row['price_per_hour']} an hour"
     )
+    (changed,) = (one for one in client.get("/admin/tiers") if one["id"] == tier)
+    if lacking := changed["unpriced"][row["currency"]]:
+        console.print(f"still without a price in {row['currency']}: {', '.join(lacking)}")
 
 
 @pools.command("list")
