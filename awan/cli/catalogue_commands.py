@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Annotated
+from uuid import UUID
 
 import typer
 from rich.table import Table
@@ -224,6 +225,10 @@ def import_image(
         if not (name and version):
             say_error("give --template, or --name and --version of a new one.")
             raise typer.Exit(1)
+        for row in client.get("/admin/templates"):
+            if (row["name"], row["version"]) == (name, version):
+                say_error(f"There is {name} {version} already: give --template {row['id']}.")
+                raise typer.Exit(1)
         body = {"name": name, "version": version, "default_username": username}
         template = client.call("POST", "/admin/templates", body)["data"]["id"]
     answer = client.upload(
@@ -245,7 +250,7 @@ def remove_template(
 
 
 @templates.command("remove-image")
-def remove_image(image: Annotated[str, typer.Argument(help="Uuid of the image.")]) -> None:
+def remove_image(image: Annotated[UUID, typer.Argument(help="Uuid of the image.")]) -> None:
     """Remove one image and its copies on nodes; no instance may be based on it."""
     _remove(f"/admin/images/{image}")
 

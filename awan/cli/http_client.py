@@ -119,7 +119,10 @@ def _read(response: httpx.Response) -> dict[str, Any]:
     except ValueError:
         body = {"message": response.text[:500]}
     if response.is_error:
-        say_error(str(body.get("message", response.status_code)))
+        message = str(body.get("message", response.status_code))
+        if response.status_code == httpx.codes.NOT_FOUND:
+            message = f"{message.rstrip('.')}: {response.request.url.path}"
+        say_error(message)
         for field, sentences in (body.get("errors") or {}).items():
             errors.print(f"  {field}: {' '.join(sentences)}", soft_wrap=True)
         raise typer.Exit(1)

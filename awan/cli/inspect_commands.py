@@ -201,6 +201,8 @@ def _print_last_audit(last: Mapping[str, Any] | None) -> None:
     _heading("Last audit")
     if last is None:
         console.print("  none has been run yet")
+    elif last["is_earlier"]:
+        console.print(f"  none since it is there; the last one was {last['at']}")
     elif not last["findings"]:
         console.print(f"  {last['at']}: nothing wrong with it")
     else:

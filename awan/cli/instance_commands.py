@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import UUID
 
 import typer
 from rich.table import Table
@@ -15,12 +16,12 @@ from awan.cli.screen import console, say_error, styled
 instances = typer.Typer(help="Instances of all customers.", no_args_is_help=True)
 notes = typer.Typer(help="Operators' notes; customers never see them.", no_args_is_help=True)
 
-InstanceId = Annotated[str, typer.Argument(help="Uuid of the instance.")]
+InstanceId = Annotated[UUID, typer.Argument(help="Uuid of the instance.")]
 
 
 @instances.command("list")
 def list_instances(
-    customer: Annotated[str | None, typer.Option(help="Uuid of the account.")] = None,
+    customer: Annotated[UUID | None, typer.Option(help="Uuid of the account.")] = None,
     node: Annotated[str | None, typer.Option(help="Name or uuid of the node.")] = None,
     status: Annotated[
         str | None, typer.Option(help="Statuses joined by commas, such as running,error.")
@@ -210,7 +211,7 @@ def _finish(client: OperatorClient, method: str, path: str, body: dict[str, Any]
         console.print(styled(warning, "yellow"))
 
 
-def _protect(instance: str, is_protected: bool) -> None:
+def _protect(instance: UUID, is_protected: bool) -> None:
     body = {"is_protected": is_protected}
     answer = OperatorClient().call("PUT", f"/instances/{instance}/protection", body)
     console.print(answer["message"])

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from awan.cli.screen import console, printable, styled
+from awan.cli.screen import console, printable, say_error, styled
 from awan.runtime.control_plane import ControlPlane
 from awan.runtime.environment import state_dir
 from awan.runtime.log_reader import LogLine, follow_lines, read_lines
@@ -92,22 +92,26 @@ def logs(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
-    """Show the logs of the processes, merged by time."""
+    """Show the logs of the processes, merged by time. Exit status 1 when there is nothing to show."""
     log_dir = ControlPlane(state_dir()).log_dir
 
-    def show(line: LogLine) -> None:
-        if operation is None or line.belongs_to(operation):
-            print_line(line, as_json=as_json)
+    def is_wanted(line: LogLine) -> bool:
+        return operation is None or line.belongs_to(operation)
 
     past = read_lines(log_dir, names or [], with_rotated=operation is not None)
-    for line in past if operation is not None else past[-lines:] if lines else []:
-        show(line)
+    found = [line for line in past if is_wanted(line)]
+    for line in found if operation is not None else found[-lines:] if lines else []:
+        print_line(line, as_json=as_json)
     if follow:
         try:
             for line in follow_lines(log_dir, names or []):
-                show(line)
+                if is_wanted(line):
+                    print_line(line, as_json=as_json)
         except KeyboardInterrupt:
             return
+    elif not found:
+        say_error(f"No such lines in {log_dir}.")
+        raise typer.Exit(1)
 
 
 def print_line(line: LogLine, *, as_json: bool) -> None:
