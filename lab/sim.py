@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -107,7 +108,8 @@ def up(*, detach: bool) -> None:
         f"  API pages   {plane.api_url.removesuffix('/api/v1')}/docs\n"
         f"  customer    curl -H 'x-apikey: {keys['AWAN_API_KEY']}' {plane.api_url}/instances\n"
         f"  operator    curl -H 'x-apikey: {keys['AWAN_ADMIN_KEY']}' {plane.api_url}/admin/nodes\n"
-        f"  keys in     {plane.keys_file}",
+        f"  keys in     {plane.keys_file}\n"
+        f"  awan        export AWAN_STATE_DIR={shlex.quote(str(plane.state_dir))}; .venv/bin/awan status",
         soft_wrap=True,
     )
     if detach:
