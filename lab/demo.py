@@ -27,6 +27,7 @@ from uuid import uuid4
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from awan.cli.screen import Screen
 from awan.runtime.control_plane import ControlPlane, ControlPlaneError
 from awan.runtime.environment import read_env_file, state_dir, write_env_file
 from awan.runtime.postgres import PostgresError
@@ -105,7 +106,7 @@ class Demo:
     """The demo of one checkout: its state is in `var`, its lab slot in `var/demo/slot`."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False)
+        self.console = Screen()
         self.clock = Clock(self.console)
         self.plane = ControlPlane(state_dir())
         self.dir = self.plane.state_dir / "demo"
@@ -449,7 +450,7 @@ class Demo:
             "`make down` ends all of it and keeps the data, `make up` starts it again.",
         ]
         for line in lines:
-            self.console.print(line, soft_wrap=True, markup=False)
+            self.console.print(line, soft_wrap=True)
 
 
 def _instances(api: Api) -> list[dict[str, Any]]:

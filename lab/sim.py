@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from awan.cli.runtime_commands import print_line
+from awan.cli.screen import Screen
 from awan.runtime.control_plane import ControlPlane, ControlPlaneError, free_port
 from awan.runtime.environment import read_env_file, state_dir, write_env_file
 from awan.runtime.log_reader import follow_lines
@@ -81,7 +81,7 @@ LOCATION = SeedLocation(
 
 def up(*, detach: bool) -> None:
     """Starts the simulation, fills it once, prints how to use it."""
-    console = Console(highlight=False)
+    console = Screen()
     clock = Clock(console)
     plane = ControlPlane(state_dir() / "sim")
     port = plane.environment().get("AWAN_LISTEN_PORT") or str(free_port("127.0.0.1", FIRST_PORT))
@@ -108,9 +108,9 @@ def up(*, detach: bool) -> None:
         f"  API pages   {plane.api_url.removesuffix('/api/v1')}/docs\n"
         f"  customer    curl -H 'x-apikey: {keys['AWAN_API_KEY']}' {plane.api_url}/instances\n"
         f"  operator    curl -H 'x-apikey: {keys['AWAN_ADMIN_KEY']}' {plane.api_url}/admin/nodes\n"
-        f"  keys in     {plane.keys_file}",
+        f"  keys in     {plane.keys_file}\n"
+        f"  awan        export AWAN_STATE_DIR={shlex.quote(str(plane.state_dir))}; .venv/bin/awan status",
         soft_wrap=True,
-        markup=False,
     )
     if detach:
         console.print("`make sim-down` ends it.")
@@ -130,7 +130,7 @@ def up(*, detach: bool) -> None:
 
 def down() -> None:
     """Ends the simulation, data kept."""
-    Console(highlight=False).print(
+    Screen().print(
         "Down." if ControlPlane(state_dir() / "sim").down() else "Nothing is running here."
     )
 

@@ -30,6 +30,7 @@ from awan.catalogue.rules import COMPONENT_UNITS
 from awan.catalogue.schemas import (
     AdminLocationView,
     AdminPriceView,
+    AdminTierView,
     EngineSet,
     EngineView,
     ImageUpload,
@@ -44,7 +45,6 @@ from awan.catalogue.schemas import (
     TemplateView,
     TierChange,
     TierCreate,
-    TierView,
 )
 from awan.errors import Invalid, NotFound
 from awan.kit.database import transaction
@@ -151,7 +151,7 @@ def _location(session: Session, row: Location) -> AdminLocationView:
     )
 
 
-@admin_router.post("/tiers", status_code=201, response_model=Envelope[TierView])
+@admin_router.post("/tiers", status_code=201, response_model=Envelope[AdminTierView])
 def create_tier(
     request: Request,
     caller: Caller = Depends(operator("write")),
@@ -176,17 +176,16 @@ def create_tier(
         return call.keep(answer("Tier created", _tier(session, tier), status=201), tier.tier_id)
 
 
-@admin_router.get("/tiers", response_model=Envelope[list[TierView]])
+@admin_router.get("/tiers", response_model=Envelope[list[AdminTierView]])
 def admin_list_tiers(caller: Caller = Depends(operator("read"))) -> Answer:
-    """List tiers, also those out of sale."""
+    """List tiers, also those out of sale, with the prices that they lack."""
     with transaction() as session:
         rows = session.scalars(select(Tier).order_by(Tier.tier_id)).all()
-        offered = service.tier_locations(session)
-        views = [present.show_tier(row, offered.get(row.tier_id, [])) for row in rows]
+        views = present.show_admin_tiers(session, rows)
     return answer("Tiers", views)
 
 
-@admin_router.patch("/tiers/{tier_id}", response_model=Envelope[TierView])
+@admin_router.patch("/tiers/{tier_id}", response_model=Envelope[AdminTierView])
 def change_tier(
     tier_id: PathId,
     request: Request,
@@ -206,8 +205,9 @@ def change_tier(
         return call.keep(answer("Tier changed", _tier(session, tier)), tier_id)
 
 
-def _tier(session: Session, tier: Tier) -> TierView:
-    return present.show_tier(tier, service.tier_locations(session).get(tier.tier_id, []))
+def _tier(session: Session, tier: Tier) -> AdminTierView:
+    (view,) = present.show_admin_tiers(session, [tier])
+    return view
 
 
 @admin_router.post(

@@ -14,8 +14,10 @@ from awan.catalogue.rules import (
     instance_items,
     is_priced,
     total_monthly_minor,
+    unpriced,
 )
 from awan.catalogue.schemas import (
+    AdminTierView,
     ImageView,
     Limit,
     LocationView,
@@ -136,6 +138,24 @@ def show_tier(row: Tier, location_ids: list[int]) -> TierView:
         available=bool(location_ids),
         location_ids=location_ids,
     )
+
+
+def show_admin_tiers(session: Session, rows: Sequence[Tier]) -> list[AdminTierView]:
+    """Tiers for the operator: where they are offered, and which prices they lack."""
+    offered = service.tier_locations(session)
+    priced = service.priced_components(session)
+    return [
+        AdminTierView(
+            **dict(show_tier(row, offered.get(row.tier_id, []))),
+            unpriced={
+                currency: unpriced(
+                    components, shared=row.offers_shared, dedicated=row.offers_dedicated
+                )
+                for currency, components in priced.get(row.tier_id, {}).items()
+            },
+        )
+        for row in rows
+    ]
 
 
 def show_prices(prices: Mapping[Component, PriceTag], currency: str) -> list[PriceView]:

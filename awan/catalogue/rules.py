@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from awan.catalogue.models import Component
@@ -69,8 +69,19 @@ def instance_items(
 
 def is_priced(prices: Mapping[Component, PriceTag], *, dedicated: bool) -> bool:
     """Whether the tier has every price that an instance needs."""
-    cpu = Component.CPU_DEDICATED if dedicated else Component.CPU_SHARED
-    return {cpu, Component.MEMORY, Component.STORAGE, Component.PUBLIC_IP} <= set(prices)
+    return not unpriced(prices, shared=not dedicated, dedicated=dedicated)
+
+
+def unpriced(priced: Collection[Component], *, shared: bool, dedicated: bool) -> list[Component]:
+    """What a tier with these kinds of CPU needs a price of, beside what has one."""
+    needed = {
+        Component.CPU_SHARED: shared,
+        Component.CPU_DEDICATED: dedicated,
+        Component.MEMORY: True,
+        Component.STORAGE: True,
+        Component.PUBLIC_IP: True,
+    }
+    return [component for component in needed if needed[component] and component not in priced]
 
 
 def total_monthly_minor(items: tuple[PricedItem, ...]) -> int:

@@ -114,6 +114,16 @@ class TierView(BaseModel):
     location_ids: list[int]
 
 
+class AdminTierView(TierView):
+    """A tier for the operator."""
+
+    unpriced: dict[str, list[Component]] = Field(
+        description="Currency in which something of the tier has a price -> what has none yet. Instances are sold in"
+        " currencies where nothing is left; either kind of CPU can be without one where the other is to be sold alone.",
+        examples=[{"IDR": [], "USD": ["storage", "public_ip"]}],
+    )
+
+
 class PriceView(BaseModel):
     """The price of one unit of a component."""
 

@@ -236,6 +236,20 @@ def all_current_prices(session: Session, currency: str) -> dict[int, dict[Compon
     return found
 
 
+def priced_components(session: Session) -> dict[int, dict[str, set[Component]]]:
+    """Tier id -> currency -> what has a price there now, in one query."""
+    rows = session.execute(
+        select(Price.tier_id, Price.currency, Price.component)
+        .where(Price.valid_from <= func.now())
+        .distinct()
+        .order_by(Price.currency)
+    )
+    found: dict[int, dict[str, set[Component]]] = {}
+    for tier_id, currency, component in rows:
+        found.setdefault(tier_id, {}).setdefault(currency, set()).add(Component(component))
+    return found
+
+
 def first_price(
     session: Session, location_id: int, component: Component, currency: str
 ) -> PriceTag | None:

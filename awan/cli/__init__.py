@@ -21,8 +21,8 @@ import pkgutil
 import sys
 
 import typer
-from rich.console import Console
 
+from awan.cli.screen import say_error
 from awan.errors import AwanError
 from awan.runtime.control_plane import ControlPlaneError
 from awan.runtime.environment import load_environment
@@ -58,7 +58,7 @@ def main() -> None:
     try:
         build_app()()
     except EXPECTED as err:
-        Console(stderr=True, highlight=False).print(f"[red]awan:[/] {err}", soft_wrap=True)
+        say_error(str(err))
         sys.exit(1)
     except BrokenPipeError:
         # The reader of our output is gone (`awan logs | head`): not an error, and nothing to flush.

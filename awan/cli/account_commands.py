@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from typing import Annotated
+from uuid import UUID
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from awan.cli.http_client import OperatorClient, errors
+from awan.cli.http_client import OperatorClient
+from awan.cli.screen import console, printable, say_error
 
-console = Console(highlight=False)
 customers = typer.Typer(help="Customers and their API keys.", no_args_is_help=True)
 
-AccountId = Annotated[str, typer.Argument(help="Uuid of the account.")]
+AccountId = Annotated[UUID, typer.Argument(help="Uuid of the account.")]
 
 
 @customers.command("list")
@@ -61,16 +61,21 @@ def change_customer(
     quota: Annotated[
         list[str] | None, typer.Option(help="A limit, such as instances=50; may be repeated.")
     ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Close it without asking.")] = False,
 ) -> None:
-    """Change an account's state or limits."""
+    """Change an account's state or limits. Closing one asks first: its keys stop working at once."""
     body: dict[str, object] = {} if state is None else {"state": state}
     for text in quota or []:
         limit, _, most = text.partition("=")
         if not most.isdecimal():
-            errors.print(f"[red]awan:[/] {text!r} is not LIMIT=NUMBER.")
+            say_error(f"{text!r} is not LIMIT=NUMBER.")
             raise typer.Exit(1)
         body[f"{limit}_max"] = int(most)
-    OperatorClient().call("PATCH", f"/admin/accounts/{account}", body)
+    client = OperatorClient()
+    if state == "closed" and not yes:
+        name = printable(client.get(f"/admin/accounts/{account}")["name"])
+        typer.confirm(f"Close the account of {name}? Its keys stop working at once", abort=True)
+    client.call("PATCH", f"/admin/accounts/{account}", body)
     show_customer(account)
 
 

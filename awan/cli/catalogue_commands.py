@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Annotated
+from uuid import UUID
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from awan.cli.http_client import OperatorClient, errors
+from awan.cli.http_client import OperatorClient
+from awan.cli.screen import console, say_error
 
-console = Console(highlight=False)
 locations = typer.Typer(help="Locations and their engines.", no_args_is_help=True)
 tiers = typer.Typer(help="Tiers and their prices.", no_args_is_help=True)
 pools = typer.Typer(help="Public prefixes.", no_args_is_help=True)
@@ -60,7 +60,7 @@ def set_engine(
     try:
         given = json.loads(options)
     except json.JSONDecodeError as err:
-        errors.print(f"[red]awan:[/] --options is not JSON: {err}")
+        say_error(f"--options is not JSON: {err}")
         raise typer.Exit(1) from err
     body = {"driver": driver, "options": given}
     path = f"/admin/locations/{location}/engines/{kind}"
@@ -70,7 +70,9 @@ def set_engine(
 @tiers.command("list")
 def list_tiers() -> None:
     """List tiers and their limits."""
-    table = Table("id", "name", "CPUs", "vCPU", "memory GiB", "storage GiB", "locations", box=None)
+    table = Table(
+        "id", "name", "CPUs", "vCPU", "memory GiB", "storage GiB", "locations", "prices", box=None
+    )
     for row in OperatorClient().get("/admin/tiers"):
         limits = row["limits"]
         offers = [name for name in ("shared", "dedicated") if row[f"offers_{name}"]]
@@ -80,6 +82,11 @@ def list_tiers() -> None:
             ", ".join(offers),
             *(f"{limits[key]['min']}-{limits[key]['max']}" for key in ("cpu", "memory", "storage")),
             ", ".join(map(str, row["location_ids"])) or "none",
+            "; ".join(
+                f"{currency} without {', '.join(lacking)}" if lacking else currency
+                for currency, lacking in row["unpriced"].items()
+            )
+            or "none",
         )
     console.print(table)
 
@@ -119,13 +126,17 @@ def set_price(
     monthly: Annotated[int, typer.Argument(help="Minor units of the currency a month.")],
     currency: Annotated[str, typer.Option(help="ISO 4217 code.")] = "IDR",
 ) -> None:
-    """Set a price from now on; what was sold keeps its price."""
+    """Set a price from now on, and say what has none yet; what was sold keeps its price."""
     body = {"component": component, "currency": currency, "monthly_minor": monthly}
-    row = OperatorClient().call("POST", f"/admin/tiers/{tier}/prices", body)["data"]
+    client = OperatorClient()
+    row = client.call("POST", f"/admin/tiers/{tier}/prices", body)["data"]
     console.print(
         f"{row['component']}: {row['price_per_month']} {row['currency']} a month per {row['unit']},"
         f" {row['price_per_hour']} an hour"
     )
+    (changed,) = (one for one in client.get("/admin/tiers") if one["id"] == tier)
+    if lacking := changed["unpriced"][row["currency"]]:
+        console.print(f"still without a price in {row['currency']}: {', '.join(lacking)}")
 
 
 @pools.command("list")
@@ -212,8 +223,12 @@ def import_image(
     client = OperatorClient()
     if template is None:
         if not (name and version):
-            errors.print("[red]awan:[/] give --template, or --name and --version of a new one.")
+            say_error("give --template, or --name and --version of a new one.")
             raise typer.Exit(1)
+        for row in client.get("/admin/templates"):
+            if (row["name"], row["version"]) == (name, version):
+                say_error(f"There is {name} {version} already: give --template {row['id']}.")
+                raise typer.Exit(1)
         body = {"name": name, "version": version, "default_username": username}
         template = client.call("POST", "/admin/templates", body)["data"]["id"]
     answer = client.upload(
@@ -235,7 +250,7 @@ def remove_template(
 
 
 @templates.command("remove-image")
-def remove_image(image: Annotated[str, typer.Argument(help="Uuid of the image.")]) -> None:
+def remove_image(image: Annotated[UUID, typer.Argument(help="Uuid of the image.")]) -> None:
     """Remove one image and its copies on nodes; no instance may be based on it."""
     _remove(f"/admin/images/{image}")
 
@@ -257,12 +272,12 @@ def build_image(
 
     builders = {"debian-12": build_debian12, "tiny-1": build_tiny}
     if kind not in builders:
-        errors.print(f"[red]awan:[/] there are {' and '.join(builders)}.")
+        say_error(f"there are {' and '.join(builders)}.")
         raise typer.Exit(1)
     try:
         built = builders[kind](out, lambda step: console.print(f"  {step}"))
     except TemplateBuildError as err:
-        errors.print(f"[red]awan:[/] {err}")
+        say_error(str(err))
         raise typer.Exit(1) from err
     console.print(f"{built.path}: {built.sha256}")
 

@@ -6,10 +6,9 @@ import code
 import json
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-console = Console(highlight=False)
+from awan.cli.screen import console
 
 
 def openapi() -> None:

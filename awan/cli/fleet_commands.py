@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from awan.cli.http_client import OperatorClient
+from awan.cli.screen import console, say_error, styled
 
-console = Console(highlight=False)
 nodes = typer.Typer(help="Hypervisors.", no_args_is_help=True)
 
 NodeName = Annotated[str, typer.Argument(help="Name or uuid of the node.")]
@@ -68,7 +68,7 @@ def list_nodes() -> None:
 def show(node: NodeName) -> None:
     """Show a node: what it is, whether it answers (`seen at`: its last answer), and what of it is used."""
     client = OperatorClient()
-    row = client.get(f"/admin/nodes/{_find(client, node)}")
+    row = client.get(f"/admin/nodes/{find_node(client, node)}")
     table = Table(show_header=False, box=None)
     for key, value in row.items():
         if key == "facts":
@@ -83,7 +83,7 @@ def show(node: NodeName) -> None:
 def probe(node: NodeName) -> None:
     """Ask a node again what it is, and store its capacity."""
     client = OperatorClient()
-    answer = client.call("POST", f"/admin/nodes/{_find(client, node)}/probe", {})
+    answer = client.call("POST", f"/admin/nodes/{find_node(client, node)}/probe", {})
     client.follow(answer["operation"])
     show(answer["data"]["uuid"])
 
@@ -109,7 +109,7 @@ def remove(
 ) -> None:
     """Remove a node on which nothing is placed, and the copies of template images on it."""
     client = OperatorClient()
-    answer = client.call("DELETE", f"/admin/nodes/{_find(client, node)}", {"lost": lost})
+    answer = client.call("DELETE", f"/admin/nodes/{find_node(client, node)}", {"lost": lost})
     if operation := answer.get("operation"):
         client.follow(operation)
     console.print(answer["message"])
@@ -119,29 +119,34 @@ def remove(
 def abandon(node: NodeName) -> None:
     """Give up a node that will not come back: its instances are deleted. Asks for its name."""
     client = OperatorClient()
-    node_id = _find(client, node)
+    node_id = find_node(client, node)
     console.print("Its instances are deleted, and it must be switched off. This cannot be undone.")
     confirmed = typer.prompt("Name of the node")
     answer = client.call("POST", f"/admin/nodes/{node_id}/abandon", {"confirm": confirmed})
     console.print(answer["message"])
 
 
-def _health(row: dict[str, Any]) -> str:
+def _health(row: dict[str, Any]) -> str | Text:
     """`reachable`, or since when a node is not."""
     if row["health"] == "reachable":
         return "reachable"
-    return f"[red]{row['health']} since {row['health_since']}[/red]"
+    return styled(f"{row['health']} since {row['health_since']}", "red")
 
 
 def _act(node: str, verb: str) -> None:
     client = OperatorClient()
-    console.print(client.call("POST", f"/admin/nodes/{_find(client, node)}/{verb}", {})["message"])
+    console.print(
+        client.call("POST", f"/admin/nodes/{find_node(client, node)}/{verb}", {})["message"]
+    )
 
 
-def _find(client: OperatorClient, wanted: str) -> str:
-    """The uuid of a node given by name or uuid; what is neither is passed on for the API to refuse."""
-    rows: list[dict[str, Any]] = client.get("/admin/nodes")
-    return next((str(row["uuid"]) for row in rows if wanted in (row["name"], row["uuid"])), wanted)
+def find_node(client: OperatorClient, wanted: str) -> str:
+    """The uuid of a node given by name or uuid. One that is neither ends the command with status 1."""
+    for row in client.get("/admin/nodes"):
+        if wanted in (row["name"], row["uuid"]):
+            return str(row["uuid"])
+    say_error(f'There is no node "{wanted}"; `awan node list` shows those there are.')
+    raise typer.Exit(1)
 
 
 def capacity() -> None:

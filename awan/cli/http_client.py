@@ -10,15 +10,22 @@ from typing import Any
 
 import httpx
 import typer
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from awan.cli.screen import errors, say_error
 
 POLL_S = 0.2
 UPLOAD_CHUNK_BYTES = 1024 * 1024
 UPLOAD_TIMEOUT_S = 3600.0
 FINAL = {"succeeded", "failed", "cancelled"}
-
-errors = Console(stderr=True, highlight=False)
 
 
 class OperatorClient:
@@ -27,9 +34,7 @@ class OperatorClient:
     def __init__(self) -> None:
         missing = [name for name in ("AWAN_API_URL", "AWAN_ADMIN_KEY") if not os.environ.get(name)]
         if missing:
-            errors.print(
-                f"[red]awan:[/] set {' and '.join(missing)}, or run where var/awan.env is."
-            )
+            say_error(f"set {' and '.join(missing)}, or run where var/awan.env is.")
             raise typer.Exit(2)
         self._client = httpx.Client(
             base_url=os.environ["AWAN_API_URL"],
@@ -58,13 +63,14 @@ class OperatorClient:
         try:
             return self._client.request(method, path, **how)
         except httpx.TransportError as err:
-            errors.print(f"[red]awan:[/] {self._client.base_url} does not answer: {err}")
+            say_error(f"{self._client.base_url} does not answer: {err}")
             raise typer.Exit(2) from err
 
     def upload(self, path: str, file: Path, **parameters: Any) -> dict[str, Any]:
         """Sends a file as the raw body, with a progress display; the whole answer."""
         size = file.stat().st_size
-        with Progress(transient=True) as progress, file.open("rb") as source:
+        columns = (_description(), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        with Progress(*columns, transient=True) as progress, file.open("rb") as source:
             task = progress.add_task(f"uploading {file.name}", total=size)
 
             def chunks() -> Iterator[bytes]:
@@ -86,7 +92,7 @@ class OperatorClient:
 
     def follow(self, operation: dict[str, Any]) -> dict[str, Any]:
         """Shows an operation's progress until it ends; ends the command with status 1 when it failed."""
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        columns = (SpinnerColumn(), _description(), TimeElapsedColumn())
         with Progress(*columns, transient=True) as progress:
             task = progress.add_task(operation["kind"], total=None)
             while True:
@@ -97,9 +103,14 @@ class OperatorClient:
                 time.sleep(POLL_S)
         if state["status"] != "succeeded":
             reason = (state["error"] or {}).get("message", "no reason was given")
-            errors.print(f"[red]awan:[/] {state['kind']} {state['status']}: {reason}")
+            say_error(f"{state['kind']} {state['status']}: {reason}")
             raise typer.Exit(1)
         return state
+
+
+def _description() -> TextColumn:
+    """What is being done; the names of files and steps in it are no markup."""
+    return TextColumn("{task.description}", markup=False)
 
 
 def _read(response: httpx.Response) -> dict[str, Any]:
@@ -108,8 +119,11 @@ def _read(response: httpx.Response) -> dict[str, Any]:
     except ValueError:
         body = {"message": response.text[:500]}
     if response.is_error:
-        errors.print(f"[red]awan:[/] {body.get('message', response.status_code)}")
+        message = str(body.get("message", response.status_code))
+        if response.status_code == httpx.codes.NOT_FOUND:
+            message = f"{message.rstrip('.')}: {response.request.url.path}"
+        say_error(message)
         for field, sentences in (body.get("errors") or {}).items():
-            errors.print(f"  {field}: {' '.join(sentences)}")
+            errors.print(f"  {field}: {' '.join(sentences)}", soft_wrap=True)
         raise typer.Exit(1)
     return body

@@ -12,12 +12,12 @@ from typing import Annotated, Any, NoReturn
 from uuid import UUID
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from awan.cli.http_client import OperatorClient
+from awan.cli.screen import console, printable, say_error, styled
 
 GREEN, FINDINGS, NOT_RUN = 0, 1, 2
 POLL_S = 0.5
@@ -29,9 +29,6 @@ STATUS_STYLES = {
     "ERROR": "red",
     "cancelled": "yellow",
 }
-
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
 
 
 def audit(
@@ -69,25 +66,25 @@ def _run_audit(client: OperatorClient, timeout_s: float) -> dict[str, Any]:
 
 
 def _give_up(reason: str) -> NoReturn:
-    errors.print(f"[red]awan:[/] {escape(reason)}", soft_wrap=True)
+    say_error(reason)
     raise typer.Exit(NOT_RUN)
 
 
 def _print_audit(shown: Mapping[str, Any]) -> None:
     findings = shown["findings"]
     if not findings:
-        console.print(f"[green]Green:[/] no findings.  {shown['uuid']}")
+        console.print(styled("Green:", "green"), f"no findings.  {shown['uuid']}")
         return
     console.print(_findings_table(findings))
     number = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
-    console.print(f"[red]{number}.[/]  {shown['uuid']}")
+    console.print(styled(f"{number}.", "red"), f" {shown['uuid']}")
 
 
 def _findings_table(findings: Iterable[Mapping[str, Any]]) -> Table:
     table = Table("kind", "location", "what is wrong", box=None, pad_edge=False, show_lines=False)
     for finding in findings:
         table.add_row(
-            f"[red]{finding['kind']}[/]", finding["location"] or "", escape(finding["sentence"])
+            styled(finding["kind"], "red"), finding["location"] or "", finding["sentence"]
         )
     return table
 
@@ -100,7 +97,7 @@ def quarantine() -> None:
         return
     table = Table("kind", "since", "what it is", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(f"[red]{row['kind']}[/]", row["found_at"], escape(row["sentence"]))
+        table.add_row(styled(row["kind"], "red"), row["found_at"], row["sentence"])
     console.print(table)
 
 
@@ -115,7 +112,7 @@ def trace(
     if as_json:
         print(json.dumps(shown, ensure_ascii=False, indent=2))
         return
-    console.print(f"[bold]{escape(shown['title'])}[/]  {shown['uuid']}")
+    console.print(styled(shown["title"], "bold"), f" {shown['uuid']}")
     _print_rows(shown["rows"])
     _print_operations(shown["operations"])
     if shown["waits"]:
@@ -127,7 +124,8 @@ def trace(
 
 
 def _heading(text: str) -> None:
-    console.print(f"\n[bold]{text}[/]")
+    console.print()
+    console.print(styled(text, "bold"))
 
 
 def _print_rows(rows: Iterable[Mapping[str, Any]]) -> None:
@@ -138,37 +136,45 @@ def _print_rows(rows: Iterable[Mapping[str, Any]]) -> None:
             table = row["table"]
             _heading(table)
         pairs = (
-            f"[dim]{name}=[/]{escape(value if isinstance(value, str) else json.dumps(value))}"
+            Text.assemble(
+                (f"{name}=", "dim"),
+                printable(value if isinstance(value, str) else json.dumps(value)),
+            )
             for name, value in row["columns"].items()
         )
-        console.print(Padding("  ".join(pairs), (0, 0, 0, 2)))
+        console.print(Padding(Text("  ").join(pairs), (0, 0, 0, 2), expand=False))
 
 
 def _print_operations(operations: Iterable[Mapping[str, Any]]) -> None:
     for operation in operations:
         _heading(f"operation {operation['kind']}  {operation['uuid']}")
-        line = (
-            f"  {operation['created_at']}  {_status(operation['status'])}  by {operation['actor']}"
-        )
+        line = [
+            f"  {operation['created_at']} ",
+            _status(operation["status"]),
+            f" by {operation['actor']}",
+        ]
         if operation["status"] in UNFINISHED:
-            line += f"  at {operation['step']}, {operation['percent']} %, until {operation['deadline_at']}"
+            line.append(
+                f" at {operation['step']}, {operation['percent']} %, until {operation['deadline_at']}"
+            )
         if operation["finished_at"]:
-            line += f"  ended {operation['finished_at']}"
+            line.append(f" ended {operation['finished_at']}")
         if operation["alarmed_at"]:
-            line += f"  [red]alarm {operation['alarmed_at']}[/]"
-        console.print(line, soft_wrap=True)
+            line.append(styled(f" alarm {operation['alarmed_at']}", "red"))
+        console.print(*line, soft_wrap=True)
         if operation["error"]:
-            console.print(f"  [red]{escape(operation['error'])}[/]", soft_wrap=True)
+            console.print(styled(f"  {operation['error']}", "red"), soft_wrap=True)
         if operation["workflow"] is not None:
             _print_workflow(operation["workflow"])
         else:
-            console.print("  [yellow]its workflow is not stored any more[/]")
+            console.print(styled("  its workflow is not stored any more", "yellow"))
 
 
 def _print_workflow(workflow: Mapping[str, Any]) -> None:
     console.print(
-        f"  {workflow['name']}  {_status(workflow['status'])}  on {workflow['worker'] or 'no worker'}"
-        f"  attempts {workflow['attempts']}  {workflow['uuid']}",
+        f"  {workflow['name']} ",
+        _status(workflow["status"]),
+        f" on {workflow['worker'] or 'no worker'}  attempts {workflow['attempts']}  {workflow['uuid']}",
         soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -176,9 +182,7 @@ def _print_workflow(workflow: Mapping[str, Any]) -> None:
         duration = f"{step['duration_s']:.3f} s" if step["duration_s"] is not None else ""
         # The times of steps that share a checkpoint follow line by line.
         outcome = step["error"] or step["failure"] or ("" if step["parts"] else step["result"])
-        table.add_row(
-            f"    {step['name']}", step["started_at"] or "", duration, escape(outcome or "")
-        )
+        table.add_row(f"    {step['name']}", step["started_at"] or "", duration, outcome or "")
         for part in step["parts"]:
             table.add_row(f"      {part['name']}", "", f"{part['duration_s']:.3f} s", "")
     console.print(table)
@@ -189,7 +193,7 @@ def _print_events(events: Iterable[Mapping[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for event in events:
         data = json.dumps(event["data"], ensure_ascii=False) if event["data"] else ""
-        table.add_row(f"  {event['at']}", event["kind"], event["actor"], escape(data))
+        table.add_row(f"  {event['at']}", event["kind"], event["actor"], data)
     console.print(table)
 
 
@@ -197,6 +201,8 @@ def _print_last_audit(last: Mapping[str, Any] | None) -> None:
     _heading("Last audit")
     if last is None:
         console.print("  none has been run yet")
+    elif last["is_earlier"]:
+        console.print(f"  none since it is there; the last one was {last['at']}")
     elif not last["findings"]:
         console.print(f"  {last['at']}: nothing wrong with it")
     else:
@@ -204,9 +210,8 @@ def _print_last_audit(last: Mapping[str, Any] | None) -> None:
         console.print(_findings_table(last["findings"]))
 
 
-def _status(status: str) -> str:
-    style = STATUS_STYLES.get(status)
-    return f"[{style}]{status}[/]" if style else status
+def _status(status: str) -> Text:
+    return styled(status, STATUS_STYLES.get(status, ""))
 
 
 def register(app: typer.Typer) -> None:

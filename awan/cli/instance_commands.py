@@ -4,19 +4,67 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import UUID
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from awan.cli.http_client import OperatorClient, errors
+from awan.cli.fleet_commands import find_node
+from awan.cli.http_client import OperatorClient
+from awan.cli.screen import console, say_error, styled
 
-console = Console(highlight=False)
 instances = typer.Typer(help="Instances of all customers.", no_args_is_help=True)
 notes = typer.Typer(help="Operators' notes; customers never see them.", no_args_is_help=True)
 
-InstanceId = Annotated[str, typer.Argument(help="Uuid of the instance.")]
+InstanceId = Annotated[UUID, typer.Argument(help="Uuid of the instance.")]
+
+
+@instances.command("list")
+def list_instances(
+    customer: Annotated[UUID | None, typer.Option(help="Uuid of the account.")] = None,
+    node: Annotated[str | None, typer.Option(help="Name or uuid of the node.")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="Statuses joined by commas, such as running,error.")
+    ] = None,
+    search: Annotated[str | None, typer.Option(help="Part of the hostname.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Labels such as env:prod, or keys, joined by commas.")
+    ] = None,
+    page: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """List the instances of all customers, newest first."""
+    client = OperatorClient()
+    found = client.get(
+        "/admin/instances",
+        account_uuid=customer,
+        node_uuid=find_node(client, node) if node is not None else None,
+        statuses=status,
+        search=search,
+        label=label,
+        page=page,
+        limit=100,
+    )
+    table = Table(
+        "hostname", "status", "address", "customer", "node", "location", "tier", "created", "uuid",
+        box=None,
+    )  # fmt: skip
+    for row in found["data"]:
+        table.add_row(
+            row["hostname"],
+            row["status"],
+            row["ip_address"] or "none",
+            row["account"],
+            row["node"] or "none",
+            row["location"],
+            row["tier"],
+            row["created_at_iso"],
+            row["uuid"],
+        )
+    console.print(table)
+    where = found["page"]
+    console.print(
+        f"page {where['current_page']} of {where['total_pages']}, {where['total']} instances"
+    )
 
 
 @instances.command("show")
@@ -26,7 +74,7 @@ def show(instance: InstanceId) -> None:
     table = Table(show_header=False, box=None)
     for name in ("uuid", "hostname", "status", "status_reason", "ip_address", "cpu", "memory", "storage",
                  "location", "tier", "username", "created_at_iso", "ready_at"):  # fmt: skip
-        table.add_row(name.replace("_", " "), escape(str(row[name])))
+        table.add_row(name.replace("_", " "), str(row[name]))
     table.add_row("labels", _labels(row))
     table.add_row("protected", "yes" if row["is_protected"] else "no")
     console.print(table)
@@ -97,7 +145,7 @@ def act(
         table.add_row(
             row["uuid"],
             operation["uuid"] if operation else "",
-            escape(error["message"]) if error else "",
+            error["message"] if error else "",
         )
     console.print(table)
     if any(row["error"] for row in results):
@@ -129,7 +177,7 @@ def list_notes(instance: InstanceId) -> None:
     """List the notes about an instance."""
     table = Table("id", "when", "who", "note", box=None)
     for row in OperatorClient().get(f"/admin/instances/{instance}/notes"):
-        table.add_row(str(row["id"]), row["created_at"], row["actor"], escape(row["text"]))
+        table.add_row(str(row["id"]), row["created_at"], row["actor"], row["text"])
     console.print(table)
 
 
@@ -160,10 +208,10 @@ def _finish(client: OperatorClient, method: str, path: str, body: dict[str, Any]
     if applied == "next_boot":
         console.print("The guest has the name at its next boot.")
     for warning in answer.get("warnings") or []:
-        console.print(f"[yellow]{escape(warning)}[/]")
+        console.print(styled(warning, "yellow"))
 
 
-def _protect(instance: str, is_protected: bool) -> None:
+def _protect(instance: UUID, is_protected: bool) -> None:
     body = {"is_protected": is_protected}
     answer = OperatorClient().call("PUT", f"/instances/{instance}/protection", body)
     console.print(answer["message"])
@@ -172,14 +220,14 @@ def _protect(instance: str, is_protected: bool) -> None:
 def _pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
-        errors.print(f"[red]awan:[/] {escape(repr(text))} is not KEY=VALUE.")
+        say_error(f"{text!r} is not KEY=VALUE.")
         raise typer.Exit(1)
     return key, value
 
 
 def _labels(row: dict[str, Any]) -> str:
     pairs = sorted(row["labels"].items())
-    return escape(", ".join(f"{key}={value}" for key, value in pairs)) or "none"
+    return ", ".join(f"{key}={value}" for key, value in pairs) or "none"
 
 
 def register(app: typer.Typer) -> None:

@@ -7,18 +7,16 @@ import time
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from awan.cli.screen import console, printable, say_error, styled
 from awan.runtime.control_plane import ControlPlane
 from awan.runtime.environment import state_dir
 from awan.runtime.log_reader import LogLine, follow_lines, read_lines
 from awan.runtime.process import PROCESSES
 
 LEVEL_STYLES = {"warning": "yellow", "error": "red", "critical": "bold red", "debug": "dim"}
-
-console = Console(highlight=False)
 
 
 def report_step(name: str, elapsed_s: float) -> None:
@@ -94,22 +92,26 @@ def logs(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
-    """Show the logs of the processes, merged by time."""
+    """Show the logs of the processes, merged by time. Exit status 1 when there is nothing to show."""
     log_dir = ControlPlane(state_dir()).log_dir
 
-    def show(line: LogLine) -> None:
-        if operation is None or line.belongs_to(operation):
-            print_line(line, as_json=as_json)
+    def is_wanted(line: LogLine) -> bool:
+        return operation is None or line.belongs_to(operation)
 
     past = read_lines(log_dir, names or [], with_rotated=operation is not None)
-    for line in past if operation is not None else past[-lines:] if lines else []:
-        show(line)
+    found = [line for line in past if is_wanted(line)]
+    for line in found if operation is not None else found[-lines:] if lines else []:
+        print_line(line, as_json=as_json)
     if follow:
         try:
             for line in follow_lines(log_dir, names or []):
-                show(line)
+                if is_wanted(line):
+                    print_line(line, as_json=as_json)
         except KeyboardInterrupt:
             return
+    elif not found:
+        say_error(f"No such lines in {log_dir}.")
+        raise typer.Exit(1)
 
 
 def print_line(line: LogLine, *, as_json: bool) -> None:
@@ -130,12 +132,12 @@ def print_line(line: LogLine, *, as_json: bool) -> None:
     text = Text.assemble(
         (line.at[:23].replace("T", " "), "dim"),
         (f" {line.process:<11} ", "cyan"),
-        (line.message, LEVEL_STYLES.get(line.level, "")),
-        (f"  {fields}" if fields else "", "dim"),
+        (printable(line.message), LEVEL_STYLES.get(line.level, "")),
+        (f"  {printable(fields)}" if fields else "", "dim"),
     )
     console.print(text, soft_wrap=True)
     if exception:
-        console.print(Text(str(exception), "red"), soft_wrap=True)
+        console.print(styled(str(exception), "red"), soft_wrap=True)
 
 
 def api() -> None:

@@ -1,4 +1,4 @@
-"""`/admin/instances`: what operators keep about instances; and the end of those on a node that is given up."""
+"""`/admin/instances`: everyone's instances, what operators keep about them, and their end with a node given up."""
 
 from __future__ import annotations
 
@@ -13,11 +13,37 @@ from awan.fleet.schemas import NodeAbandonment, NodeView
 from awan.instances import notes
 from awan.instances.abandonment import abandon_node as abandon
 from awan.instances.models import InstanceNote
-from awan.instances.schemas import NoteCreate, NoteView
+from awan.instances.present import show_placed
+from awan.instances.schemas import EveryonesQuery, NoteCreate, NoteView, PlacedPage
+from awan.instances.service import list_everyones
 from awan.kit.database import transaction
-from awan.kit.http import Answer, EmptyForm, Envelope, PathId, Remains, Request, answer, form_body
+from awan.kit.http import (
+    Answer,
+    EmptyForm,
+    Envelope,
+    PathId,
+    Remains,
+    Request,
+    answer,
+    form_body,
+    query_of,
+)
+from awan.kit.pagination import PageRequest, paged
 
 admin_router = APIRouter()
+
+
+@admin_router.get("/instances", response_model=Envelope[PlacedPage])
+def list_everyones_instances(
+    caller: Caller = Depends(operator("read")),
+    query: EveryonesQuery = Depends(query_of(EveryonesQuery)),
+) -> Answer:
+    """The instances of all accounts, with their owners and nodes, newest first."""
+    page = PageRequest(query.page, query.limit)
+    with transaction() as session:
+        views, total = list_everyones(session, page, query.filters(), query.sort)
+        rows = show_placed(session, views)
+    return answer("Instances", paged(rows, page, total))
 
 
 @admin_router.get("/instances/{instance_uuid:uuid}/notes", response_model=Envelope[list[NoteView]])

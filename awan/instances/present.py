@@ -28,12 +28,13 @@ from awan.instances.schemas import (
     InstanceRow,
     LeftOver,
     LocationDetail,
+    PlacedRow,
     PrivateNetworkOfInstance,
     PublicNetworkDetail,
     TemplateDetail,
     TierDetail,
 )
-from awan.instances.service import Belongings, InstanceView, installed_keys
+from awan.instances.service import Belongings, InstanceView, PlacedView, installed_keys
 from awan.kit.http import OperationView
 from awan.kit.money import display_hourly, u720_to_minor
 from awan.ledger import locked_prices, monthly_prices
@@ -51,6 +52,22 @@ def show_rows(session: Session, views: Sequence[InstanceView]) -> list[InstanceR
     addresses = public_addresses(session, [view.instance.instance_id for view in views])
     return [
         InstanceRow(**_row(view, addresses.get(view.instance.instance_id, []))) for view in views
+    ]
+
+
+def show_placed(session: Session, views: Sequence[PlacedView]) -> list[PlacedRow]:
+    """The rows of the operator's list, their addresses read in one query."""
+    addresses = public_addresses(session, [placed.view.instance.instance_id for placed in views])
+    return [
+        PlacedRow(
+            **_row(placed.view, addresses.get(placed.view.instance.instance_id, [])),
+            account_uuid=placed.account.account_id,
+            account=placed.account.name,
+            node_uuid=placed.node.node_id if placed.node is not None else None,
+            node=placed.node.name if placed.node is not None else None,
+            labels=placed.view.resource.labels,
+        )
+        for placed in views
     ]
 
 

@@ -14,7 +14,6 @@ from awan.instances import bulk, guest, service
 from awan.instances import create as creation
 from awan.instances.answers import again, changed, operation_view
 from awan.instances.present import show_detail, show_key, show_left_over, show_rows, show_with
-from awan.instances.rules import STATUSES, parse_label_filter
 from awan.instances.schemas import (
     BulkAction,
     BulkResult,
@@ -56,10 +55,8 @@ def list_instances(
             session,
             caller.account_id,
             page,
-            search=query.search,
-            sort=query.sort,
-            statuses=_statuses(query.statuses),
-            labels=parse_label_filter(query.label) if query.label is not None else None,
+            query.filters(),
+            query.sort,
         )
         running = service.newest_running(session, caller.account_id)
         rows = show_rows(session, views)
@@ -71,17 +68,6 @@ def list_instances(
             "page": page_info(page, total, len(rows)),
         },
     )
-
-
-def _statuses(text: str | None) -> list[str] | None:
-    if text is None:
-        return None
-    wanted = [part.strip().lower() for part in text.split(",")]
-    if unknown := [status for status in wanted if status not in STATUSES]:
-        raise Invalid.field(
-            "statuses", f'Unknown status "{unknown[0]}"; there are {", ".join(STATUSES)}.'
-        )
-    return wanted
 
 
 @router.post("", status_code=202, response_model=Envelope[InstanceDetail])

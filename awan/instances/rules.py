@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from awan.instances.models import DesiredState, ObservedState
@@ -148,6 +150,22 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
                 " begins and ends with a letter or digit."
             )
     return dict(labels)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which instances are wanted; what is absent does not matter.
+
+    `search` is a case-blind part of the hostname; `statuses` are values of `STATUSES`; of `labels` all must be
+    there, with any value where None.
+    """
+
+    search: str | None = None
+    statuses: Sequence[str] | None = None
+    labels: Mapping[str, str | None] | None = None
+    account_id: UUID | None = None
+    location_id: int | None = None
+    node_id: UUID | None = None
 
 
 def parse_label_filter(text: str) -> dict[str, str | None]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Annotated, Literal, Self
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from awan.errors import Invalid
 from awan.instances.rules import (
     SERIAL_LOG_KIB,
     SERIAL_LOG_KIB_MAX,
     SSH_KEYS_MAX,
     STATUSES,
+    Filters,
     check_hostname,
     check_labels,
     check_username,
@@ -321,6 +324,41 @@ class ListQuery(BaseModel):
     )
     label: LabelFilter | None = Field(None, description=LABEL_FILTER, examples=["env:prod"])
 
+    def filters(self) -> Filters:
+        """What is asked for. Raises: Invalid (statuses)."""
+        return Filters(
+            search=self.search,
+            statuses=self._statuses(),
+            labels=parse_label_filter(self.label) if self.label is not None else None,
+        )
+
+    def _statuses(self) -> list[str] | None:
+        if self.statuses is None:
+            return None
+        wanted = [part.strip().lower() for part in self.statuses.split(",")]
+        if unknown := [status for status in wanted if status not in STATUSES]:
+            raise Invalid.field(
+                "statuses", f'Unknown status "{unknown[0]}"; there are {", ".join(STATUSES)}.'
+            )
+        return wanted
+
+
+class EveryonesQuery(ListQuery):
+    """Filters of the operator's list."""
+
+    account_uuid: UUID | None = Field(None, description="Only instances of this account.")
+    location_id: int | None = Field(None, ge=1, description="Only those in this location.")
+    node_uuid: UUID | None = Field(None, description="Only those on this node.")
+
+    def filters(self) -> Filters:
+        """What is asked for. Raises: Invalid (statuses)."""
+        return replace(
+            super().filters(),
+            account_id=self.account_uuid,
+            location_id=self.location_id,
+            node_id=self.node_uuid,
+        )
+
 
 class OptionsQuery(BaseModel):
     """Whose options."""
@@ -352,6 +390,23 @@ class InstanceRow(BaseModel):
     active_operation: OperationView | None
     created_at: str = Field(examples=["25 January 2024, 14:43"])
     created_at_iso: Timestamp
+
+
+class PlacedRow(InstanceRow):
+    """An instance in the operator's list: also whose it is, and where. It has no node before it was placed."""
+
+    account_uuid: UUID
+    account: str = Field(description="Name of the account.")
+    node_uuid: UUID | None
+    node: str | None = Field(description="Name of the node.")
+    labels: dict[str, str]
+
+
+class PlacedPage(BaseModel):
+    """A page of all accounts' instances."""
+
+    data: list[PlacedRow]
+    page: PageInfo
 
 
 class InstancePage(BaseModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from awan.accounts import Caller
+from awan.accounts.models import Account
 from awan.catalogue import PricedItem, check_location
 from awan.catalogue.models import Location, Template, Tier
 from awan.credentials import SshKey
@@ -30,7 +31,7 @@ from awan.errors import Conflict, Protected
 from awan.events import record
 from awan.fleet import Node, NodeHealth
 from awan.instances.models import DesiredState, Instance, InstanceSshKey, ObservedState
-from awan.instances.rules import NODE_UNREACHABLE, SETTLED_STATES, STATUS_OF_OPERATION
+from awan.instances.rules import NODE_UNREACHABLE, SETTLED_STATES, STATUS_OF_OPERATION, Filters
 from awan.instances.workflows import DELETE, RESTART, START, STOP
 from awan.kit.clock import now
 from awan.kit.pagination import PageRequest
@@ -70,6 +71,15 @@ class InstanceView:
 
 
 @dataclass(frozen=True)
+class PlacedView:
+    """An instance as the operator sees it: also whose it is, and on which node. It has none before it was placed."""
+
+    view: InstanceView
+    account: Account
+    node: Node | None
+
+
+@dataclass(frozen=True)
 class Belongings:
     """What an instance has and costs. `prices` are those that it was sold at; `ssh_keys` those of its creation.
 
@@ -100,36 +110,57 @@ def list_instances(
     session: Session,
     account_id: UUID,
     page: PageRequest,
-    *,
-    search: str | None,
+    filters: Filters,
     sort: str,
-    statuses: Sequence[str] | None,
-    labels: Mapping[str, str | None] | None = None,
 ) -> tuple[list[InstanceView], int]:
-    """A page of the account's instances, and the number of all that match, in one query.
+    """A page of the account's instances, and the number of all that match, in one query."""
+    query = _matching(replace(filters, account_id=account_id))
+    rows, total = _page(session, query, page, sort)
+    return [InstanceView(*row) for row in rows], total
 
-    `search` is a case-blind part of the hostname; `statuses` are values of `rules.STATUSES`; of `labels` all must be
-    there, with any value where None.
-    """
+
+def list_everyones(
+    session: Session, page: PageRequest, filters: Filters, sort: str
+) -> tuple[list[PlacedView], int]:
+    """A page of all accounts' instances, and the number of all that match, in one query."""
+    query = _matching(filters).join(Account, Account.account_id == Resource.account_id)
+    rows, total = _page(session, query.add_columns(Account, Node), page, sort)
+    return [PlacedView(InstanceView(*row), account, node) for *row, account, node in rows], total
+
+
+def _matching(filters: Filters) -> Any:
     query = _views().where(
-        Resource.account_id == account_id,
         Resource.kind == ResourceKind.INSTANCE,
         Resource.deleted_at.is_(None),
-        *with_labels(labels or {}),
+        *with_labels(filters.labels or {}),
     )
-    if search is not None:
-        query = query.where(Resource.name.icontains(search, autoescape=True))
-    if statuses is not None:
-        query = query.where(_status_column().in_(statuses))
+    if filters.account_id is not None:
+        query = query.where(Resource.account_id == filters.account_id)
+    if filters.location_id is not None:
+        query = query.where(Instance.location_id == filters.location_id)
+    if filters.node_id is not None:
+        query = query.where(Instance.node_id == filters.node_id)
+    if filters.search is not None:
+        query = query.where(Resource.name.icontains(filters.search, autoescape=True))
+    if filters.statuses is not None:
+        query = query.where(_status_column().in_(filters.statuses))
+    return query
+
+
+def _page(
+    session: Session, query: Any, page: PageRequest, sort: str
+) -> tuple[list[Sequence[Any]], int]:
+    """A page of what the query finds, and how many rows that are in all."""
     counted = query.add_columns(func.count().over().label("total"))
     rows = session.execute(
         counted.order_by(*SORTS[sort]).limit(page.limit).offset(page.offset)
     ).all()
     if rows:
-        return [InstanceView(*row[:-1]) for row in rows], rows[0].total
+        return [row[:-1] for row in rows], rows[0].total
     if page.page == 1:
         return [], 0
-    return [], session.scalar(select(func.count()).select_from(query.subquery())) or 0
+    ids = query.with_only_columns(Resource.resource_id)
+    return [], session.scalar(select(func.count()).select_from(ids.subquery())) or 0
 
 
 def with_labels(labels: Mapping[str, str | None]) -> list[ColumnElement[bool]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from pydantic_core import to_jsonable_python
 from sqlalchemy import RowMapping
 
@@ -223,10 +223,11 @@ class TraceOperation(BaseModel):
 
 
 class TraceAudit(BaseModel):
-    """The last audit that ended, and what it found about this thing."""
+    """The last audit that ended, and what it found about this thing: nothing, where it began before the thing was."""
 
     uuid: UUID
     at: Timestamp
+    is_earlier: bool = Field(description="Whether it began before there was this thing.")
     findings: list[FindingView]
 
 
@@ -267,6 +268,7 @@ class TraceView(BaseModel):
             last_audit=TraceAudit(
                 uuid=audit.audit_id,
                 at=audit.finished_at or audit.created_at,
+                is_earlier=found.created_at is not None and audit.created_at < found.created_at,
                 findings=[FindingView.of(row) for row in found.findings],
             )
             if audit is not None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -70,10 +71,14 @@ class Workflow:
 
 @dataclass(frozen=True)
 class Trace:
-    """What is known of `subject`: `title` says what it is. Events and operations are oldest first."""
+    """What is known of `subject`: `title` says what it is. Events and operations are oldest first.
+
+    `created_at`: since when it is there, None where no row says so.
+    """
 
     subject: UUID
     title: str
+    created_at: datetime | None
     rows: Sequence[Base]
     events: Sequence[Event]
     operations: Sequence[tuple[Operation, Workflow | None]]
@@ -108,6 +113,9 @@ def trace(session: Session, uuid: UUID) -> Trace:
     return Trace(
         subject=subject,
         title=title,
+        created_at=next(
+            (row.created_at for row in [*rows, *operations] if hasattr(row, "created_at")), None
+        ),
         rows=rows,
         events=events[::-1],
         operations=[(row, workflows.get(row.operation_id)) for row in operations],

@@ -41,6 +41,14 @@ def test_every_command(
 
     uuid, other = create_ready(cloud, hostname="web-1"), create_ready(cloud)
     assert "web-1" in run("show", uuid)
+    name = cloud.admin.get(f"/admin/nodes/{cloud.node_ids[0]}").json()["data"]["name"]
+    mine = str(cloud.customer.account_id)
+    assert "2 instances" in run("list", "--customer", mine, "--status", "running,paused")
+    assert "1 instances" in run("list", "--search", "WEB-1")
+    assert "0 instances" in run("list", "--label", "env:prod")
+    on_node = [run("list", "--node", node) for node in (name, cloud.node_ids[0])]
+    assert on_node[0].split("name")[-1] == on_node[1].split("name")[-1]
+    assert 'no node "[/x]"' in run("list", "--node", "[/x]", status=1)
     assert "successfully" in run("password", uuid, typed="Brave-Donkey-8\nBrave-Donkey-8\n")
     assert guest(uuid)["username"] == "budi"
     assert "Brave" not in run("password", uuid, typed="Brave-Donkey-9\nBrave-Donkey-9\n")
