@@ -21,7 +21,7 @@ QUOTA_MAX = 1_000_000_000
 RATE_MAX = 1_000_000
 CIDRS_MAX = 50
 
-Name = Annotated[str, NAME_FORM, Field(min_length=1, max_length=64)]
+Name = Annotated[str, Field(min_length=1, max_length=64), NAME_FORM]
 QuotaMaximum = Annotated[int | None, Field(ge=0, le=QUOTA_MAX)]
 RateLimit = Annotated[int | None, Field(ge=1, le=RATE_MAX)]
 

@@ -143,7 +143,7 @@ def _act(node: str, verb: str) -> None:
 def find_node(client: OperatorClient, wanted: str) -> str:
     """The uuid of a node given by name or uuid. One that is neither ends the command with status 1."""
     for row in client.get("/admin/nodes"):
-        if wanted in (row["name"], row["uuid"]):
+        if wanted == row["name"] or wanted.lower() == row["uuid"]:
             return str(row["uuid"])
     say_error(f'There is no node "{wanted}"; `awan node list` shows those there are.')
     raise typer.Exit(1)

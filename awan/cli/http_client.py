@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from awan.cli.screen import errors, say_error
+from awan.cli.screen import errors, printable, say_error
 
 POLL_S = 0.2
 UPLOAD_CHUNK_BYTES = 1024 * 1024
@@ -71,7 +71,7 @@ class OperatorClient:
         size = file.stat().st_size
         columns = (_description(), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
         with Progress(*columns, transient=True) as progress, file.open("rb") as source:
-            task = progress.add_task(f"uploading {file.name}", total=size)
+            task = progress.add_task(printable(f"uploading {file.name}"), total=size)
 
             def chunks() -> Iterator[bytes]:
                 while chunk := source.read(UPLOAD_CHUNK_BYTES):
@@ -97,7 +97,8 @@ class OperatorClient:
             task = progress.add_task(operation["kind"], total=None)
             while True:
                 state: dict[str, Any] = self.get(f"/operations/{operation['uuid']}")
-                progress.update(task, description=f"{state['kind']}: {state['step'] or '...'}")
+                step = state["step"] or "..."
+                progress.update(task, description=printable(f"{state['kind']}: {step}"))
                 if state["status"] in FINAL:
                     break
                 time.sleep(POLL_S)
@@ -120,8 +121,9 @@ def _read(response: httpx.Response) -> dict[str, Any]:
         body = {"message": response.text[:500]}
     if response.is_error:
         message = str(body.get("message", response.status_code))
-        if response.status_code == httpx.codes.NOT_FOUND:
-            message = f"{message.rstrip('.')}: {response.request.url.path}"
+        path = response.request.url.path
+        if response.status_code == httpx.codes.NOT_FOUND and path not in message:
+            message = f"{message.rstrip('.')}: {path}"
         say_error(message)
         for field, sentences in (body.get("errors") or {}).items():
             errors.print(f"  {field}: {' '.join(sentences)}", soft_wrap=True)

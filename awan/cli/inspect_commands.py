@@ -45,7 +45,7 @@ def audit(
         # Whatever the client has said: nothing is known of the cloud, and 1 would mean findings.
         raise typer.Exit(NOT_RUN) from err
     if as_json:
-        print(json.dumps(shown, ensure_ascii=False, indent=2))
+        print(json.dumps(shown, indent=2))
     else:
         _print_audit(shown)
     raise typer.Exit(GREEN if shown["is_green"] else FINDINGS)
@@ -110,7 +110,7 @@ def trace(
     """Show all that is known of one thing: rows, history, operations and their steps, findings of the last audit."""
     shown: dict[str, Any] = OperatorClient().get(f"/admin/trace/{uuid}")
     if as_json:
-        print(json.dumps(shown, ensure_ascii=False, indent=2))
+        print(json.dumps(shown, indent=2))
         return
     console.print(styled(shown["title"], "bold"), f" {shown['uuid']}")
     _print_rows(shown["rows"])
@@ -192,7 +192,7 @@ def _print_events(events: Iterable[Mapping[str, Any]]) -> None:
     _heading("Events")
     table = Table(box=None, pad_edge=False, show_header=False)
     for event in events:
-        data = json.dumps(event["data"], ensure_ascii=False) if event["data"] else ""
+        data = json.dumps(event["data"]) if event["data"] else ""
         table.add_row(f"  {event['at']}", event["kind"], event["actor"], data)
     console.print(table)
 

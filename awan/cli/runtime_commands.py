@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from awan.cli.screen import console, printable, say_error, styled
+from awan.cli.screen import console, one_line, say_error, styled
 from awan.runtime.control_plane import ControlPlane
 from awan.runtime.environment import state_dir
 from awan.runtime.log_reader import LogLine, follow_lines, read_lines
@@ -123,7 +123,7 @@ def print_line(line: LogLine, *, as_json: bool) -> None:
             "level": line.level,
             "message": line.message,
         }
-        print(json.dumps(head | line.fields, ensure_ascii=False), flush=True)
+        print(json.dumps(head | line.fields), flush=True)
         return
     exception = line.fields.pop("exception", None)
     fields = " ".join(
@@ -132,8 +132,8 @@ def print_line(line: LogLine, *, as_json: bool) -> None:
     text = Text.assemble(
         (line.at[:23].replace("T", " "), "dim"),
         (f" {line.process:<11} ", "cyan"),
-        (printable(line.message), LEVEL_STYLES.get(line.level, "")),
-        (f"  {printable(fields)}" if fields else "", "dim"),
+        (one_line(line.message), LEVEL_STYLES.get(line.level, "")),
+        (f"  {one_line(fields)}" if fields else "", "dim"),
     )
     console.print(text, soft_wrap=True)
     if exception:

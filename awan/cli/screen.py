@@ -23,6 +23,11 @@ def printable(text: str) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """As `printable`, on one line: nobody's text passes for a line of its own."""
+    return printable(text).replace("\n", "\\n")
+
+
 def styled(text: str, style: str) -> Text:
     """Data in a style of Rich's, for `print` and for cells of tables."""
     return Text(printable(text), style)

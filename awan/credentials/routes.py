@@ -50,7 +50,7 @@ def list_ssh_key_options(caller: Caller = Depends(authenticated("read"))) -> Ans
     )
 
 
-@router.delete("/{ssh_id:int}", response_model=Envelope[SshKeyView])
+@router.delete("/{ssh_id}", response_model=Envelope[SshKeyView])
 def delete_ssh_key(
     ssh_id: PathId, request: Request, caller: Caller = Depends(authenticated("delete"))
 ) -> Answer:

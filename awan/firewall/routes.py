@@ -344,9 +344,7 @@ def create_ipset(
     return _once(request, caller, instance_uuid, message, change, _ipset, status=201)
 
 
-@router.delete(
-    "/{instance_uuid:uuid}/firewall/ipsets/{ipset_id:int}", response_model=Envelope[None]
-)
+@router.delete("/{instance_uuid:uuid}/firewall/ipsets/{ipset_id}", response_model=Envelope[None])
 def delete_ipset(
     instance_uuid: UUID,
     ipset_id: PathId,
@@ -364,7 +362,7 @@ def delete_ipset(
 
 
 @router.post(
-    "/{instance_uuid:uuid}/firewall/ipsets/{ipset_id:int}/cidrs",
+    "/{instance_uuid:uuid}/firewall/ipsets/{ipset_id}/cidrs",
     status_code=201,
     response_model=Envelope[EntryView | Remains],
 )
@@ -391,7 +389,7 @@ def create_entry(
 
 
 @router.delete(
-    "/{instance_uuid:uuid}/firewall/ipsets/{ipset_id:int}/cidrs/{iplist_id:uuid}",
+    "/{instance_uuid:uuid}/firewall/ipsets/{ipset_id}/cidrs/{iplist_id:uuid}",
     response_model=Envelope[None],
 )
 def delete_entry(

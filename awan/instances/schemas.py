@@ -29,8 +29,8 @@ VswitchReference = Annotated[str, Field(min_length=1, max_length=36)]
 BULK_MAX = 100
 """Instances of one bulk action."""
 
-Hostname = Annotated[str, AfterValidator(check_hostname), Field(min_length=1, max_length=64)]
-Username = Annotated[str, AfterValidator(check_username), Field(min_length=1, max_length=30)]
+Hostname = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(check_hostname)]
+Username = Annotated[str, Field(min_length=1, max_length=30), AfterValidator(check_username)]
 
 
 def _no_backup(include_backup: bool | None) -> bool | None:
@@ -45,7 +45,7 @@ def _check_label_filter(text: str) -> str:
 
 
 LabelFilter = Annotated[
-    str, AfterValidator(_check_label_filter), Field(max_length=1024), CommaList()
+    str, Field(max_length=1024), AfterValidator(_check_label_filter), CommaList()
 ]
 LABEL_FILTER = (
     "Only instances with this label, `key:value`, or with this key, `key`; several, joined by commas: with all of"

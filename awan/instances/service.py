@@ -94,6 +94,11 @@ class Belongings:
     ssh_keys: Sequence[SshKey]
 
 
+_INSTANCE = (Instance, Instance.instance_id == Resource.resource_id)
+_OPERATION = (Operation, Operation.operation_id == Resource.active_operation_id)
+_NODE = (Node, Node.node_id == Instance.node_id)
+
+
 def _views() -> Any:
     return (
         select(Instance, Resource, Location, Tier, Template, Operation, _IS_NODE_SILENT)
@@ -101,8 +106,8 @@ def _views() -> Any:
         .join(Location, Location.location_id == Instance.location_id)
         .join(Tier, Tier.tier_id == Instance.tier_id)
         .join(Template, Template.template_id == Instance.template_id)
-        .outerjoin(Operation, Operation.operation_id == Resource.active_operation_id)
-        .outerjoin(Node, Node.node_id == Instance.node_id)
+        .outerjoin(*_OPERATION)
+        .outerjoin(*_NODE)
     )
 
 
@@ -114,7 +119,7 @@ def list_instances(
     sort: str,
 ) -> tuple[list[InstanceView], int]:
     """A page of the account's instances, and the number of all that match, in one query."""
-    query = _matching(replace(filters, account_id=account_id))
+    query = _matching(_views(), replace(filters, account_id=account_id))
     rows, total = _page(session, query, page, sort)
     return [InstanceView(*row) for row in rows], total
 
@@ -122,14 +127,27 @@ def list_instances(
 def list_everyones(
     session: Session, page: PageRequest, filters: Filters, sort: str
 ) -> tuple[list[PlacedView], int]:
-    """A page of all accounts' instances, and the number of all that match, in one query."""
-    query = _matching(filters).join(Account, Account.account_id == Resource.account_id)
-    rows, total = _page(session, query.add_columns(Account, Node), page, sort)
+    """A page of all accounts' instances, and the number of all that match.
+
+    Of a whole fleet only the ids are counted and sorted; what is shown is read of the page alone.
+    """
+    found = _matching(select(Resource.resource_id).join(*_INSTANCE), filters)
+    if filters.statuses is not None:
+        found = found.outerjoin(*_OPERATION).outerjoin(*_NODE)
+    total = session.scalar(select(func.count()).select_from(found.subquery())) or 0
+    ids = found.order_by(*SORTS[sort]).limit(page.limit).offset(page.offset)
+    rows = session.execute(
+        _views()
+        .join(Account, Account.account_id == Resource.account_id)
+        .add_columns(Account, Node)
+        .where(Resource.resource_id.in_(ids))
+        .order_by(*SORTS[sort])
+    )
     return [PlacedView(InstanceView(*row), account, node) for *row, account, node in rows], total
 
 
-def _matching(filters: Filters) -> Any:
-    query = _views().where(
+def _matching(query: Any, filters: Filters) -> Any:
+    query = query.where(
         Resource.kind == ResourceKind.INSTANCE,
         Resource.deleted_at.is_(None),
         *with_labels(filters.labels or {}),

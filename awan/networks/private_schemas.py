@@ -22,7 +22,7 @@ def _check_name(name: str) -> str:
     return name
 
 
-Name = Annotated[str, AfterValidator(_check_name), Field(min_length=1, max_length=NAME_LENGTH_MAX)]
+Name = Annotated[str, Field(min_length=1, max_length=NAME_LENGTH_MAX), AfterValidator(_check_name)]
 
 
 class PrivateNetworkCreate(BaseModel):

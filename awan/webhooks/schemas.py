@@ -34,7 +34,7 @@ Url = Annotated[
     ),
 ]
 EventTypes = Annotated[
-    list[Annotated[str, AfterValidator(check_event_type), Field(max_length=100)]],
+    list[Annotated[str, Field(max_length=100), AfterValidator(check_event_type)]],
     Field(
         min_length=1,
         max_length=EVENT_TYPES_MAX,

@@ -80,6 +80,11 @@ def test_wrong_fields(api: TestClient, field: str, value: Any) -> None:
     assert all(name.startswith(field) for name in answer.json()["errors"])
 
 
+def test_a_name_that_is_too_long_is_told_its_characters(api: TestClient) -> None:
+    answer = make(api, make_tenant().headers, name="x" * 65)
+    assert answer.json()["errors"] == {"name": ["The name must have 64 characters or fewer."]}
+
+
 def test_a_key_makes_no_stronger_key(api: TestClient, session: Session) -> None:
     ends_at = now() + timedelta(days=1)
     bound = make_tenant(allowed_cidrs=[ip_network("127.0.0.0/8")], reads_per_minute=77)

@@ -20,7 +20,7 @@ def test_what_was_not_found_is_named(cloud: SimulatedCloud, awan: Run) -> None:
         "instance", "show", unknown, status=1
     )
     account = str(cloud.customer.account_id)
-    assert "Not found: /api/v1/admin/accounts" in awan(
+    assert "API key not found: /api/v1/admin/accounts" in awan(
         "customer", "revoke", account, "nope", status=1
     )
 
