@@ -61,7 +61,7 @@ ASKED_PATH = "awan.asked_path"
 """Key in the ASGI scope: the path as the client wrote it, where another is served for it."""
 PATH_SHOWN_MAX = 100
 NAMES_NOTHING = {"uuid": str(UUID(int=0))}
-"""Convertor of a path -> an id that nothing has. No path has the one of integers, which fails over thousands of digits."""
+"""Convertor of a path -> an id that nothing has. That of integers is in no path: it fails over thousands of digits."""
 BODY_REFUSED = "awan.body_refused"
 """Key in the ASGI scope: why the body could not be read, raised by the route that wants it (after its caller)."""
 STREAM_TYPE = "application/octet-stream"
