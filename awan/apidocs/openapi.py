@@ -99,8 +99,19 @@ def build_openapi(app: FastAPI) -> Document:
         for method, operation in document["paths"].get(fact.path, {}).items():
             if method.upper() in fact.methods:
                 _complete(operation, method.upper(), fact, inputs)
+    _leave_items(document)
     _check_operation_ids(document)
     return document
+
+
+def _leave_items(document: Document) -> None:
+    """An answer whose items are described is not described as one text besides."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for answer in operation["responses"].values():
+                for content in answer.get("content", {}).values():
+                    if "itemSchema" in content:
+                        content.pop("schema", None)
 
 
 def _input_schemas(

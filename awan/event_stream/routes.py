@@ -13,7 +13,7 @@ from awan.event_stream.schemas import StreamQuery
 from awan.event_stream.stream import EventStream, slot, stream
 from awan.events import CUSTOMER_KINDS, Position
 from awan.events.schemas import EventKindView
-from awan.kit.http import Answer, Envelope, answer, query_of
+from awan.kit.http import EVENT_STREAM_TYPE, Answer, Envelope, answer, query_of
 
 router = APIRouter(tags=["Account"])
 
@@ -28,7 +28,24 @@ async def streaming_caller(
         yield caller
 
 
-@router.get("/events", response_class=EventStream)
+# As OpenAPI 3.2 describes what is sent one after the other.
+_ITEM = {
+    "type": "object",
+    "required": ["id", "event", "data"],
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"type": "string"},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/EventView"},
+        },
+    },
+}
+_STREAM = {"content": {EVENT_STREAM_TYPE: {"itemSchema": _ITEM}}}
+
+
+@router.get("/events", response_class=EventStream, openapi_extra={"responses": {"200": _STREAM}})
 async def stream_events(
     caller: Caller = Depends(streaming_caller, scope="request"),
     query: StreamQuery = Depends(query_of(StreamQuery)),

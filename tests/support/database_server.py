@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 from psycopg import sql
+from psycopg.errors import DeadlockDetected
 
 from awan.cli.migrate_command import migrate
 from awan.runtime.postgres import SUPERUSER, EmbeddedPostgres
@@ -74,6 +75,7 @@ class ServerAddress:
             connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
 
+TRIES = 5
 # What tests may not change: `empty` leaves these alone.
 KEPT = (
     "public.alembic_version",
@@ -102,6 +104,14 @@ def empty(database_url: str) -> None:
             deletions = ", ".join(
                 f"emptied_{number} AS (DELETE FROM {name})" for number, name in enumerate(filled)
             )
-            with connection.transaction():
-                connection.execute(f"LOCK TABLE {', '.join(filled)} IN ACCESS EXCLUSIVE MODE")
-                connection.execute(f"WITH {deletions} SELECT")
+            for tries_left in reversed(range(TRIES)):
+                try:
+                    with connection.transaction():
+                        tables = ", ".join(filled)
+                        connection.execute(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
+                        connection.execute(f"WITH {deletions} SELECT")
+                    return
+                except DeadlockDetected:
+                    # Whoever reads several tables at this moment can wait for us as we do for him.
+                    if not tries_left:
+                        raise
