@@ -77,7 +77,6 @@ def test_an_instance_with_its_labels_notes_and_trace(cloud: SimulatedCloud, awan
     for part in (
         "virsh: [/x]",
         "status_reason=qemu: [/x]",
-        "instance.note[/x]",
         '{"text": "[/x]"}',
     ):
         assert part in traced
