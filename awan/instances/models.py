@@ -55,6 +55,8 @@ class Instance(Base):
         one_of("observed_state", ObservedState),
         one_of("cpu_mode", CpuMode),
         Index(None, "account_id", "observed_state"),
+        # Asked for by each creation; an account may have thousands.
+        Index(None, "account_id", "hostname"),
         Index(None, "node_id"),
         Index(None, "image_id"),
         Index(None, "seed_look_at", postgresql_where=text("seed_has_password")),

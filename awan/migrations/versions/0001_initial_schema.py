@@ -984,6 +984,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("instance_id", name=op.f("pk_instance")),
     )
     op.create_index(
+        op.f("ix_instance_account_id_hostname"),
+        "instance",
+        ["account_id", "hostname"],
+        unique=False,
+    )
+    op.create_index(
         op.f("ix_instance_account_id_observed_state"),
         "instance",
         ["account_id", "observed_state"],
@@ -2022,6 +2028,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_instance_new_password_secret_id"), table_name="instance")
     op.drop_index(op.f("ix_instance_image_id"), table_name="instance")
     op.drop_index(op.f("ix_instance_account_id_observed_state"), table_name="instance")
+    op.drop_index(op.f("ix_instance_account_id_hostname"), table_name="instance")
     op.drop_table("instance")
     op.drop_index(
         op.f("ix_firewall_group_account_id_location_id"),
