@@ -123,8 +123,16 @@ def list_instances(
 ) -> tuple[list[InstanceView], int]:
     """A page of the account's instances, and the number of all that match, in one query."""
     query = _matching(_views(), replace(filters, account_id=account_id))
-    rows, total = _page(session, query, page, sort)
-    return [InstanceView(*row) for row in rows], total
+    counted = query.add_columns(func.count().over().label("total"))
+    rows = session.execute(
+        counted.order_by(*SORTS[sort]).limit(page.limit).offset(page.offset)
+    ).all()
+    if rows:
+        return [InstanceView(*row[:-1]) for row in rows], rows[0].total
+    if page.page == 1:
+        return [], 0
+    ids = query.with_only_columns(Resource.resource_id)
+    return [], session.scalar(select(func.count()).select_from(ids.subquery())) or 0
 
 
 def list_everyones(
@@ -168,20 +176,11 @@ def _matching(query: Any, filters: Filters) -> Any:
     return query
 
 
-def _page(
-    session: Session, query: Any, page: PageRequest, sort: str
-) -> tuple[list[Sequence[Any]], int]:
-    """A page of what the query finds, and how many rows that are in all."""
-    counted = query.add_columns(func.count().over().label("total"))
-    rows = session.execute(
-        counted.order_by(*SORTS[sort]).limit(page.limit).offset(page.offset)
-    ).all()
-    if rows:
-        return [row[:-1] for row in rows], rows[0].total
-    if page.page == 1:
-        return [], 0
-    ids = query.with_only_columns(Resource.resource_id)
-    return [], session.scalar(select(func.count()).select_from(ids.subquery())) or 0
+def with_labels(labels: Mapping[str, str | None]) -> list[ColumnElement[bool]]:
+    """Conditions on `Resource`: it has all these labels, with any value where None."""
+    exact = {key: value for key, value in labels.items() if value is not None}
+    named = [Resource.labels.has_key(key) for key, value in labels.items() if value is None]
+    return [Resource.labels.contains(exact), *named] if exact else named
 
 
 _LIVE = (
@@ -205,13 +204,6 @@ _IS_TAKEN = select(
         ),
     )
 )
-
-
-def with_labels(labels: Mapping[str, str | None]) -> list[ColumnElement[bool]]:
-    """Conditions on `Resource`: it has all these labels, with any value where None."""
-    exact = {key: value for key, value in labels.items() if value is not None}
-    named = [Resource.labels.has_key(key) for key, value in labels.items() if value is None]
-    return [Resource.labels.contains(exact), *named] if exact else named
 
 
 def is_hostname_taken(
